@@ -1,0 +1,26 @@
+//! The pure core: what a report, a topic, a delivery and a publisher session *are*.
+//!
+//! Nothing here knows of tokio, sled, sockets, files, the clock or ambient randomness: `now` and jitter are arguments.
+//! That is what lets the whole delivery protocol run under a seeded simulator.
+//!
+//! | Module | Holds |
+//! |---|---|
+//! | [`types`] | the small types that everything speaks in: [`Seq`](types::Seq), [`SendNo`](types::SendNo), [`Qos`](types::Qos), [`Millis`](types::Millis) |
+//! | [`report`] | the message schema, checked and named precisely |
+//! | [`topic`] | topic templates, and topics that are valid by construction |
+//! | [`route`] | (tenant, pipeline, action) → reporters |
+//! | [`event`] | every event that is ever stored |
+//! | [`ranges`] | a set of numbers as ranges: what is settled, what an outcome covers |
+//! | [`outbox`] | `fold(events)`: what is pending, per lane, and the books of every connection |
+//! | [`session`] | the MQTT publisher session as a state machine |
+//! | [`retry`] | backoff, and what a refusal means |
+
+pub mod event;
+pub mod outbox;
+pub mod ranges;
+pub mod report;
+pub mod retry;
+pub mod route;
+pub mod session;
+pub mod topic;
+pub mod types;

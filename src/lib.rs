@@ -1,0 +1,3 @@
+//! Tidings delivers CI reports over MQTT and loses none.
+
+pub mod core;
