@@ -1,0 +1,302 @@
+//! The log: the append-only truth, behind a trait.
+//!
+//! ```text
+//!   LogHandle ──▶ committer (one thread) ──▶ EventLog (sled_log | memory_log) ──▶ disk
+//!       ▲               │ folds into the Outbox
+//!       └── Committed ◀─┘
+//! ```
+//!
+//! * [`EventLog`] appends durably, begins and drops generations. It stores events and knows nothing of what they mean.
+//! * [`LogReader`] gives back whole pages of events, from any thread.
+//! * `committer` owns the log and the outbox, groups what waits into one commit, and is the only place that can make a
+//!   `Committed`.
+//!
+//! # Generations
+//! The log is cut into generations. Each begins with a checkpoint (the outbox as bytes, opaque here), so that recovery reads the newest
+//! generation only, and is dropped as a whole once nothing in it is needed.
+//!
+//! | Module | Holds |
+//! |---|---|
+//! | `codec` | pages: header, index, compression, checksum |
+//! | `sled_log` | the log on disk |
+//! | `memory_log` | the log for tests |
+//! | `committer` | group commit, the outbox, `Committed` |
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::core::event::Event;
+use crate::core::types::{LaneKey, Millis, SendNo, Seq};
+
+/// The random id of a store: stands in every page, so that no payload can pose as one, and in every MQTT client id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct StoreId(pub u64);
+
+impl fmt::Display for StoreId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+/// Where the events are kept.
+pub trait EventLog: Send {
+    /// The id of the store.
+    fn store_id(&self) -> StoreId;
+
+    /// The position that the next event gets.
+    fn next_seq(&self) -> Seq;
+
+    /// Appends all of `events`, or none, and returns the last position once they are durable.
+    ///
+    /// `next_send` gives the next send number of a lane *before* these events; it goes into the pages' index.
+    ///
+    /// # Errors
+    /// After [`AppendError::Io`] the log is dead: nothing more can be appended, and the process has to restart.
+    fn append(&mut self, events: &[Event], next_send: &dyn Fn(&LaneKey) -> SendNo) -> Result<Seq, AppendError>;
+
+    /// Whether the current generation is full, so that [`EventLog::begin_generation`] should be called.
+    fn is_generation_full(&self) -> bool;
+
+    /// Seals the current generation and begins the next with `checkpoint`, the outbox as of [`EventLog::next_seq`].
+    ///
+    /// # Errors
+    /// As [`EventLog::append`].
+    fn begin_generation(&mut self, checkpoint: &[u8]) -> Result<(), AppendError>;
+
+    /// The generations, oldest first; the last one is being written.
+    fn generations(&self) -> Vec<Generation>;
+
+    /// Deletes the oldest generation. The caller has proven that nothing in it is needed.
+    ///
+    /// # Errors
+    /// [`AppendError::Io`] if the folder can't be deleted; nothing is lost then.
+    fn drop_oldest_generation(&mut self) -> Result<(), AppendError>;
+
+    /// What the store takes on disk, and what is left.
+    fn space(&self) -> Space;
+
+    /// Housekeeping that is due about once a second: syncs the witness.
+    ///
+    /// # Errors
+    /// As [`EventLog::append`].
+    fn tick(&mut self) -> Result<(), AppendError>;
+
+    /// A reader, for any thread. It sees durable events only.
+    fn reader(&self) -> Arc<dyn LogReader>;
+
+    /// Says that the epochs have been bumped (durably) after the store was found to be a copy.
+    ///
+    /// # Errors
+    /// As [`EventLog::append`].
+    fn adopt_copy(&mut self) -> Result<(), AppendError>;
+
+    /// Writes `checkpoint` as of [`EventLog::next_seq`] and closes cleanly, so that the next start reads nothing else.
+    ///
+    /// # Errors
+    /// As [`EventLog::append`].
+    fn close(self: Box<Self>, checkpoint: &[u8]) -> Result<(), AppendError>;
+}
+
+/// A log that has been opened, and what recovery starts from.
+pub struct Opened {
+    /// The log.
+    pub log: Box<dyn EventLog>,
+    /// The newest checkpoint; none in a fresh store.
+    pub checkpoint: Option<Checkpoint>,
+    /// How the last run ended.
+    pub last_stop: LastStop,
+    /// The store's folder is a copy of another: broker sessions must be left to the original (see `EpochBumped`).
+    pub is_copy: bool,
+}
+
+/// The outbox, as it was before the event at `next`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// The first event that is not in it.
+    pub next: Seq,
+    /// The encoded outbox.
+    pub bytes: Vec<u8>,
+}
+
+/// How the run before this one ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LastStop {
+    /// There was none: the store is new.
+    Fresh,
+    /// It closed the log.
+    Clean,
+    /// It was killed, or the machine was.
+    Unclean,
+}
+
+/// A part of the log that is deleted as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Generation {
+    /// Its first event.
+    pub first: Seq,
+    /// The time of its newest event; none if it is empty.
+    pub newest: Option<Millis>,
+    /// Its size on disk, in bytes.
+    pub bytes: u64,
+}
+
+/// Disk space, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Space {
+    /// What the store takes.
+    pub used: u64,
+    /// What is left on its file system for it.
+    pub free: u64,
+}
+
+/// One page of the log, decoded.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Page {
+    /// The position of the first event.
+    pub first: Seq,
+    /// The events, in order, without gaps.
+    pub events: Vec<Event>,
+    /// For each lane that has a send in this page: its next send number before the page.
+    pub sends: Vec<(LaneKey, SendNo)>,
+}
+
+impl Page {
+    /// The position of the last event.
+    pub fn last(&self) -> Seq {
+        Seq(self.first.0 + self.events.len() as u64 - 1)
+    }
+
+    /// The event at `seq`, if it is in this page.
+    pub fn get(&self, seq: Seq) -> Option<&Event> {
+        self.events.get(usize::try_from(seq.0.checked_sub(self.first.0)?).ok()?)
+    }
+}
+
+/// Reads the log from any thread.
+pub trait LogReader: Send + Sync {
+    /// The page that holds `seq`, or none if `seq` has not been written (durably) yet.
+    ///
+    /// # Errors
+    /// [`ReadError::Gone`] if the generation was dropped; [`ReadError::Damaged`] if what is stored is not what was written.
+    fn page(&self, seq: Seq) -> Result<Option<Arc<Page>>, ReadError>;
+}
+
+/// Why an append failed.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum AppendError {
+    /// The disk failed, or is full. Nothing of this commit is accepted, and the log is dead until a restart.
+    #[error("writing to the store failed: {0}; nothing of this request was accepted. Look at the disk (space, health), then restart")]
+    Io(String),
+    /// The events can't be stored: a single one is larger than the format allows.
+    #[error("an event of {size} bytes is larger than the store takes ({limit} bytes)")]
+    TooLarge {
+        /// Its encoded size in bytes.
+        size: usize,
+        /// The limit in bytes.
+        limit: usize,
+    },
+}
+
+/// Why a read failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    /// The generation was deleted: the delivery is done and past its retention.
+    #[error("event {0} is past the retention and no longer stored")]
+    Gone(Seq),
+    /// What is stored is not what was written.
+    #[error("the store is damaged at event {seq}: {what}. Stop the service and run `tidings fsck`")]
+    Damaged {
+        /// Where.
+        seq: Seq,
+        /// What is wrong.
+        what: String,
+    },
+    /// The disk failed.
+    #[error("reading the store failed: {0}")]
+    Io(String),
+}
+
+/// Why a store could not be opened. Nothing has been changed when this is returned.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process has it.
+    #[error("the store {path} is in use by another process{holder}; stop that one, or choose another `store.path`")]
+    Locked {
+        /// The store.
+        path: PathBuf,
+        /// ` (pid 123)` if known.
+        holder: String,
+    },
+    /// A newer release wrote it.
+    #[error(
+        "the store {path} has format {found}, and this release of Tidings knows formats up to {known}; \
+         run the release that wrote it, or restore a backup made before the upgrade"
+    )]
+    Newer {
+        /// The store.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+        /// The newest version known here.
+        known: u32,
+    },
+    /// The folder holds something else.
+    #[error("{path} is not a Tidings store: {what}; choose an empty or new folder as `store.path`")]
+    NotAStore {
+        /// The folder.
+        path: PathBuf,
+        /// What was found.
+        what: String,
+    },
+    /// Something that was accepted is missing or unreadable.
+    #[error("the store {path} is damaged: {what}. Nothing was opened or changed. Copy the folder away before anything else, then see the runbook")]
+    Damaged {
+        /// The store.
+        path: PathBuf,
+        /// What and where.
+        what: String,
+    },
+    /// The disk failed, is full, or denies access.
+    #[error("opening the store {path} failed: {what}")]
+    Io {
+        /// The store.
+        path: PathBuf,
+        /// What failed.
+        what: String,
+    },
+}
+
+impl AppendError {
+    /// Stable name for metrics, logs and HTTP bodies.
+    pub fn code(&self) -> &'static str {
+        match self {
+            AppendError::Io(_) => "store_failed",
+            AppendError::TooLarge { .. } => "too_large",
+        }
+    }
+}
+
+impl ReadError {
+    /// Stable name for metrics, logs and HTTP bodies.
+    pub fn code(&self) -> &'static str {
+        match self {
+            ReadError::Gone(_) => "gone",
+            ReadError::Damaged { .. } => "store_damaged",
+            ReadError::Io(_) => "store_failed",
+        }
+    }
+}
+
+impl OpenError {
+    /// Stable name for logs.
+    pub fn code(&self) -> &'static str {
+        match self {
+            OpenError::Locked { .. } => "store_locked",
+            OpenError::Newer { .. } => "store_newer",
+            OpenError::NotAStore { .. } => "not_a_store",
+            OpenError::Damaged { .. } => "store_damaged",
+            OpenError::Io { .. } => "store_failed",
+        }
+    }
+}
