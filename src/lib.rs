@@ -2,5 +2,6 @@
 
 pub mod core;
 pub mod log;
+pub mod metrics;
 #[path = "../migrations/mod.rs"]
 pub mod migrations;

@@ -300,12 +300,10 @@ pub struct Properties {
 }
 
 /// What a producer's request is recognised by, when it comes again.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dedupe {
-    /// Whose key it is: the token's name, or the MQTT user and address.
-    pub scope: String,
-    /// The key: the `Idempotency-Key`, or a hash of topic and payload.
-    pub key: String,
+    /// A hash of whose request it is and of its key: the token and the `Idempotency-Key`; or MQTT user, address, topic and payload.
+    pub key: u128,
     /// A hash of the whole request body: the same key with another body is a conflict.
     pub body: u64,
     /// Which report of the request this is, counted from 0.

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 /// A set of `u64` as disjoint, non-adjacent, inclusive ranges in rising order.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(from = "Ranges", into = "Ranges")]
 pub struct RangeSet {
     /// first → last of each range.
     ranges: BTreeMap<u64, u64>,
@@ -167,6 +168,18 @@ impl From<&Ranges> for RangeSet {
             set.insert_range(first, last);
         }
         set
+    }
+}
+
+impl From<Ranges> for RangeSet {
+    fn from(ranges: Ranges) -> Self {
+        RangeSet::from(&ranges)
+    }
+}
+
+impl From<RangeSet> for Ranges {
+    fn from(set: RangeSet) -> Self {
+        set.to_ranges()
     }
 }
 

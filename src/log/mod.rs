@@ -250,7 +250,9 @@ pub enum OpenError {
         what: String,
     },
     /// Something that was accepted is missing or unreadable.
-    #[error("the store {path} is damaged: {what}. Nothing was opened or changed. Copy the folder away before anything else, then see the runbook")]
+    #[error(
+        "the store {path} is damaged: {what}. Nothing was opened or changed. Copy the folder away before anything else, then see the runbook"
+    )]
     Damaged {
         /// The store.
         path: PathBuf,
