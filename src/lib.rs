@@ -1,6 +1,7 @@
 //! Tidings delivers CI reports over MQTT and loses none.
 
 pub mod core;
+pub mod delivery;
 pub mod log;
 pub mod metrics;
 #[path = "../migrations/mod.rs"]

@@ -22,6 +22,8 @@
 //! | `memory_log` | the log for tests |
 //! | `committer` | group commit, the outbox, `Committed` |
 
+pub mod committer;
+
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -1,0 +1,79 @@
+//! The board on which every lane posts what it is doing, for status, health and metrics.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+use crate::core::types::{LaneKey, Millis, Protocol};
+
+/// What a lane is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LaneState {
+    /// It has not begun, or waits for an earlier set of lanes to drain.
+    #[default]
+    Idle,
+    /// It is connecting.
+    Connecting,
+    /// It is connected.
+    Connected,
+    /// The connection failed; it waits before the next try.
+    BackingOff,
+    /// It has stopped for good, and an operator is needed.
+    Stopped,
+}
+
+impl LaneState {
+    /// The name in `/v1/status`.
+    pub fn name(self) -> &'static str {
+        match self {
+            LaneState::Idle => "idle",
+            LaneState::Connecting => "connecting",
+            LaneState::Connected => "connected",
+            LaneState::BackingOff => "backing_off",
+            LaneState::Stopped => "stopped",
+        }
+    }
+}
+
+/// One lane, as it sees itself.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LaneStatus {
+    /// What it is doing.
+    pub state: LaneState,
+    /// The protocol of its session, once there is one.
+    pub protocol: Option<Protocol>,
+    /// Sent and not acknowledged.
+    pub in_flight: u64,
+    /// Refused, and waiting for a retry.
+    pub waiting: u64,
+    /// When the oldest delivery that it has read and that is not done was accepted.
+    pub oldest_pending_at: Option<Millis>,
+    /// The last trouble, and when.
+    pub last_error: Option<(Millis, String)>,
+}
+
+/// The board.
+#[derive(Debug, Default)]
+pub struct Board {
+    lanes: Mutex<BTreeMap<LaneKey, LaneStatus>>,
+}
+
+impl Board {
+    /// Changes the entry of a lane.
+    pub fn post(&self, lane: &LaneKey, change: impl FnOnce(&mut LaneStatus)) {
+        let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        match lanes.get_mut(lane) {
+            Some(status) => change(status),
+            None => change(lanes.entry(lane.clone()).or_default()),
+        }
+    }
+
+    /// Takes a lane off the board.
+    pub fn remove(&self, lane: &LaneKey) {
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner).remove(lane);
+    }
+
+    /// All entries.
+    pub fn snapshot(&self) -> BTreeMap<LaneKey, LaneStatus> {
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}

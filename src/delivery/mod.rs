@@ -1,0 +1,16 @@
+//! Delivery: each lane drives a [`core::session`](crate::core::session) over a socket.
+//!
+//! ```text
+//!   log pages ─▶ feed ─▶ Session (pure) ─▶ transport ─▶ broker
+//!                           │  ▲               │
+//!                  outcomes ▼  └── Committed   ▼ acks
+//!                          log ◀───────────────┘
+//! ```
+//!
+//! A lane never touches the outbox: it starts from a snapshot of its part of it, follows the log, and hands outcomes back to the log.
+//!
+//! | Module | Holds |
+//! |---|---|
+//! | [`board`] | what every lane is doing, for status and health |
+
+pub mod board;
