@@ -81,7 +81,7 @@ impl<T> Committed<T> {
 }
 
 /// What became of an append.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Appended {
     /// The events stand at these positions.
     New {
@@ -89,6 +89,8 @@ pub enum Appended {
         first: Seq,
         /// The last one's.
         last: Seq,
+        /// The new send number of each `Resent` among them, in order.
+        resent: Vec<SendNo>,
     },
     /// The same request was accepted before; nothing was appended.
     Known(Request),
@@ -513,16 +515,18 @@ impl Committer {
             return self.refuse(append, error.into());
         }
         let first = self.outbox.next();
+        let mut resent = Vec::new();
         for event in &append.events {
             if let Event::Accepted(accepted) = event {
                 note_send(&mut batch.sends, &self.outbox, &accepted.lane);
             } else if let Event::Resent { delivery, .. } = event {
                 note_send(&mut batch.sends, &self.outbox, &delivery.lane);
+                resent.push(self.outbox.next_send(&delivery.lane));
             }
             self.outbox.apply(event).expect("checked just now, and events of one request do not contradict each other");
         }
         batch.bytes += append.bytes;
-        batch.waiters.push((append.reply, Appended::New { first, last: Seq(self.outbox.next().0 - 1) }));
+        batch.waiters.push((append.reply, Appended::New { first, last: Seq(self.outbox.next().0 - 1), resent }));
         batch.events.extend(append.events);
         batch.places.extend(append._place);
     }
