@@ -159,10 +159,7 @@ mod tests {
 
     #[test]
     fn a_refusal_is_retried_until_its_attempts_are_used_up() {
-        assert_eq!(
-            judge(&POLICY, code::NOT_AUTHORIZED, 0, false, NOW, u32::MAX),
-            Verdict::Retry { at: NOW.plus(500), attempts: 1 }
-        );
+        assert_eq!(judge(&POLICY, code::NOT_AUTHORIZED, 0, false, NOW, u32::MAX), Verdict::Retry { at: NOW.plus(500), attempts: 1 });
         let Verdict::Dead(reason) = judge(&POLICY, code::NOT_AUTHORIZED, 2, false, NOW, 0) else { panic!("the third refusal is the last") };
         assert_eq!(reason.broker_code, Some(code::NOT_AUTHORIZED));
         assert!(reason.message.contains("refused it 3 times, last with 0x87 (not authorized)"), "{}", reason.message);
