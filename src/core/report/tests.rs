@@ -85,8 +85,14 @@ fn a_wrong_type_is_named_with_its_path_and_with_what_was_found() {
         (r#""buildset":{"builds":{}}"#, "buildset.builds: expected a list, found an object"),
         (r#""buildset":{"retry_builds":[true]}"#, "buildset.retry_builds[0]: expected an object, found true"),
         (r#""buildset":{"builds":[{"dependencies":["a",7]}]}"#, "buildset.builds[0].dependencies[1]: expected a string, found 7"),
-        (r#""buildset":{"builds":[{"start_time":"soon"}]}"#, r#"buildset.builds[0].start_time: expected seconds since 1970 as a number, found "soon""#),
-        (r#""buildset":{"builds":[{"change":{"change":[]}}]}"#, "buildset.builds[0].change.change: expected a string or a number, found a list"),
+        (
+            r#""buildset":{"builds":[{"start_time":"soon"}]}"#,
+            r#"buildset.builds[0].start_time: expected seconds since 1970 as a number, found "soon""#,
+        ),
+        (
+            r#""buildset":{"builds":[{"change":{"change":[]}}]}"#,
+            "buildset.builds[0].change.change: expected a string or a number, found a list",
+        ),
         (r#""changes":[null]"#, "changes[0]: expected an object, found null"),
         (r#""changes":[{"topic":3}]"#, "changes[0].topic: expected a string, found 3"),
         (r#""change":true"#, "change: expected a string or a number, found true"),
@@ -198,7 +204,9 @@ fn returned_data_is_cut_out_of_builds_and_nothing_else_changes() {
     ];
     for (build, left) in cases {
         let report = |build: &str| {
-            report_with(&format!(r#""n":1.50e1, "buildset":{{"builds":[{build},{build}],"returned_data":"stays","retry_builds":[{build}]}}"#))
+            report_with(&format!(
+                r#""n":1.50e1, "buildset":{{"builds":[{build},{build}],"returned_data":"stays","retry_builds":[{build}]}}"#
+            ))
         };
         let cut = parse(&report(build)).unwrap().payload_without_returned_data();
         assert_eq!(std::str::from_utf8(&cut).unwrap(), report(left));
@@ -217,7 +225,12 @@ fn without_in_tree(text: &str) -> Value {
 }
 
 fn any_json() -> impl Strategy<Value = Value> {
-    let leaf = prop_oneof![Just(Value::Null), any::<bool>().prop_map(Value::from), any::<i64>().prop_map(Value::from), "\\PC{0,8}".prop_map(Value::from)];
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        "\\PC{0,8}".prop_map(Value::from)
+    ];
     leaf.prop_recursive(3, 16, 4, |inner| {
         prop_oneof![
             prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),

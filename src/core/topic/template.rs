@@ -374,7 +374,9 @@ mod tests {
             assert!(load_error(template).contains("conversions"), "{template}");
         }
         assert_eq!(load_error("{tenant.x}"), "`{tenant.x}`: `tenant` is a plain value, it has no parts");
-        for path in ["", "[0]", "[topic]", "[-1][topic]", "[0][]", "[0][a][b]", "[0].topic", "[0]x[a]", "[99999999999999999999][a]", "[][a]"] {
+        for path in
+            ["", "[0]", "[topic]", "[-1][topic]", "[0][]", "[0][a][b]", "[0].topic", "[0]x[a]", "[99999999999999999999][a]", "[][a]"]
+        {
             assert!(load_error(&format!("{{changes{path}}}")).contains("{changes[0][topic]}"), "{path}");
         }
     }
