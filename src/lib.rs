@@ -1,3 +1,4 @@
 //! Tidings delivers CI reports over MQTT and loses none.
 
+pub mod config;
 pub mod core;
