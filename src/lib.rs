@@ -1,5 +1,7 @@
 //! Tidings delivers CI reports over MQTT and loses none.
 
+pub mod cli;
+pub mod config;
 pub mod core;
 pub mod delivery;
 pub mod log;
