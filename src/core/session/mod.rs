@@ -57,6 +57,9 @@ const APPENDS: usize = 2;
 /// A lane stops reading ahead when so many deliveries are waiting or parked: bounds its memory. Then it blocks until the oldest retry.
 const HELD_LIMIT: usize = 1_024;
 
+/// Why a session is given up after a CONNECT whose answer was lost.
+const DOUBTFUL: &str = "it can't be known whether the broker kept the session: its answer to an earlier CONNECT was lost";
+
 /// So many closes without a CONNACK make an automatic protocol choice try the other protocol.
 const SILENT_CLOSES: u32 = 3;
 
@@ -114,8 +117,29 @@ pub struct Start {
     pub waiting: Vec<(Delivery, Millis, SendNo)>,
     /// Pending deliveries under new numbers, and up to where fresh sends had left.
     pub resent: Vec<(Delivery, SendNo)>,
-    /// The first pending fresh deliveries, in send order: `doubt` and as many as are released.
+    /// The first pending fresh deliveries, in send order, until [`Start::is_complete`].
     pub fresh: Vec<Delivery>,
+}
+
+impl Start {
+    /// Whether `fresh` holds everything that may be on the wire: `doubt` deliveries besides those that are released and those that have
+    /// to wait behind a refused one of their topic. `waiting` and `resent` must be there before.
+    pub fn is_complete(&self) -> bool {
+        let waiting = self.waiting.iter().map(|(delivery, _, through)| (&delivery.topic, *through));
+        let resent = self.resent.iter().map(|(delivery, through)| (&delivery.topic, *through));
+        let mut held_up: HashMap<&Arc<str>, SendNo> = HashMap::new();
+        for (topic, through) in waiting.chain(resent).filter(|(_, through)| *through != HOLDS_NOTHING_UP) {
+            let known = held_up.entry(topic).or_insert(through);
+            *known = through.max(*known);
+        }
+        let may_be_sent = |delivery: &&Delivery| {
+            let is_held_up = held_up.get(&delivery.topic).is_some_and(|through| delivery.send > *through);
+            !is_held_up && !self.released.contains(&delivery.send)
+        };
+        let last_released = self.released.iter().max();
+        self.fresh.iter().filter(may_be_sent).count() >= self.doubt as usize
+            && last_released.is_none_or(|last| self.fresh.last().is_some_and(|fresh| fresh.send >= *last))
+    }
 }
 
 /// The session of one lane.
@@ -149,6 +173,9 @@ pub struct Session {
     failures: u32,
     silent_closes: u32,
     resume_deaths: u32,
+    /// A CONNECT to resume was sent and its CONNACK never came: had the broker lost the session, it has made a new, empty one by now, and
+    /// says "session present" to the next CONNECT all the same.
+    is_session_doubtful: bool,
     paused_until: Millis,
     /// Deliveries done so far: tells whether others get through.
     successes: u64,
@@ -284,6 +311,7 @@ impl Session {
             failures: 0,
             silent_closes: 0,
             resume_deaths: 0,
+            is_session_doubtful: false,
             paused_until: Millis(0),
             successes: 0,
             refused_at: HashMap::new(),
@@ -343,9 +371,9 @@ impl Session {
         }
         self.releases = start.released.into_iter().filter(|send| self.in_flight.contains_key(send)).collect();
         if had_session && !same_session {
-            self.lose_session("the connection's server, port or user has changed, or the store was copied or restored");
+            self.lose_session(Millis(0), "the connection's server, port or user has changed, or the store was copied or restored");
         } else if collides {
-            self.lose_session("two deliveries that may be in flight have the same packet identifier");
+            self.lose_session(Millis(0), "two deliveries that may be in flight have the same packet identifier");
         }
     }
 
@@ -530,16 +558,25 @@ impl Session {
                 self.out.push_back(Output::Note(Note::Connected { protocol: self.protocol, resumed: false }));
                 self.confirm(up);
             }
+            Plan::Resume if session_present && self.must_give_up_doubtful() => {
+                self.lose_session(now, DOUBTFUL);
+                self.reconnect_at_once(now, Plan::Decide, false);
+            }
             Plan::Resume if session_present => {
                 self.out.push_back(Output::Note(Note::Connected { protocol: self.protocol, resumed: true }));
                 self.link = Link::Resuming { up };
                 self.resume(now);
             }
             Plan::Resume => {
-                self.lose_session("the broker has no session for this lane any more");
+                self.lose_session(now, "the broker has no session for this lane any more");
                 self.reconnect_at_once(now, Plan::Decide, true);
             }
         }
+    }
+
+    /// A PUBCOMP of 3.1.1 can't tell "completed" from "never heard of it", so that a doubtful session is of no use for a PUBREL.
+    fn must_give_up_doubtful(&self) -> bool {
+        self.is_session_doubtful && self.protocol == Protocol::V311 && !self.releases.is_empty()
     }
 
     fn up(&self, now: Millis, limits: BrokerLimits) -> Up {
@@ -558,15 +595,20 @@ impl Session {
         }
     }
 
-    /// Says in the log which session is used from now on, unless it says so already. Nothing is published before that is durable.
+    /// The log has to say which session is used before anything is published in it.
     fn confirm(&mut self, up: Up) {
+        self.announce(up.last_sent);
+        // It may have been asked for on an earlier connection, and still be under way.
+        self.link = match self.appends.iter().rev().find(|append| append.opened) {
+            Some(append) => Link::Confirming { up, append: append.number },
+            None => Link::Serving { up },
+        };
+    }
+
+    /// Says in the log which session is used from now on, unless it says so already.
+    fn announce(&mut self, now: Millis) {
         let opened = (self.epoch, Some(self.protocol), self.settings.endpoint.clone(), self.settings.doubt());
         if self.opened == opened && self.repeated.is_empty() {
-            // It may have been asked for on a connection that broke before it was durable.
-            self.link = match self.appends.iter().rev().find(|append| append.opened) {
-                Some(append) => Link::Confirming { up, append: append.number },
-                None => Link::Serving { up },
-            };
             return;
         }
         self.record.events.push(Event::SessionOpened {
@@ -576,11 +618,10 @@ impl Session {
             endpoint: self.settings.endpoint.clone(),
             doubt: self.settings.doubt(),
             repeated: std::mem::take(&mut self.repeated).to_ranges(),
-            at: up.last_sent,
+            at: now,
         });
         self.opened = opened;
-        let append = self.append_now(up.last_sent, true);
-        self.link = Link::Confirming { up, append };
+        self.append_now(now, true);
     }
 
     /// Everything in flight goes again, in its order (MQTT 5.0 §4.4): PUBRELs as the PUBRECs came, then PUBLISH in send order.
@@ -617,6 +658,7 @@ impl Session {
         }
         if self.in_flight.is_empty() {
             self.resume_deaths = 0;
+            self.is_session_doubtful = false;
             self.reconnect_at_once(now, Plan::Decide, false);
         }
     }
@@ -632,8 +674,9 @@ impl Session {
         };
     }
 
-    /// The broker's session is gone, or of no use. All that may have arrived is sent again, under another client id.
-    fn lose_session(&mut self, reason: &str) {
+    /// The broker's session is gone, or of no use. All that may have arrived is sent again, under another client id. The log says so at
+    /// once: a restart that still believed in the old session would take the empty one, which asking for it has made, for the real one.
+    fn lose_session(&mut self, now: Millis, reason: &str) {
         self.epoch += 1;
         let in_doubt: Vec<SendNo> = self.in_flight.keys().copied().collect();
         for send in &in_doubt {
@@ -648,6 +691,8 @@ impl Session {
         self.record.released.clear();
         self.queue.give_back(deliveries);
         self.resume_deaths = 0;
+        self.is_session_doubtful = false;
+        self.announce(now);
         self.out.push_back(Output::Note(Note::SessionLost { in_doubt: in_doubt.len() as u64, reason: reason.into() }));
     }
 
@@ -679,6 +724,7 @@ impl Session {
         }
         self.queue.give_back(unsent);
         if was_greeting {
+            self.is_session_doubtful |= was_resuming;
             self.silent_closes += 1;
             if self.settings.protocol.is_none() && self.in_flight.is_empty() && self.silent_closes >= SILENT_CLOSES {
                 self.fall_back();
@@ -687,7 +733,7 @@ impl Session {
         if was_resuming && was_up && !has_progressed {
             self.resume_deaths += 1;
             if self.resume_deaths >= RESUME_DEATHS {
-                self.lose_session("resuming the session failed again and again; this broker can't resume it");
+                self.lose_session(now, "resuming the session failed again and again; this broker can't resume it");
             }
         } else if has_progressed {
             self.resume_deaths = 0;
@@ -714,10 +760,10 @@ impl Session {
                 self.on_connack(now, jitter, session_present, limits);
                 Ok(())
             }
-            Incoming::ConnAck { code, reason, .. } => self.on_connection_refused(code, reason),
+            Incoming::ConnAck { code, reason, .. } => self.on_connection_refused(now, code, reason),
             Incoming::PubAck(ack) => self.on_puback(now, jitter, ack),
             Incoming::PubRec(ack) => self.on_pubrec(now, jitter, ack),
-            Incoming::PubComp(ack) => self.on_pubcomp(ack),
+            Incoming::PubComp(ack) => self.on_pubcomp(now, ack),
             Incoming::PingResp => {
                 if let Link::Confirming { up, .. } | Link::Resuming { up } | Link::Serving { up } = &mut self.link {
                     up.ping_sent = None;
@@ -732,11 +778,11 @@ impl Session {
         }
     }
 
-    fn on_connection_refused(&mut self, reason_code: u8, reason: Option<String>) -> Result<(), String> {
+    fn on_connection_refused(&mut self, now: Millis, reason_code: u8, reason: Option<String>) -> Result<(), String> {
         let speaks_other = reason_code == code::PROTOCOL_VERSION;
         if speaks_other && self.settings.protocol.is_none() {
             if !self.in_flight.is_empty() {
-                self.lose_session("the broker no longer speaks the protocol of this session");
+                self.lose_session(now, "the broker no longer speaks the protocol of this session");
             }
             self.fall_back();
         }
@@ -802,8 +848,13 @@ impl Session {
         }
     }
 
-    fn on_pubcomp(&mut self, ack: Ack) -> Result<(), String> {
+    fn on_pubcomp(&mut self, now: Millis, ack: Ack) -> Result<(), String> {
         match self.find(ack.packet_id) {
+            Some((_, Qos::ExactlyOnce, Send::Releasing)) if ack.code == code::ID_NOT_FOUND && self.is_session_doubtful => {
+                self.lose_session(now, DOUBTFUL);
+                self.reconnect_at_once(now, Plan::Decide, false);
+                Ok(())
+            }
             Some((send, Qos::ExactlyOnce, Send::Releasing)) => {
                 self.progress();
                 let proof = if ack.code == code::ID_NOT_FOUND { Proof::PubCompNotFound } else { Proof::PubComp };
@@ -1037,8 +1088,8 @@ impl Session {
         }
     }
 
-    /// Hands everything that is to be recorded to the log, and returns the number of the append.
-    fn append_now(&mut self, now: Millis, opened: bool) -> u64 {
+    /// Hands everything that is to be recorded to the log.
+    fn append_now(&mut self, now: Millis, opened: bool) {
         let record = std::mem::take(&mut self.record);
         let lane = &self.settings.lane;
         let mut events = record.events;
@@ -1056,7 +1107,6 @@ impl Session {
         let effects = Effects { number, released: record.released, settled: record.settled, resents: record.resents, opened };
         self.appends.push_back(effects);
         self.out.push_back(Output::Append(events));
-        number
     }
 
     fn on_committed(&mut self, now: Millis, resent: Vec<SendNo>) {

@@ -13,7 +13,7 @@
 //! parked. One refused delivery of a topic is sent again at a time, the oldest first; what was parked follows when all of them are done.
 //! Both get new numbers by `Resent`, so that the numbers of fresh sends stay in order and the log alone tells what may be on the wire.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use super::packet::Delivery;
@@ -24,7 +24,7 @@ use crate::core::types::{Millis, SendNo, Seq};
 pub struct Queue {
     fresh: VecDeque<Delivery>,
     resent: VecDeque<Delivery>,
-    topics: HashMap<Arc<str>, HeldUp>,
+    topics: BTreeMap<Arc<str>, HeldUp>,
     /// Deliveries that are waiting or parked.
     held: usize,
     next_due: Option<Millis>,
@@ -59,6 +59,9 @@ impl Queue {
             Some(topic) if delivery.send > topic.sent_through => {
                 topic.parked.push_back(delivery);
                 self.held += 1;
+                if topic.under_way == 0 && topic.waiting.is_empty() {
+                    self.next_due = Some(Millis(0));
+                }
             }
             _ => self.fresh.push_back(delivery),
         }

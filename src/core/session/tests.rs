@@ -78,7 +78,10 @@ struct World {
     in_window: BTreeSet<u16>,
     arrived: Vec<Seq>,
     refused: BTreeSet<Seq>,
+    /// Sessions that Tidings gave up, and said so.
     lost_sessions: u64,
+    /// The broker lost a session with something in it.
+    has_broker_forgotten: bool,
     calm: bool,
 }
 
@@ -172,7 +175,7 @@ fn start_of(log: &[Event], outbox: &Outbox) -> (Start, usize, HashMap<SendNo, Se
             _ => {}
         }
         read = index + 1;
-        if start.fresh.len() >= start.doubt as usize + start.released.len() {
+        if start.is_complete() {
             break;
         }
     }
@@ -206,6 +209,7 @@ impl World {
             arrived: Vec::new(),
             refused: BTreeSet::new(),
             lost_sessions: 0,
+            has_broker_forgotten: false,
             calm: false,
         }
     }
@@ -376,6 +380,7 @@ impl World {
                     self.broker.remove(&client_id);
                 }
                 if !self.calm && self.random.chance(self.story.session_losses) {
+                    self.has_broker_forgotten |= self.broker.values().any(|session| !session.received.is_empty());
                     self.broker.clear();
                 }
                 let session_present = self.broker.contains_key(&client_id);
@@ -437,7 +442,7 @@ impl World {
             Outgoing::PingReq => self.to_client.push_back(Incoming::PingResp),
             Outgoing::Disconnect { end_session } => {
                 if let Some((client, clean)) = self.client.take()
-                    && (end_session || clean)
+                    && (clean || end_session && self.story.protocol == Protocol::V5)
                 {
                     self.broker.remove(&client);
                 }
@@ -521,12 +526,12 @@ impl World {
                 Qos::AtMostOnce => {}
                 _ if dead.contains(&id) => {}
                 Qos::AtLeastOnce => assert!(count >= 1, "report {id} was lost"),
-                Qos::ExactlyOnce if self.lost_sessions > 0 => assert!(count >= 1, "report {id} was lost"),
+                Qos::ExactlyOnce if self.lost_sessions > 0 || self.has_broker_forgotten => assert!(count >= 1, "report {id} was lost"),
                 Qos::ExactlyOnce => assert_eq!(count, 1, "report {id} arrived {count} times"),
             }
         }
         // In order of first arrival, but for what was refused and what was in flight behind that.
-        if self.refused.is_empty() && self.lost_sessions == 0 {
+        if self.refused.is_empty() && self.lost_sessions == 0 && !self.has_broker_forgotten {
             let mut seen = BTreeSet::new();
             for id in self.arrived.iter().filter(|id| seen.insert(**id)) {
                 let Event::Accepted(accepted) = &self.log[id.0 as usize - 1] else { continue };
@@ -546,6 +551,8 @@ fn story() -> impl Strategy<Value = Story> {
     (any::<u64>(), 1u64..80, protocol, any::<bool>(), chances, 1u16..12).prop_map(
         |(seed, reports, protocol, at_publish, chances, window)| {
             let (cuts, crashes, refusals, session_losses) = chances;
+            // A crash between the loss of a session and its discovery can't be told from one while the session was kept: see README.
+            let crashes = if session_losses > 0 { 0 } else { crashes };
             Story { seed, reports, protocol, delivers_at_publish: at_publish, cuts, crashes, refusals, session_losses, window }
         },
     )
