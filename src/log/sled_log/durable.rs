@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// Makes the names in a folder durable: files created, renamed or deleted there.
@@ -61,7 +62,11 @@ pub(super) const TRASH_PREFIX: &str = "trash-";
 
 /// What a folder's files take on disk.
 pub(super) fn bytes_on_disk(folder: &Path) -> u64 {
-    use std::os::unix::fs::MetadataExt;
     let Ok(entries) = fs::read_dir(folder) else { return 0 };
     entries.flatten().filter_map(|entry| entry.metadata().ok()).map(|meta| meta.blocks() * 512).sum()
+}
+
+/// What an open file takes on disk.
+pub(super) fn file_on_disk(file: &File) -> u64 {
+    file.metadata().map_or(0, |meta| meta.blocks() * 512)
 }
