@@ -1,0 +1,300 @@
+//! One pass over the text of a report: serde's visitors, led by the [`schema`](super::schema), with the path at hand.
+//!
+//! The path is a chain on the stack that is spelled out only for a mistake, so a report that is right pays nothing for it.
+
+use std::fmt;
+use std::ops::Range;
+
+use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::schema::{Field, Keep, Object, REPORT, SLOTS, Shape};
+use super::{MAX_NESTING, ReportError};
+
+/// How much of a wrong string is quoted in a message, in characters.
+const QUOTED: usize = 40;
+
+/// A value as far as a topic can use it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Plain {
+    Null,
+    /// A string, or a number or truth value as Python writes it.
+    Text(String),
+    /// Not plain: `a list` or `an object`.
+    Nested(&'static str),
+}
+
+/// What is kept of a report.
+#[derive(Default)]
+pub(super) struct Kept {
+    pub named: [Option<String>; SLOTS],
+    pub changes: Vec<Vec<(String, Plain)>>,
+    pub returned_data: Vec<Range<usize>>,
+}
+
+/// Checks the text against the schema.
+pub(super) fn walk(text: &str) -> Result<Kept, ReportError> {
+    if let Some((line, column)) = first_too_deep(text) {
+        let message = format!("nested deeper than {MAX_NESTING} levels at line {line} column {column}");
+        return Err(ReportError::InvalidJson { message });
+    }
+    let mut state = State { start: text.as_ptr() as usize, kept: Kept::default(), mistake: None };
+    let mut json = serde_json::Deserializer::from_str(text);
+    let walked = Walk { shape: &REPORT, path: Path::Whole, wanted: false, state: &mut state }.deserialize(&mut json);
+    match walked.and_then(|_| json.end()) {
+        Ok(()) => Ok(state.kept),
+        Err(error) => Err(state.mistake.take().unwrap_or_else(|| ReportError::InvalidJson { message: format!("not JSON: {error}") })),
+    }
+}
+
+/// Where the nesting exceeds its limit, as line and column. What is ignored is not walked into, so it is bounded here.
+fn first_too_deep(text: &str) -> Option<(usize, usize)> {
+    let mut depth = 0usize;
+    let mut in_string = false;
+    let mut bytes = text.bytes().enumerate();
+    while let Some((at, byte)) = bytes.next() {
+        match byte {
+            b'"' => in_string = !in_string,
+            b'\\' if in_string => _ = bytes.next(),
+            b'{' | b'[' if !in_string => {
+                depth += 1;
+                if depth > MAX_NESTING {
+                    let before = &text[..at];
+                    let line = before.bytes().filter(|byte| *byte == b'\n').count() + 1;
+                    return Some((line, at - before.rfind('\n').map_or(0, |newline| newline + 1) + 1));
+                }
+            }
+            b'}' | b']' if !in_string => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    None
+}
+
+struct State {
+    /// Where the text begins in memory, so that a part of it knows its place.
+    start: usize,
+    kept: Kept,
+    /// The mistake that ended the walk; serde's own error then means nothing.
+    mistake: Option<ReportError>,
+}
+
+/// The way to a value.
+#[derive(Clone, Copy)]
+enum Path<'p> {
+    Whole,
+    Key(&'p Path<'p>, &'static str),
+    Index(&'p Path<'p>, usize),
+}
+
+impl fmt::Display for Path<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Path::Whole => Ok(()),
+            Path::Key(Path::Whole, key) => f.write_str(key),
+            Path::Key(parent, key) => write!(f, "{parent}.{key}"),
+            Path::Index(parent, index) => write!(f, "{parent}[{index}]"),
+        }
+    }
+}
+
+/// One value to be read.
+struct Walk<'w> {
+    shape: &'static Shape,
+    path: Path<'w>,
+    /// Whether the caller wants the value back.
+    wanted: bool,
+    state: &'w mut State,
+}
+
+impl Walk<'_> {
+    fn mistake<E: Error>(&mut self, message: String) -> E {
+        let field = if matches!(self.path, Path::Whole) { None } else { Some(self.path.to_string()) };
+        self.state.mistake = Some(ReportError::InvalidReport { field, message });
+        E::custom("the mistake is in the state")
+    }
+
+    fn unexpected<E: Error>(&mut self, found: impl fmt::Display) -> E {
+        self.mistake(format!("expected {}, found {found}", self.shape.expected()))
+    }
+
+    fn give(&self, value: impl FnOnce() -> Plain) -> Option<Plain> {
+        self.wanted.then(value)
+    }
+
+    fn number<E: Error>(mut self, number: serde_json::Number) -> Result<Option<Plain>, E> {
+        match self.shape {
+            Shape::Anything | Shape::TextOrNumber | Shape::Time => Ok(self.give(|| Plain::Text(number.to_string()))),
+            _ => Err(self.unexpected(number)),
+        }
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Walk<'_> {
+    type Value = Option<Plain>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        match self.shape {
+            Shape::Anything if !self.wanted => deserializer.deserialize_ignored_any(IgnoredAny).map(|_| None),
+            _ => deserializer.deserialize_any(self),
+        }
+    }
+}
+
+impl<'de> Visitor<'de> for Walk<'_> {
+    type Value = Option<Plain>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.shape.expected())
+    }
+
+    fn visit_unit<E: Error>(mut self) -> Result<Self::Value, E> {
+        match (self.shape, &self.path) {
+            // A list entry can't be left out: `changes[1]` has to stay the second one.
+            (Shape::Name, _) | (_, Path::Whole) | (Shape::Object(_), Path::Index(..)) => Err(self.unexpected("null")),
+            _ => Ok(self.give(|| Plain::Null)),
+        }
+    }
+
+    fn visit_bool<E: Error>(mut self, value: bool) -> Result<Self::Value, E> {
+        match self.shape {
+            Shape::Anything | Shape::Flag => Ok(self.give(|| Plain::Text(if value { "True" } else { "False" }.to_owned()))),
+            _ => Err(self.unexpected(value)),
+        }
+    }
+
+    fn visit_u64<E: Error>(self, value: u64) -> Result<Self::Value, E> {
+        self.number(value.into())
+    }
+
+    fn visit_i64<E: Error>(self, value: i64) -> Result<Self::Value, E> {
+        self.number(value.into())
+    }
+
+    fn visit_f64<E: Error>(self, value: f64) -> Result<Self::Value, E> {
+        let number = serde_json::Number::from_f64(value).ok_or_else(|| E::custom("number out of range"))?;
+        self.number(number)
+    }
+
+    fn visit_str<E: Error>(mut self, value: &str) -> Result<Self::Value, E> {
+        let fits = match self.shape {
+            Shape::Anything | Shape::Text | Shape::TextOrNumber => true,
+            Shape::Name => !value.is_empty(),
+            Shape::Time => value.trim().parse::<f64>().is_ok_and(f64::is_finite),
+            Shape::Flag | Shape::List(_) | Shape::Object(_) => false,
+        };
+        if fits { Ok(self.give(|| Plain::Text(value.to_owned()))) } else { Err(self.unexpected(quoted(value))) }
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut list: A) -> Result<Self::Value, A::Error> {
+        let shape: &'static Shape = match self.shape {
+            Shape::List(shape) => shape,
+            Shape::Anything => &Shape::Anything,
+            _ => return Err(self.unexpected("a list")),
+        };
+        let mut index = 0;
+        while list.next_element_seed(Walk { shape, path: Path::Index(&self.path, index), wanted: false, state: self.state })?.is_some() {
+            index += 1;
+        }
+        Ok(self.give(|| Plain::Nested("a list")))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Self::Value, A::Error> {
+        let object: &'static Object = match self.shape {
+            Shape::Object(object) => object,
+            Shape::Anything => {
+                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                return Ok(self.give(|| Plain::Nested("an object")));
+            }
+            _ => return Err(self.unexpected("an object")),
+        };
+        let mut seen = 0u64;
+        let mut change = Vec::new();
+        while let Some(key) = map.next_key_seed(KeyOf(object))? {
+            match key {
+                Key::Known(place, field) => {
+                    if seen & (1 << place) != 0 {
+                        let path = Path::Key(&self.path, field.key);
+                        return Err(Walk { shape: &field.shape, path, wanted: false, state: self.state }.mistake("given twice".to_owned()));
+                    }
+                    seen |= 1 << place;
+                    if let Some(value) = self.known(&mut map, field, object.is_change)? {
+                        change.push((field.key.to_owned(), value));
+                    }
+                }
+                Key::Unknown(Some(key)) => {
+                    let walk = Walk { shape: &Shape::Anything, path: Path::Whole, wanted: true, state: self.state };
+                    if let Some(value) = map.next_value_seed(walk)? {
+                        change.push((key, value));
+                    }
+                }
+                Key::Unknown(None) => _ = map.next_value::<IgnoredAny>()?,
+            }
+        }
+        if object.is_change {
+            self.state.kept.changes.push(change);
+        }
+        Ok(self.give(|| Plain::Nested("an object")))
+    }
+}
+
+impl Walk<'_> {
+    /// Reads the value of a field of the schema; gives it back if it belongs to a change.
+    fn known<'de, A: MapAccess<'de>>(&mut self, map: &mut A, field: &'static Field, of_change: bool) -> Result<Option<Plain>, A::Error> {
+        let path = Path::Key(&self.path, field.key);
+        match field.keep {
+            Keep::Place => {
+                let raw = map.next_value::<&RawValue>()?.get();
+                let from = raw.as_ptr() as usize - self.state.start;
+                self.state.kept.returned_data.push(from..from + raw.len());
+                Ok(None)
+            }
+            Keep::Nothing => map.next_value_seed(Walk { shape: &field.shape, path, wanted: of_change, state: self.state }),
+            Keep::Named(slot) => {
+                let value = map.next_value_seed(Walk { shape: &field.shape, path, wanted: true, state: self.state })?;
+                if let Some(Plain::Text(text)) = value {
+                    self.state.kept.named[slot as usize] = Some(text);
+                }
+                Ok(None)
+            }
+        }
+    }
+}
+
+/// A key of an object, looked up without a copy where the schema has it.
+enum Key {
+    Known(u64, &'static Field),
+    /// Not in the schema. With its name only where that is kept.
+    Unknown(Option<String>),
+}
+
+struct KeyOf(&'static Object);
+
+impl<'de> DeserializeSeed<'de> for KeyOf {
+    type Value = Key;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Key, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for KeyOf {
+    type Value = Key;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_str<E: Error>(self, key: &str) -> Result<Key, E> {
+        let known = (0..).zip(self.0.fields).find(|(_, field)| field.key == key);
+        Ok(known.map_or_else(|| Key::Unknown(self.0.is_change.then(|| key.to_owned())), |(place, field)| Key::Known(place, field)))
+    }
+}
+
+/// A string in quotes, shortened: what is in a report can be megabytes, and a message is read by people.
+fn quoted(text: &str) -> String {
+    match text.char_indices().nth(QUOTED) {
+        None => format!("{text:?}"),
+        Some((end, _)) => format!("{:?}… ({} bytes)", &text[..end], text.len()),
+    }
+}
