@@ -1,6 +1,8 @@
 //! Tidings delivers CI reports over MQTT and loses none.
 
 pub mod admin;
+pub mod cli;
+pub mod config;
 pub mod core;
 pub mod delivery;
 pub mod ingest;

@@ -1,0 +1,298 @@
+//! `tidings check`: reads the configuration, shows what was understood, and names every mistake. It changes and contacts nothing.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use crate::config::{self, Config, ConfigErrors, ConnectionConfig, format_duration, format_size};
+use crate::core::route::{PipelineRoutes, Reporter};
+
+/// Exit code for a configuration that can't be used.
+const WRONG_CONFIGURATION: u8 = 2;
+
+/// The arguments of `tidings check`.
+#[derive(Debug, Clone, Args)]
+pub struct CheckArgs {
+    /// The configuration file [default: $TIDINGS_CONFIG, ./tidings.toml, /etc/tidings/tidings.toml]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print what was understood, or the mistakes, as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Runs the command: exit code 0, or 2 if there are mistakes.
+pub fn run(args: &CheckArgs) -> ExitCode {
+    let from_env: Option<OsString> = std::env::var_os("TIDINGS_CONFIG");
+    let outcome = check(args, from_env.as_deref());
+    // Who closed the pipe doesn't want to hear the rest; the exit code says it all the same.
+    _ = std::io::stdout().write_all(outcome.stdout.as_bytes());
+    _ = std::io::stderr().write_all(outcome.stderr.as_bytes());
+    ExitCode::from(outcome.code)
+}
+
+/// What the command prints, and how it ends.
+struct Outcome {
+    stdout: String,
+    stderr: String,
+    code: u8,
+}
+
+fn check(args: &CheckArgs, from_env: Option<&OsStr>) -> Outcome {
+    let path = match config::find(args.config.as_deref(), from_env) {
+        Ok(path) => path,
+        Err(not_found) => return mistaken(args, &not_found.to_string(), json!([{ "message": not_found.to_string() }])),
+    };
+    match config::load(&path) {
+        Ok(config) if args.json => Outcome { stdout: format!("{:#}\n", as_json(&config)), stderr: String::new(), code: 0 },
+        Ok(config) => Outcome { stdout: as_text(&config), stderr: String::new(), code: 0 },
+        Err(errors) => mistaken(args, &errors.to_string(), mistakes_as_json(&errors)),
+    }
+}
+
+fn mistaken(args: &CheckArgs, text: &str, mistakes: Value) -> Outcome {
+    let stdout = if args.json { format!("{:#}\n", json!({ "ok": false, "mistakes": mistakes })) } else { String::new() };
+    Outcome { stdout, stderr: format!("{text}\n"), code: WRONG_CONFIGURATION }
+}
+
+fn mistakes_as_json(errors: &ConfigErrors) -> Value {
+    let mistakes = errors.mistakes.iter();
+    mistakes.map(|mistake| json!({ "file": mistake.file, "line": mistake.line, "key": mistake.key, "message": mistake.message })).collect()
+}
+
+/// What is right but probably not meant.
+fn notes(config: &Config) -> Vec<String> {
+    let mut notes = Vec::new();
+    if config.routes.entries().iter().all(|entry| entry.reporters.values().all(Vec::is_empty)) {
+        notes.push("no pipeline has a reporter: reports will be accepted and delivered nowhere".to_owned());
+    }
+    for connection in &config.connections {
+        let name = connection.name.as_str();
+        let reporters = config.routes.entries().iter().flat_map(|entry| entry.reporters.values().flatten());
+        if !reporters.into_iter().any(|reporter| reporter.connection == connection.name) {
+            notes.push(format!("connection {name}: no reporter uses it"));
+        }
+        if connection.password.is_some() && !is_loopback(&connection.server) {
+            notes.push(format!("connection {name}: the password goes to {} unencrypted", connection.server));
+        }
+    }
+    notes
+}
+
+fn is_loopback(server: &str) -> bool {
+    server == "localhost" || server.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+fn as_text(config: &Config) -> String {
+    let mut text = String::new();
+    write_text(&mut text, config).expect("writing to a string does not fail");
+    text
+}
+
+fn write_text(text: &mut String, config: &Config) -> std::fmt::Result {
+    if let Some(file) = &config.file {
+        writeln!(text, "{}: no mistakes\n", file.display())?;
+    }
+    let (store, http, retry) = (&config.store, &config.http, &config.retry);
+    let (retention, max_size) = (format_duration(store.retention_ms), format_size(store.max_size));
+    writeln!(text, "store       {}, at most {max_size}; delivered reports stay {retention}", store.path.display())?;
+    let (report, batch) = (format_size(http.max_report as u64), format_size(http.max_batch as u64));
+    writeln!(text, "http        {}; reports up to {report}, bodies up to {batch}", http.listen)?;
+    let (initial, max) = (format_duration(retry.initial_ms), format_duration(retry.max_ms));
+    writeln!(text, "retry       after {initial} to {max}; dead letter after {} refusals", retry.attempts)?;
+    for connection in &config.connections {
+        write_connection(text, connection)?;
+    }
+    for entry in config.routes.entries() {
+        write_pipeline(text, entry)?;
+    }
+    for (place, note) in notes(config).iter().enumerate() {
+        writeln!(text, "{}note: {note}", if place == 0 { "\n" } else { "" })?;
+    }
+    Ok(())
+}
+
+fn write_connection(text: &mut String, connection: &ConnectionConfig) -> std::fmt::Result {
+    let ConnectionConfig { name, server, port, keepalive_s, user, password, client_id, protocol, workers, window, window_3_1_1 } =
+        connection;
+    writeln!(text, "\nconnection {name}")?;
+    let address = if server.contains(':') { format!("[{server}]:{port}") } else { format!("{server}:{port}") };
+    let protocol = if protocol.name() == "auto" { "MQTT 5 or 3.1.1".to_owned() } else { format!("MQTT {}", protocol.name()) };
+    writeln!(text, "  broker    {address}, {protocol}, keepalive {keepalive_s}s")?;
+    match (user, password) {
+        (None, _) => writeln!(text, "  user      none; client ids {client_id}-…")?,
+        (Some(user), None) => writeln!(text, "  user      {user}, no password; client ids {client_id}-…")?,
+        (Some(user), Some(password)) => writeln!(text, "  user      {user}, password {password}; client ids {client_id}-…")?,
+    }
+    writeln!(text, "  lanes     {workers}, each with up to {window} in flight ({window_3_1_1} with MQTT 3.1.1)")
+}
+
+fn write_pipeline(text: &mut String, entry: &PipelineRoutes) -> std::fmt::Result {
+    match &entry.tenant {
+        None => writeln!(text, "\npipeline {} of every tenant", entry.pipeline)?,
+        Some(tenant) => writeln!(text, "\npipeline {} of tenant {tenant}", entry.pipeline)?,
+    }
+    let lines = || entry.reporters.iter().flat_map(|(action, reporters)| reporters.iter().map(move |reporter| (action.name(), reporter)));
+    if lines().next().is_none() {
+        writeln!(text, "  no reporters")?;
+    }
+    let actions = lines().map(|(action, _)| action.len()).max().unwrap_or(0);
+    let connections = lines().map(|(_, reporter)| reporter.connection.as_str().len()).max().unwrap_or(0);
+    for (action, Reporter { connection, template, qos, retain, include_returned_data }) in lines() {
+        let connection = connection.as_str();
+        write!(text, "  {action:actions$} → {connection:connections$}  qos {}  {template}", qos.level())?;
+        let extras = [(*retain, "retained"), (*include_returned_data, "with returned data")];
+        let extras: Vec<&str> = extras.into_iter().filter(|(on, _)| *on).map(|(_, name)| name).collect();
+        if !extras.is_empty() {
+            write!(text, "  ({})", extras.join(", "))?;
+        }
+        writeln!(text)?;
+    }
+    Ok(())
+}
+
+/// With the names and units of the configuration file, so that it can be compared with one.
+fn as_json(config: &Config) -> Value {
+    let connection = |connection: &ConnectionConfig| {
+        json!({
+            "name": connection.name,
+            "driver": "mqtt",
+            "server": connection.server,
+            "port": connection.port,
+            "keepalive": connection.keepalive_s,
+            "user": connection.user,
+            "password": connection.password.as_ref().map(ToString::to_string),
+            "client_id": connection.client_id,
+            "protocol": connection.protocol.name(),
+            "workers": connection.workers,
+            "window": connection.window,
+            "window_3_1_1": connection.window_3_1_1,
+        })
+    };
+    let (store, http, retry) = (&config.store, &config.http, &config.retry);
+    json!({
+        "ok": true,
+        "file": config.file,
+        "store": { "path": store.path, "retention": format_duration(store.retention_ms), "max_size": format_size(store.max_size) },
+        "http": {
+            "listen": http.listen,
+            "max_report": format_size(http.max_report as u64),
+            "max_batch": format_size(http.max_batch as u64),
+        },
+        "retry": { "initial": format_duration(retry.initial_ms), "max": format_duration(retry.max_ms), "attempts": retry.attempts },
+        "connections": config.connections.iter().map(connection).collect::<Value>(),
+        "pipelines": config.routes.entries().iter().map(pipeline_as_json).collect::<Value>(),
+        "notes": notes(config),
+    })
+}
+
+fn pipeline_as_json(entry: &PipelineRoutes) -> Value {
+    let all = entry.reporters.iter().flat_map(|(action, reporters)| reporters.iter().map(move |reporter| (action, reporter)));
+    let reporters: Value = all
+        .map(|(action, reporter)| {
+            json!({
+                "action": action.name(),
+                "connection": reporter.connection,
+                "topic": reporter.template.as_str(),
+                "qos": reporter.qos.level(),
+                "retain": reporter.retain,
+                "include-returned-data": reporter.include_returned_data,
+            })
+        })
+        .collect();
+    json!({ "name": entry.pipeline, "tenant": entry.tenant, "reporters": reporters })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RIGHT: &str = r#"
+[connection.mqtt]
+driver = "mqtt"
+server = "broker.example.com"
+user = "tidings"
+password = "hunter2"
+[connection.spare]
+driver = "mqtt"
+[[pipeline]]
+name = "check"
+start.mqtt = { topic = "{tenant}/{pipeline}" }
+merge-failure.mqtt = { topic = "{tenant}/{ref}", qos = 2, retain = true }
+"#;
+
+    fn checked(text: &str, json: bool) -> Outcome {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tidings.toml");
+        std::fs::write(&path, text).unwrap();
+        check(&CheckArgs { config: Some(path), json }, None)
+    }
+
+    #[test]
+    fn what_was_understood_is_shown_without_secrets() {
+        let outcome = checked(RIGHT, false);
+        assert_eq!((outcome.code, outcome.stderr.as_str()), (0, ""));
+        for line in [
+            "store       /var/lib/tidings, at most 10GiB; delivered reports stay 7days",
+            "http        127.0.0.1:8470; reports up to 1MiB, bodies up to 4MiB",
+            "retry       after 500ms to 1m; dead letter after 10 refusals",
+            "connection mqtt",
+            "  broker    broker.example.com:1883, MQTT 5 or 3.1.1, keepalive 60s",
+            "  user      tidings, password [hidden]; client ids tidings-…",
+            "  lanes     4, each with up to 100 in flight (20 with MQTT 3.1.1)",
+            "pipeline check of every tenant",
+            "  start          → mqtt  qos 0  {tenant}/{pipeline}",
+            "  merge-conflict → mqtt  qos 2  {tenant}/{ref}  (retained)",
+            "note: connection mqtt: the password goes to broker.example.com unencrypted",
+            "note: connection spare: no reporter uses it",
+        ] {
+            assert!(outcome.stdout.lines().any(|shown| shown == line), "{line:?} is not in\n{}", outcome.stdout);
+        }
+        assert!(!outcome.stdout.contains("hunter2"));
+    }
+
+    #[test]
+    fn as_json_it_has_the_names_of_the_file_and_no_secrets() {
+        let outcome = checked(RIGHT, true);
+        assert!(!outcome.stdout.contains("hunter2"));
+        let shown: Value = serde_json::from_str(&outcome.stdout).unwrap();
+        assert_eq!((&shown["ok"], &shown["store"]["max_size"]), (&json!(true), &json!("10GiB")));
+        assert_eq!(shown["connections"][0]["password"], "[hidden]");
+        assert_eq!(shown["connections"][1]["password"], Value::Null);
+        assert_eq!(shown["pipelines"][0]["reporters"][1]["action"], "merge-conflict");
+        assert_eq!(shown["pipelines"][0]["reporters"][1]["topic"], "{tenant}/{ref}");
+    }
+
+    #[test]
+    fn mistakes_go_to_stderr_all_of_them_with_exit_code_2() {
+        let wrong = "[retry]\nattempts = 0\n[http]\nlisten = 'x'\n";
+        let outcome = checked(wrong, false);
+        assert_eq!((outcome.code, outcome.stdout.as_str(), outcome.stderr.lines().count()), (2, "", 2));
+        assert!(outcome.stderr.contains("tidings.toml:2: retry.attempts: expected"), "{}", outcome.stderr);
+        let outcome = checked(wrong, true);
+        assert_eq!((outcome.code, outcome.stderr.lines().count()), (2, 2));
+        let shown: Value = serde_json::from_str(&outcome.stdout).unwrap();
+        assert_eq!(
+            (&shown["ok"], &shown["mistakes"][1]["key"], &shown["mistakes"][1]["line"]),
+            (&json!(false), &json!("http.listen"), &json!(4))
+        );
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_a_mistake() {
+        let args = CheckArgs { config: None, json: false };
+        let outcome = check(&args, Some(OsStr::new("/nowhere/tidings.toml")));
+        assert_eq!(outcome.code, 2);
+        assert!(outcome.stderr.starts_with("/nowhere/tidings.toml: can't be read"), "{}", outcome.stderr);
+    }
+
+    #[test]
+    fn a_configuration_that_delivers_nothing_is_noted() {
+        assert!(checked("", false).stdout.contains("note: no pipeline has a reporter"));
+    }
+}

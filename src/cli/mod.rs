@@ -1,0 +1,3 @@
+//! The commands, one file each. They are thin: they call the library, or a running service.
+
+pub mod check;
