@@ -94,6 +94,7 @@ pub(super) fn events() -> Vec<crate::core::event::Event> {
             lane: lane(),
             epoch: 2,
             protocol: Protocol::V311,
+            doubt: 200,
             endpoint: "broker:1883 zuul".into(),
             repeated: ranges(),
             at: at(17),

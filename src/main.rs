@@ -1,3 +1,15 @@
-//! Placeholder of the binary.
+//! The binary: arguments → telemetry → command → exit code.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser;
+use tidings::{cli, telemetry};
+
+fn main() -> ExitCode {
+    let arguments = cli::Arguments::parse();
+    if let Err(error) = telemetry::start(arguments.log_format) {
+        cli::output::complain(&error.to_string());
+        return ExitCode::from(cli::WRONG_USAGE);
+    }
+    cli::run(&arguments.command)
+}

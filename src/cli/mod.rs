@@ -1,3 +1,99 @@
 //! The commands, one file each. They are thin: they call the library, or a running service.
+//!
+//! Data goes to standard output, everything else to standard error. Exit codes are the same everywhere: 0 done, 1 failed, 2 wrong usage or
+//! configuration.
+//!
+//! | Module | Command |
+//! |---|---|
+//! | [`serve`] | the service |
+//! | [`demo`] | the whole thing on one machine, with an outage |
+//! | [`check`] | what the configuration says, or what is wrong with it |
+//! | [`report`] | posts reports to a running service |
+//! | [`status`] | how a running service does |
+//! | [`completions`] | completions for a shell |
+//! | [`client`] | the way to a running service |
+//! | [`output`] | tables, ages, and pipes that may be closed |
 
 pub mod check;
+pub mod client;
+pub mod completions;
+pub mod demo;
+pub mod output;
+pub mod report;
+pub mod serve;
+pub mod status;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::telemetry::LogFormat;
+
+/// Exit code: it could not be done.
+pub const FAILED: u8 = 1;
+
+/// Exit code: it was asked for in a way that can't be done.
+pub const WRONG_USAGE: u8 = 2;
+
+/// Delivers CI reports over MQTT and loses none
+#[derive(Debug, Parser)]
+#[command(name = "tidings", version, propagate_version = true, arg_required_else_help = true)]
+#[command(
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.\nTIDINGS_LOG filters what is logged: info, debug, tidings::delivery=debug."
+)]
+pub struct Arguments {
+    /// How log lines look [default: pretty on a terminal, json otherwise]
+    #[arg(long, global = true, value_name = "FORMAT")]
+    pub log_format: Option<LogFormat>,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the service
+    Serve(serve::ServeArgs),
+    /// Show it all on one machine, with nothing installed: a broker, the service, an outage, and a subscriber that counts
+    Demo(demo::DemoArgs),
+    /// Read the configuration, show what was understood, and name every mistake
+    Check(check::CheckArgs),
+    /// Post a report, or many as NDJSON, to a running service
+    Report(report::ReportArgs),
+    /// Show how a running service does: backlog, age, connections, lanes
+    Status(status::StatusArgs),
+    /// Print completions for a shell
+    Completions(completions::CompletionsArgs),
+}
+
+/// Runs a command.
+pub fn run(command: &Command) -> ExitCode {
+    match command {
+        Command::Serve(args) => serve::run(args),
+        Command::Demo(args) => demo::run(args),
+        Command::Check(args) => check::run(args),
+        Command::Report(args) => report::run(args),
+        Command::Status(args) => status::run(args),
+        Command::Completions(args) => completions::run(args),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn log_format_stands_before_or_after_the_command() {
+        for words in [["tidings", "--log-format", "json", "status"], ["tidings", "status", "--log-format", "json"]] {
+            assert_eq!(Arguments::try_parse_from(words).unwrap().log_format, Some(LogFormat::Json));
+        }
+    }
+}

@@ -553,11 +553,14 @@ impl Outbox {
     pub fn drop_oldest_generation(&mut self) {
         self.generations.pop_front();
         let Some(oldest) = self.generations.front() else { return };
-        let first = oldest.first;
-        for lane in self.connections.values_mut().flat_map(|connection| connection.lanes.values_mut()) {
-            lane.anchors.retain(|anchor| anchor.seq >= first);
+        for (name, connection) in &mut self.connections {
+            for (number, lane) in &mut connection.lanes {
+                let key = LaneKey { connection: name.clone(), lane: *number };
+                let begin = oldest.sends.get(&key).copied().unwrap_or_default();
+                lane.forget_anchors_before(oldest.first, begin);
+            }
         }
-        self.requests.forget_before(first);
+        self.requests.forget_before(oldest.first);
     }
 
     /// Every lane.
@@ -680,6 +683,20 @@ impl Lane {
             }
         }
         count
+    }
+
+    /// What stood before `first` is gone; from there on the lane's sends begin with `begin`.
+    fn forget_anchors_before(&mut self, first: Seq, begin: SendNo) {
+        let mut gone = None;
+        while self.anchors.front().is_some_and(|anchor| anchor.seq < first) {
+            gone = self.anchors.pop_front();
+        }
+        // Sends between the beginning of the generation and its first own anchor have to be found as well.
+        if let Some(gone) = gone
+            && begin < self.next_send
+        {
+            self.anchors.push_front(Anchor { send: begin, seq: first, at: gone.at });
+        }
     }
 
     fn carry(&mut self, send: SendNo, id: Seq, located: Seq) {

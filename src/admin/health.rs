@@ -1,0 +1,98 @@
+//! Alive, and accepting.
+//!
+//! Both are about Tidings, not about brokers: a service whose broker is away is healthy and ready, because taking reports then is what it is for.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{Response, StatusCode};
+use serde::Serialize;
+
+use super::Admin;
+use crate::delivery::board::LaneState;
+use crate::server::error::json;
+
+/// A commit that takes longer than this is taken for a disk or a thread that hangs for good. Disks in trouble come back within seconds.
+const STUCK: Duration = Duration::from_secs(60);
+
+#[derive(Serialize)]
+struct Alive {
+    alive: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Ready {
+    ready: bool,
+    /// Why not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    connections: Vec<Connection>,
+    /// Connections that have a backlog and are no longer configured: nobody delivers it until someone moves it.
+    unconfigured: Vec<Unconfigured>,
+}
+
+#[derive(Serialize)]
+struct Connection {
+    name: String,
+    /// Whether every lane is connected. Says nothing about readiness.
+    up: bool,
+    backlog: u64,
+}
+
+#[derive(Serialize)]
+struct Unconfigured {
+    name: String,
+    backlog: u64,
+    advice: String,
+}
+
+/// `GET /healthz`.
+pub(super) async fn healthz(State(admin): State<Arc<Admin>>) -> Response<Body> {
+    let reason = admin.broken();
+    let status = if reason.is_none() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    json(status, &Alive { alive: reason.is_none(), reason })
+}
+
+/// `GET /readyz`.
+pub(super) async fn readyz(State(admin): State<Arc<Admin>>) -> Response<Body> {
+    let reason = admin.not_accepting();
+    let status = if reason.is_none() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let (mut connections, mut unconfigured) = (Vec::new(), Vec::new());
+    for (name, view) in admin.views() {
+        let backlog = view.books.totals.pending;
+        if view.is_configured {
+            let up = !view.lanes.is_empty() && view.lanes.values().all(|lane| lane.state == LaneState::Connected);
+            connections.push(Connection { name: name.to_string(), up, backlog });
+        } else if backlog > 0 {
+            let advice = format!(
+                "{backlog} deliveries wait for the connection {name}, which is no longer configured; \
+                 configure it again, or move them: tidings move --from {name} --to CONNECTION"
+            );
+            unconfigured.push(Unconfigured { name: name.to_string(), backlog, advice });
+        }
+    }
+    json(status, &Ready { ready: reason.is_none(), reason, connections, unconfigured })
+}
+
+impl Admin {
+    /// What is broken for good, so that only a restart helps.
+    fn broken(&self) -> Option<String> {
+        if let Some(failed) = &self.log.progress().borrow().failed {
+            return Some(failed.clone());
+        }
+        let busy = self.log.busy_for().filter(|busy| *busy > STUCK)?;
+        Some(format!("the store has not answered for {} s", busy.as_secs()))
+    }
+
+    /// Why reports would be refused.
+    fn not_accepting(&self) -> Option<String> {
+        if *self.stopping.borrow() {
+            return Some("the service is stopping".into());
+        }
+        self.broken().or_else(|| self.log.progress().borrow().full.as_ref().map(|full| format!("the store is full: {full}")))
+    }
+}

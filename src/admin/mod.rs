@@ -1,0 +1,146 @@
+//! Admin: how the service does, for operators, load balancers and Prometheus.
+//!
+//! Everything here is read from two places that others keep up to date: the committer's [`Progress`](crate::log::committer::Progress) (books and disk, as of the last
+//! commit) and the lanes' [`Board`] (sockets and windows). Nothing is asked of the committer, so these
+//! routes answer while it is busy, and don't slow it down.
+//!
+//! | Module | Route | Says |
+//! |---|---|---|
+//! | [`health`] | `GET /healthz` | alive: 503 means restart it |
+//! | [`health`] | `GET /readyz` | accepting: 503 means send reports elsewhere or later |
+//! | [`scrape`] | `GET /metrics` | Prometheus text |
+//! | [`status`] | `GET /v1/status` | everything at a glance, in JSON |
+
+pub mod health;
+pub mod scrape;
+pub mod status;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use axum::Router;
+use axum::routing::get;
+use tokio::sync::watch;
+
+use crate::core::types::{ConnectionName, LaneKey, Millis};
+use crate::delivery::board::{Board, LaneStatus};
+use crate::log::committer::{Books, Limits, LogHandle};
+use crate::metrics::Metrics;
+
+/// What admin looks at.
+pub struct Admin {
+    log: LogHandle,
+    board: Arc<Board>,
+    metrics: Arc<Metrics>,
+    configured: BTreeSet<ConnectionName>,
+    limits: Limits,
+    started: Instant,
+    /// True once the service has been told to stop.
+    stopping: watch::Receiver<bool>,
+    /// Scrapes rebuild gauges, one at a time.
+    scraping: Mutex<()>,
+}
+
+impl Admin {
+    /// Looks at these. `configured` are the connections that the configuration names; `limits` are the committer's.
+    pub fn new(
+        log: LogHandle,
+        board: Arc<Board>,
+        metrics: Arc<Metrics>,
+        configured: BTreeSet<ConnectionName>,
+        limits: Limits,
+        stopping: watch::Receiver<bool>,
+    ) -> Self {
+        Admin { log, board, metrics, configured, limits, started: Instant::now(), stopping, scraping: Mutex::new(()) }
+    }
+}
+
+/// The routes.
+pub fn routes(admin: Admin) -> Router {
+    Router::new()
+        .route("/healthz", get(health::healthz))
+        .route("/readyz", get(health::readyz))
+        .route("/metrics", get(scrape::metrics))
+        .route("/v1/status", get(status::status))
+        .with_state(Arc::new(admin))
+}
+
+/// One connection, as the books and the board have it.
+struct View {
+    books: Books,
+    lanes: BTreeMap<u32, LaneStatus>,
+    is_configured: bool,
+}
+
+impl View {
+    /// When the oldest pending delivery was accepted.
+    ///
+    /// A lane that has read its backlog's head knows precisely; the books know within about a thousand deliveries, and never too late. One lane that
+    /// doesn't know yet could hold the oldest, so the books count then.
+    fn oldest_pending_at(&self) -> Option<Millis> {
+        if self.books.totals.pending == 0 {
+            return None;
+        }
+        let busy = self.books.lanes.iter().filter(|(_, pending)| **pending > 0);
+        let precise: Option<Vec<Millis>> = busy.map(|(lane, _)| self.lanes.get(lane).and_then(|status| status.oldest_pending_at)).collect();
+        precise.and_then(|times| times.into_iter().min()).or(self.books.oldest_pending_at)
+    }
+
+    fn in_flight(&self) -> u64 {
+        self.lanes.values().map(|lane| lane.in_flight).sum()
+    }
+}
+
+impl Admin {
+    /// Every connection that is configured, or has ever had a delivery.
+    fn views(&self) -> BTreeMap<ConnectionName, View> {
+        let books = self.log.progress().borrow().connections.clone();
+        let mut lanes: BTreeMap<ConnectionName, BTreeMap<u32, LaneStatus>> = BTreeMap::new();
+        for (LaneKey { connection, lane }, status) in self.board.snapshot() {
+            lanes.entry(connection).or_default().insert(lane, status);
+        }
+        let names: BTreeSet<ConnectionName> = self.configured.iter().chain(books.keys()).chain(lanes.keys()).cloned().collect();
+        let view = |name: ConnectionName| {
+            let view = View {
+                books: books.get(&name).cloned().unwrap_or_default(),
+                lanes: lanes.remove(&name).unwrap_or_default(),
+                is_configured: self.configured.contains(&name),
+            };
+            (name, view)
+        };
+        names.into_iter().map(view).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn view(lanes: &[(u32, u64, Option<u64>)], books: Option<u64>) -> View {
+        let mut view = View { books: Books::default(), lanes: BTreeMap::new(), is_configured: true };
+        view.books.oldest_pending_at = books.map(Millis);
+        for (lane, pending, oldest) in lanes {
+            view.books.totals.pending += pending;
+            view.books.lanes.insert(*lane, *pending);
+            view.lanes.insert(*lane, LaneStatus { oldest_pending_at: oldest.map(Millis), ..LaneStatus::default() });
+        }
+        view
+    }
+
+    #[test]
+    fn the_oldest_pending_is_the_lanes_word_where_every_busy_lane_has_one() {
+        assert_eq!(view(&[(0, 5, Some(70)), (1, 2, Some(60)), (2, 0, None)], Some(10)).oldest_pending_at(), Some(Millis(60)));
+    }
+
+    #[test]
+    fn the_books_count_while_a_busy_lane_does_not_know_its_oldest() {
+        assert_eq!(view(&[(0, 5, Some(70)), (1, 2, None)], Some(10)).oldest_pending_at(), Some(Millis(10)));
+        assert_eq!(view(&[(0, 5, None)], None).oldest_pending_at(), None);
+    }
+
+    #[test]
+    fn nothing_pending_has_no_age_whatever_a_lane_says() {
+        assert_eq!(view(&[(0, 0, Some(70))], Some(10)).oldest_pending_at(), None);
+    }
+}

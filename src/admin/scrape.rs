@@ -1,0 +1,50 @@
+//! `GET /metrics`.
+//!
+//! Counters are kept up to date where things happen. Gauges of what *is* (backlog, ages, windows, lanes) are set here at each scrape, so that
+//! they never disagree with `/v1/status`.
+
+use std::sync::{Arc, PoisonError};
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderValue, Response};
+
+use super::Admin;
+use crate::delivery::board::LaneState;
+use crate::log::committer::now;
+
+/// The Prometheus text format, as its documentation names it.
+const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+pub(super) async fn metrics(State(admin): State<Arc<Admin>>) -> Response<Body> {
+    let mut response = Response::new(Body::from(admin.scrape()));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(TEXT_FORMAT));
+    response
+}
+
+impl Admin {
+    fn scrape(&self) -> String {
+        let _alone = self.scraping.lock().unwrap_or_else(PoisonError::into_inner);
+        let (metrics, now) = (&self.metrics, now());
+        // Lanes come and go with their sets; the series of one that is gone must go too.
+        metrics.tidings_connection_up.reset();
+        for (name, view) in self.views() {
+            let label = [name.as_str()];
+            let age_ms = view.oldest_pending_at().map_or(0, |oldest| now.since(oldest));
+            metrics.tidings_backlog_deliveries.with_label_values(&label).set(gauge(view.books.totals.pending));
+            metrics.tidings_oldest_pending_age_seconds.with_label_values(&label).set(age_ms as f64 / 1_000.0);
+            metrics.tidings_inflight_deliveries.with_label_values(&label).set(gauge(view.in_flight()));
+            metrics.tidings_dead_letters.with_label_values(&label).set(gauge(view.books.totals.dead));
+            for (lane, status) in &view.lanes {
+                let up = metrics.tidings_connection_up.with_label_values(&[name.as_str(), &lane.to_string()]);
+                up.set(i64::from(status.state == LaneState::Connected));
+            }
+        }
+        metrics.render()
+    }
+}
+
+fn gauge(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}

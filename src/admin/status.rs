@@ -1,0 +1,231 @@
+//! `GET /v1/status`: everything at a glance. The same types are what `tidings status` reads.
+
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{Response, StatusCode};
+use serde::{Deserialize, Serialize};
+
+use super::{Admin, View};
+use crate::core::outbox::Totals;
+use crate::core::types::{ConnectionName, Millis, Protocol};
+use crate::delivery::board::LaneStatus;
+use crate::log::committer::now;
+use crate::server::error::json;
+
+/// The service.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The version that runs.
+    pub version: String,
+    /// The id of its store.
+    pub store_id: String,
+    /// When this was so (RFC 3339).
+    pub now: String,
+    /// Since when it runs, in seconds.
+    pub uptime_seconds: u64,
+    /// Whether it has been told to stop.
+    pub stopping: bool,
+    /// The store.
+    pub store: Store,
+    /// Connections, by name.
+    pub connections: Vec<Connection>,
+    /// Replay jobs under way.
+    pub replays: usize,
+}
+
+/// The store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Store {
+    /// What it takes on disk.
+    pub bytes: u64,
+    /// What is left on its file system for it.
+    pub free_bytes: u64,
+    /// Reports are refused beyond so many bytes.
+    pub max_bytes: u64,
+    /// How long delivered reports stay.
+    pub retention_seconds: u64,
+    /// The position of the last durable event, as text.
+    pub committed: String,
+    /// Whether reports are refused because it is full.
+    pub full: bool,
+    /// Why.
+    pub full_reason: Option<String>,
+    /// Why it is dead, if it is.
+    pub failed: Option<String>,
+}
+
+/// A connection.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Connection {
+    /// Its name.
+    pub name: String,
+    /// Whether the configuration names it.
+    pub configured: bool,
+    /// Pending deliveries.
+    pub backlog: u64,
+    /// Age of the oldest of them; null if there is none.
+    pub oldest_pending_age_seconds: Option<f64>,
+    /// Sent and not acknowledged.
+    pub inflight: u64,
+    /// Dead letters.
+    pub dead_letters: u64,
+    /// The books, over restarts.
+    pub totals: Books,
+    /// Its lanes.
+    pub lanes: Vec<Lane>,
+}
+
+/// The books of a connection: created = pending + acknowledged + sent + dead + expired + discarded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Books {
+    /// Deliveries created: accepted + replayed.
+    pub created: u64,
+    /// From accepted reports.
+    pub accepted: u64,
+    /// By replays.
+    pub replayed: u64,
+    /// Done by PUBACK or PUBCOMP.
+    pub acknowledged: u64,
+    /// Done by flushing (QoS 0).
+    pub sent: u64,
+    /// Dead letters now.
+    pub dead: u64,
+    /// Expired.
+    pub expired: u64,
+    /// Discarded by an operator.
+    pub discarded: u64,
+    /// Pending now.
+    pub pending: u64,
+    /// Sends that may have arrived twice.
+    pub possible_duplicates: u64,
+    /// Whether the equation holds.
+    pub balanced: bool,
+}
+
+/// A lane.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lane {
+    /// Its number.
+    pub lane: u32,
+    /// What it is doing: idle, connecting, connected, backing_off, stopped.
+    pub state: String,
+    /// The MQTT version of its session, once there is one.
+    pub protocol: Option<String>,
+    /// Pending deliveries.
+    pub pending: u64,
+    /// Sent and not acknowledged.
+    pub in_flight: u64,
+    /// Refused, and waiting for a retry.
+    pub waiting: u64,
+    /// The last trouble.
+    pub last_error: Option<LaneError>,
+}
+
+/// Trouble of a lane.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaneError {
+    /// When (RFC 3339).
+    pub at: String,
+    /// What.
+    pub message: String,
+}
+
+pub(super) async fn status(State(admin): State<Arc<Admin>>) -> Response<Body> {
+    json(StatusCode::OK, &admin.status(now()))
+}
+
+impl Admin {
+    fn status(&self, now: Millis) -> Status {
+        let progress = self.log.progress().borrow().clone();
+        let store = Store {
+            bytes: progress.space.used,
+            free_bytes: progress.space.free,
+            max_bytes: self.limits.max_size,
+            retention_seconds: self.limits.retention_ms / 1_000,
+            committed: progress.committed.to_string(),
+            full: progress.full.is_some(),
+            full_reason: progress.full,
+            failed: progress.failed,
+        };
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            store_id: self.log.store_id().to_string(),
+            now: rfc3339(now),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            stopping: *self.stopping.borrow(),
+            store,
+            connections: self.views().into_iter().map(|(name, view)| connection(&name, &view, now)).collect(),
+            replays: progress.replays,
+        }
+    }
+}
+
+fn connection(name: &ConnectionName, view: &View, now: Millis) -> Connection {
+    let numbers: std::collections::BTreeSet<u32> = view.books.lanes.keys().chain(view.lanes.keys()).copied().collect();
+    let lane = |number: u32| {
+        let pending = view.books.lanes.get(&number).copied().unwrap_or_default();
+        lane(number, pending, view.lanes.get(&number).cloned().unwrap_or_default())
+    };
+    Connection {
+        name: name.to_string(),
+        configured: view.is_configured,
+        backlog: view.books.totals.pending,
+        oldest_pending_age_seconds: view.oldest_pending_at().map(|oldest| now.since(oldest) as f64 / 1_000.0),
+        inflight: view.in_flight(),
+        dead_letters: view.books.totals.dead,
+        totals: view.books.totals.into(),
+        lanes: numbers.into_iter().map(lane).collect(),
+    }
+}
+
+fn lane(number: u32, pending: u64, status: LaneStatus) -> Lane {
+    Lane {
+        lane: number,
+        state: status.state.name().to_owned(),
+        protocol: status.protocol.map(|protocol: Protocol| protocol.name().to_owned()),
+        pending,
+        in_flight: status.in_flight,
+        waiting: status.waiting,
+        last_error: status.last_error.map(|(at, message)| LaneError { at: rfc3339(at), message }),
+    }
+}
+
+impl From<Totals> for Books {
+    fn from(totals: Totals) -> Self {
+        Books {
+            created: totals.created(),
+            accepted: totals.accepted,
+            replayed: totals.replayed,
+            acknowledged: totals.acknowledged,
+            sent: totals.sent,
+            dead: totals.dead,
+            expired: totals.expired,
+            discarded: totals.discarded,
+            pending: totals.pending,
+            possible_duplicates: totals.possible_duplicates,
+            balanced: totals.balance(),
+        }
+    }
+}
+
+/// A time for people and machines, in UTC.
+fn rfc3339(at: Millis) -> String {
+    /// The end of the year 9999, beyond which RFC 3339 has no way to write a year.
+    const LAST: u64 = 253_402_300_799_999;
+    humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(at.0.min(LAST))).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_rfc3339_whatever_the_clock_says() {
+        assert_eq!(rfc3339(Millis(0)), "1970-01-01T00:00:00.000Z");
+        assert_eq!(rfc3339(Millis(1_524_801_179_855)), "2018-04-27T03:52:59.855Z");
+        assert_eq!(rfc3339(Millis(u64::MAX)), "9999-12-31T23:59:59.999Z");
+    }
+}

@@ -1,0 +1,179 @@
+//! The way to a running service: blocking HTTP with limits, and errors that say what to do.
+
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use ureq::http::{Request, StatusCode};
+
+use crate::server::error::{ErrorAnswer, ErrorBody};
+
+/// A service that does not answer within this is not going to. Longer than the service itself waits for its disk.
+const TIMEOUT: Duration = Duration::from_secs(90);
+
+/// Connecting takes so long at most.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The largest answer that is read, in bytes. Ten thousand deliveries have about 2 MiB.
+const MAX_ANSWER: u64 = 64 << 20;
+
+/// Which service, and as whom.
+#[derive(Debug, Clone, Args)]
+pub struct ServiceArgs {
+    /// The service's address
+    #[arg(long, env = "TIDINGS_URL", default_value = "http://127.0.0.1:8470")]
+    pub url: String,
+    /// A file with the token to show; TIDINGS_TOKEN may hold the token itself
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+}
+
+/// A running service.
+pub struct Client {
+    agent: ureq::Agent,
+    url: String,
+    token: Option<String>,
+}
+
+/// An answer.
+pub struct Reply {
+    /// The body.
+    pub body: Vec<u8>,
+}
+
+/// Why there is no answer, or none that helps.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The token can't be read.
+    #[error("the token file {path} can't be read: {error}")]
+    Token {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// The request can't be made from what was given.
+    #[error("{0}; check --url (TIDINGS_URL), which looks like http://127.0.0.1:8470, and the token")]
+    Request(String),
+    /// Nothing listens there.
+    #[error("nothing answers at {url}: {what}; is the service running (`tidings serve`), and is this its address (--url, TIDINGS_URL)?")]
+    Unreachable {
+        /// Where.
+        url: String,
+        /// What happened.
+        what: String,
+    },
+    /// The connection broke before the answer came.
+    #[error("the connection to {url} broke: {what}")]
+    Broken {
+        /// Where.
+        url: String,
+        /// What happened.
+        what: String,
+    },
+    /// The service said no.
+    #[error("{}", describe(*status, answer))]
+    Refused {
+        /// The HTTP status.
+        status: u16,
+        /// The error in the body.
+        answer: ErrorBody,
+        /// When to come back.
+        retry_after: Option<Duration>,
+    },
+}
+
+/// The message, and under it the code and the field, for people and for their searches.
+fn describe(status: u16, answer: &ErrorBody) -> String {
+    let mut text = format!("{}\n  code:  {} (HTTP {status})", answer.message, answer.code);
+    if let Some(field) = &answer.field {
+        text.push_str(&format!("\n  field: {field}"));
+    }
+    text
+}
+
+impl Client {
+    /// Gets ready to talk to a service. `token` is what stands in `TIDINGS_TOKEN`.
+    ///
+    /// # Errors
+    /// If the token file can't be read.
+    pub fn new(args: &ServiceArgs, token: Option<String>) -> Result<Self, ClientError> {
+        let token = match &args.token_file {
+            None => token,
+            Some(path) => Some(fs::read_to_string(path).map_err(|error| ClientError::Token { path: path.clone(), error })?),
+        };
+        let token = token.map(|token| token.trim().to_owned()).filter(|token| !token.is_empty());
+        let config = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            // A service on loopback is not reached through a proxy, whatever the environment says.
+            .proxy(None)
+            .max_redirects(0)
+            .timeout_global(Some(TIMEOUT))
+            .timeout_connect(Some(CONNECT_TIMEOUT))
+            .build();
+        Ok(Client { agent: config.new_agent(), url: args.url.trim_end_matches('/').to_owned(), token })
+    }
+
+    /// Asks for something.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn get(&self, path: &str) -> Result<Reply, ClientError> {
+        self.send("GET", path, &[], &[])
+    }
+
+    /// Posts something.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn post(&self, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Result<Reply, ClientError> {
+        self.send("POST", path, headers, body)
+    }
+
+    fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Result<Reply, ClientError> {
+        let mut request = Request::builder().method(method).uri(format!("{}{path}", self.url));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        if let Some(token) = &self.token {
+            request = request.header("Authorization", format!("Bearer {token}"));
+        }
+        let invalid = |error: ureq::http::Error| ClientError::Request(error.to_string());
+        let sent = match method {
+            "GET" => self.agent.run(request.body(()).map_err(invalid)?),
+            _ => self.agent.run(request.body(body).map_err(invalid)?),
+        };
+        let mut response = sent.map_err(|error| self.failure(error))?;
+        let status = response.status();
+        let retry_after =
+            response.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok()).map(Duration::from_secs);
+        let body = response.body_mut().with_config().limit(MAX_ANSWER).read_to_vec().map_err(|error| self.failure(error))?;
+        if status.is_success() {
+            return Ok(Reply { body });
+        }
+        Err(ClientError::Refused { status: status.as_u16(), answer: error_of(status, &body), retry_after })
+    }
+
+    fn failure(&self, error: ureq::Error) -> ClientError {
+        let (url, what) = (self.url.clone(), error.to_string());
+        match error {
+            ureq::Error::Io(error) if error.kind() == io::ErrorKind::ConnectionRefused => ClientError::Unreachable { url, what },
+            ureq::Error::HostNotFound | ureq::Error::ConnectionFailed => ClientError::Unreachable { url, what },
+            ureq::Error::Timeout(ureq::Timeout::Connect | ureq::Timeout::Resolve) => ClientError::Unreachable { url, what },
+            ureq::Error::Io(_) | ureq::Error::Timeout(_) | ureq::Error::Protocol(_) => ClientError::Broken { url, what },
+            _ => ClientError::Request(what),
+        }
+    }
+}
+
+/// The error in an answer's body; something else than Tidings may have answered.
+fn error_of(status: StatusCode, body: &[u8]) -> ErrorBody {
+    let parsed: Result<ErrorAnswer, _> = serde_json::from_slice(body);
+    parsed.map(|answer| answer.error).unwrap_or_else(|_| ErrorBody {
+        code: "unknown".into(),
+        message: format!("the service answered {status}, and not in the way that Tidings does; is this its address (--url, TIDINGS_URL)?"),
+        field: None,
+    })
+}

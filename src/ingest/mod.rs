@@ -1,0 +1,27 @@
+//! Ingest: bytes in, accept out, after commit.
+//!
+//! ```text
+//!   bytes ─▶ reports ─▶ deliveries ─▶ Accepted events ─▶ LOG ─▶ Committed<Answer> ─▶ 202
+//!            (parse)     (route)       all of one request         │
+//!                                      in one commit              └ the same request again: the first answer, read from the log
+//! ```
+//!
+//! A request is accepted as a whole or refused as a whole. The 202 is made from a
+//! [`Committed`](crate::log::committer::Committed) answer, which only the committer can make, so an accept before the report is durable
+//! does not compile.
+//!
+//! | Module | Holds |
+//! |---|---|
+//! | [`accept`] | one request, from its bytes to its durable answer |
+//! | [`batch`] | one report or NDJSON: where each report begins and ends |
+//! | [`lanes`] | which lane a topic goes to, for ever |
+//! | [`repeat`] | idempotency keys, and the first answer out of the log |
+//! | [`http`] | `POST /v1/reports` |
+//! | [`body`] | a request's body, within limits of size, time and memory |
+
+pub mod accept;
+pub mod batch;
+pub mod body;
+pub mod http;
+pub mod lanes;
+pub mod repeat;
