@@ -606,6 +606,11 @@ impl Lane {
         send >= self.cursor && send < self.next_send && !self.settled.contains(send.0)
     }
 
+    /// Whether every send below `end` is settled.
+    pub fn is_settled_through(&self, end: SendNo) -> bool {
+        self.cursor >= end
+    }
+
     /// The number of the next send.
     pub fn next_send(&self) -> SendNo {
         self.next_send

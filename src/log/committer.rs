@@ -200,6 +200,20 @@ pub struct LogHandle {
     store_id: StoreId,
 }
 
+/// An append that is under way.
+#[derive(Debug)]
+pub struct Ticket(oneshot::Receiver<Result<Committed<Appended>, CommitError>>);
+
+impl Ticket {
+    /// What became of it. May be asked again if the wait was given up, until it has answered.
+    ///
+    /// # Errors
+    /// As [`LogHandle::record`].
+    pub async fn answer(&mut self) -> Result<Committed<Appended>, CommitError> {
+        (&mut self.0).await.unwrap_or(Err(CommitError::Stopped))
+    }
+}
+
 /// Since when the committer has been at one thing, for the watchdog.
 #[derive(Default)]
 struct Busy {
@@ -232,11 +246,19 @@ impl LogHandle {
     /// # Errors
     /// [`CommitError::Stopped`], [`CommitError::DoesNotFit`] and [`CommitError::Store`]; the last is fatal.
     pub async fn record(&self, events: Vec<Event>) -> Result<Committed<Appended>, CommitError> {
+        self.submit(events).await?.answer().await
+    }
+
+    /// As [`LogHandle::record`], but returns as soon as the events have their place in the order of commits.
+    ///
+    /// # Errors
+    /// [`CommitError::Stopped`].
+    pub async fn submit(&self, events: Vec<Event>) -> Result<Ticket, CommitError> {
         let (reply, answer) = oneshot::channel();
         let bytes = events.iter().map(size_of_event).sum();
         let append = Append { events, bytes, is_accept: false, reply, _place: None };
         self.commands.send(Command::Append(append)).await.map_err(|_| CommitError::Stopped)?;
-        answer.await.unwrap_or(Err(CommitError::Stopped))
+        Ok(Ticket(answer))
     }
 
     /// Asks the outbox something. The answer is as of the last commit, and durable.
