@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use sd_notify::NotifyState;
@@ -14,6 +14,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::{FAILED, WRONG_USAGE};
 use crate::app::{self, Running};
 use crate::config::{self, Config};
+
+/// `timeout` and some supervisors signal the process and then its group: what comes so soon after the first signal is the same one.
+const SAME_SIGNAL: Duration = Duration::from_millis(500);
 
 /// The arguments of `tidings serve`.
 #[derive(Debug, Clone, Args)]
@@ -87,6 +90,12 @@ async fn until_stopped(config: Config) -> Result<(), NotStopped> {
     }
     tracing::info!("stopping: finishing what is in flight; a second signal stops at once");
     tell_systemd(&[NotifyState::Stopping]);
+    let told_again = async {
+        let first = Instant::now();
+        while first.elapsed() < SAME_SIGNAL {
+            told_to_stop(&mut terminate, &mut interrupt).await;
+        }
+    };
     tokio::select! {
         stopped = running.stop() => match stopped {
             Ok(()) => Ok(()),
@@ -95,7 +104,7 @@ async fn until_stopped(config: Config) -> Result<(), NotStopped> {
                 Err(NotStopped)
             }
         },
-        () = told_to_stop(&mut terminate, &mut interrupt) => {
+        () = told_again => {
             tracing::warn!("stopped at once; what is in flight goes on at the next start");
             Err(NotStopped)
         }
