@@ -19,7 +19,7 @@ use super::durable::{self, TRASH_PREFIX};
 use super::identity::{self, Found, IDENTITY, Identity};
 use super::reader::{Generation as Handle, Shared, State};
 use super::scan::{self, scan};
-use super::seal::{self, Head};
+use super::seal::{self, Head, SealError};
 use super::witness::{Testimony, WITNESS, Witness};
 use super::{Active, Options, SledLog};
 use crate::core::types::{Millis, Seq};
@@ -344,8 +344,8 @@ fn seal_rest(at: &At<'_>, proven: Vec<Proven>, tag: u64) -> Result<Vec<Head>, Op
     let seal = |generation| match generation {
         Proven::Sealed(head) => Ok(head),
         Proven::Unsealed { first, next } => seal::make(&at.store.join(folder_name(first)), tag, first, next).map_err(|error| match error {
-            Ok(missing) => at.missing(first, &missing),
-            Err(error) => at.io(error),
+            SealError::Missing(what) => at.missing(first, &what),
+            SealError::Io(error) => at.io(error),
         }),
     };
     proven.into_iter().map(seal).collect()
