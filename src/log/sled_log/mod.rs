@@ -39,9 +39,11 @@ mod durable;
 mod identity;
 mod open;
 mod page_cache;
+mod prove;
 mod reader;
 mod scan;
 mod seal;
+mod shown;
 mod witness;
 
 #[cfg(test)]
