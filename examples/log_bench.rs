@@ -14,6 +14,7 @@ use tidings::log::sled_log::{Options, SledLog};
 const BATCH: u64 = 30;
 
 fn main() {
+    tracing_subscriber::fmt().init();
     let folder = std::env::args().nth(1).expect("a folder to write to");
     let folder = Path::new(&folder);
     let commits = std::env::args().nth(2).map_or(4000, |number| number.parse().expect("a number of commits"));

@@ -58,6 +58,10 @@ impl At<'_> {
         OpenError::NotAStore { path: self.store.to_owned(), what: what.into() }
     }
 
+    pub(super) fn not_shown(&self, first: Seq, what: &str) -> OpenError {
+        OpenError::NotShown { path: self.store.to_owned(), what: format!("generation {}: {what}", folder_name(first)) }
+    }
+
     pub(super) fn missing(&self, first: Seq, what: &str) -> OpenError {
         self.damaged(format!("generation {}: {what}", folder_name(first)))
     }
@@ -245,7 +249,7 @@ fn existing(at: &At<'_>, lock: File, listing: Listing, identity: Identity, is_co
     };
     let checkpoint = read_checkpoint(at, &database, &shown, testimony.generation, tag)?;
     if last_stop == LastStop::Clean && checkpoint.as_ref().map(|checkpoint| checkpoint.next) != Some(shown.last.next()) {
-        return Err(at.missing(testimony.generation, "sled does not show the checkpoint that it was closed with"));
+        return Err(at.not_shown(testimony.generation, "sled does not show the checkpoint that it was closed with"));
     }
     testimony.last = shown.last;
     let active = Active::of(testimony.generation, folder, database, file, shown.newest, shown.stored);

@@ -1,6 +1,7 @@
 //! Proof, before anything is opened, that all is there that was accepted. Reads only.
 
 use std::path::Path;
+use std::time::Instant;
 
 use super::open::{At, folder_name};
 use super::scan::scan;
@@ -90,7 +91,9 @@ pub(super) fn prove_written(at: &At<'_>, folder: &Path, testimony: &Testimony, t
             return Err(at.missing(first, &format!("its file `{file}` is missing")));
         }
     }
+    let started = Instant::now();
     let found = scan(folder, tag).map_err(|error| at.io(error))?;
+    tracing::info!(generation = %first, elapsed_ms = started.elapsed().as_millis(), "searched the raw file after an unclean stop");
     if first > Seq::FIRST && !found.has_checkpoint(Kind::OpeningCheckpoint, first) {
         return Err(at.missing(first, "the checkpoint that it begins with is not in it"));
     }

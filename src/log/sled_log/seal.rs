@@ -35,7 +35,7 @@ pub(super) struct Head {
     /// The position after its last event.
     pub(super) next: Seq,
     pub(super) newest: Option<Millis>,
-    /// The bytes of its pages of events.
+    /// The bytes of its pages, without the checkpoint that it begins with.
     pub(super) stored: u64,
     pub(super) files: Vec<FileSum>,
 }
@@ -90,7 +90,7 @@ pub(super) fn make(folder: &Path, tag: u64, first: Seq, next: Seq) -> Result<Hea
         first,
         next,
         newest: places.iter().filter_map(|place| place.newest).max(),
-        stored: pages.iter().map(|page| u64::from(page.len)).sum(),
+        stored: pages.iter().map(|page| u64::from(page.len)).sum::<u64>() + found.closing_checkpoints_len(),
         files: sums(folder)?,
     };
     let write = |file: &mut File| {

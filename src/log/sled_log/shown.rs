@@ -39,6 +39,9 @@ pub(super) fn check_shown(at: &At<'_>, database: &Database, file: &File, testimo
             let mut end = key.to_vec();
             end.push(0);
             shown.checkpoint_end = Some(end);
+            if parsed.header.kind == Kind::Checkpoint {
+                shown.stored += parsed.header.page_len() as u64;
+            }
             return;
         }
         if let Err(what) = commit.add(key, &parsed.header) {
@@ -53,13 +56,13 @@ pub(super) fn check_shown(at: &At<'_>, database: &Database, file: &File, testimo
             commit.keys.clear();
         }
     });
-    walked.map_err(|what| at.missing(first, &format!("sled cannot read it: {what}")))?;
+    walked.map_err(|what| at.not_shown(first, &format!("sled cannot read it: {what}")))?;
     if let Some(what) = wrong {
-        return Err(at.missing(first, &what));
+        return Err(at.not_shown(first, &what));
     }
     if shown.last < testimony.last {
         let lost = format!("sled shows events up to {}, and events up to {} were accepted", shown.last, testimony.last);
-        return Err(at.missing(first, &lost));
+        return Err(at.not_shown(first, &lost));
     }
     if !commit.keys.is_empty() {
         database.remove(&commit.keys, file).map_err(|what| at.io(what))?;
@@ -106,7 +109,7 @@ pub(super) fn read_checkpoint(
     first: Seq,
     tag: u64,
 ) -> Result<Option<Checkpoint>, OpenError> {
-    let damaged = |what: String| at.missing(first, &format!("its newest checkpoint: {what}"));
+    let damaged = |what: String| at.not_shown(first, &format!("its newest checkpoint: {what}"));
     let end = match &shown.checkpoint_end {
         Some(end) => end.clone(),
         None => vec![0xff; PageKey::LEN],
