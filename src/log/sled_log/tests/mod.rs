@@ -164,6 +164,14 @@ fn reading_a_sealed_generation_changes_no_file() {
 }
 
 #[test]
+fn opening_a_sealed_generation_with_sled_would_write_to_it() {
+    let sample = Sample::killed();
+    let before = content(&sample.folder(0));
+    drop(Database::open(&sample.folder(0), SMALL.segment_size, 1 << 20).unwrap());
+    assert!(before != content(&sample.folder(0)), "if this ever stays as it is, sealed generations could be read through sled");
+}
+
+#[test]
 fn no_page_ever_goes_to_a_blob_file() {
     let sample = Sample::killed();
     let mut log = sample.opens().log;
