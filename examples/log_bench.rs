@@ -1,5 +1,5 @@
 //! Measures the log against raw append + fdatasync of the same bytes.
-//! `cargo run --release --example log_bench -- FOLDER`
+//! `cargo run --release --example log_bench -- FOLDER [COMMITS]`
 
 use std::fs::File;
 use std::io::Write;
@@ -12,11 +12,12 @@ use tidings::core::types::{LaneKey, Millis, Qos, SendNo, Seq};
 use tidings::log::sled_log::{Options, SledLog};
 
 const BATCH: u64 = 30;
-const BATCHES: u64 = 4000;
 
 fn main() {
+    tracing_subscriber::fmt().init();
     let folder = std::env::args().nth(1).expect("a folder to write to");
     let folder = Path::new(&folder);
+    let commits = std::env::args().nth(2).map_or(4000, |number| number.parse().expect("a number of commits"));
     let batches: Vec<Vec<Event>> = (0..200).map(|batch| (0..BATCH).map(|n| report(batch * BATCH + n)).collect()).collect();
     let raw: Vec<Vec<u8>> = batches
         .iter()
@@ -25,7 +26,7 @@ fn main() {
     let report_len = raw.iter().map(Vec::len).sum::<usize>() as u64 / (200 * BATCH);
 
     let mut file = File::create(folder.join("raw")).expect("the folder is writable");
-    let control = timed(BATCHES, |n| {
+    let control = timed(commits, |n| {
         file.write_all(&raw[(n % 200) as usize]).expect("the disk takes it");
         file.sync_data().expect("the disk takes it");
     });
@@ -35,7 +36,7 @@ fn main() {
     let store = folder.join("store");
     let mut log = SledLog::open(&store, Options::default()).expect("it opens").log;
     let mut rolls = Vec::new();
-    let own = timed(BATCHES, |n| {
+    let own = timed(commits, |n| {
         log.append(&batches[(n % 200) as usize], &|_| SendNo(0)).expect("it is stored");
         if log.is_generation_full() {
             let started = Instant::now();
@@ -44,14 +45,14 @@ fn main() {
         }
     });
     let space = log.space();
-    println!("report {report_len} B; {BATCHES} commits of {BATCH}");
+    println!("report {report_len} B; {commits} commits of {BATCH}");
     println!("raw  {}", line(&control, report_len));
     println!("log  {}", line(&own, report_len));
     println!("ratio {:.2}", own.iter().sum::<Duration>().as_secs_f64() / control.iter().sum::<Duration>().as_secs_f64());
     println!(
         "disk {:.1} MB of {:.1} MB raw; generations {:?}; rolls {rolls:?}",
         space.used as f64 / 1e6,
-        (BATCHES * BATCH * report_len) as f64 / 1e6,
+        (commits * BATCH * report_len) as f64 / 1e6,
         log.generations().iter().map(|generation| generation.bytes >> 20).collect::<Vec<_>>(),
     );
     println!("memory {}", memory());

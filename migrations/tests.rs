@@ -107,7 +107,9 @@ fn there_is_a_fixture_of_every_version() {
 #[test]
 fn the_steps_are_in_order_and_end_with_the_newest_version() {
     let made: Vec<u32> = STEPS.iter().map(|step| step.to()).collect();
-    assert_eq!(made, (2..=CURRENT).collect::<Vec<_>>());
+    let numbered: Vec<u32> = (2..).take(STEPS.len()).collect();
+    assert_eq!(made, numbered);
+    assert_eq!(CURRENT as usize, STEPS.len() + 1);
 }
 
 /// Appends its number to a file; `killed` makes the first run end after half of its work.

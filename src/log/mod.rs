@@ -228,7 +228,7 @@ pub enum ReadError {
     Io(String),
 }
 
-/// Why a store could not be opened. Nothing has been changed when this is returned.
+/// Why a store could not be opened. But for [`OpenError::NotShown`], nothing has been changed when this is returned.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// Another process has it.
@@ -265,6 +265,17 @@ pub enum OpenError {
         "the store {path} is damaged: {what}. Nothing was opened or changed. Copy the folder away before anything else, then see the runbook"
     )]
     Damaged {
+        /// The store.
+        path: PathBuf,
+        /// What and where.
+        what: String,
+    },
+    /// The raw files held all that was accepted, and the database does not show it. Here, and only here, it has been opened.
+    #[error(
+        "the store {path} does not show what it holds: {what}. All that was accepted was found in its raw files before they were opened. \
+         Copy the folder away before anything else, then see the runbook"
+    )]
+    NotShown {
         /// The store.
         path: PathBuf,
         /// What and where.
@@ -308,7 +319,7 @@ impl OpenError {
             OpenError::Locked { .. } => "store_locked",
             OpenError::Newer { .. } => "store_newer",
             OpenError::NotAStore { .. } => "not_a_store",
-            OpenError::Damaged { .. } => "store_damaged",
+            OpenError::Damaged { .. } | OpenError::NotShown { .. } => "store_damaged",
             OpenError::Io { .. } => "store_failed",
         }
     }

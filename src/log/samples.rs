@@ -34,7 +34,7 @@ pub(super) fn with_payload(n: u64, payload: Vec<u8>) -> Event {
         properties: Properties::default(),
         payload: Bytes::from(payload),
         dedupe: Some(Dedupe { key: u128::from(n) * 0x9e37_79b9_7f4a_7c15_f39c, body: n, line: 0, lines: 1, batch: false }),
-        replay_of: (n % 17 == 0).then_some(Seq(n)),
+        replay_of: n.is_multiple_of(17).then_some(Seq(n)),
     }))
 }
 

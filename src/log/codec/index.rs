@@ -56,7 +56,7 @@ fn probes(hash: u64, bits: u64) -> impl Iterator<Item = u64> {
 pub(super) struct IndexBuilder {
     times: Option<(Millis, Millis)>,
     sends: BTreeMap<LaneKey, SendNo>,
-    touched: BTreeMap<LaneKey, (Option<(SendNo, SendNo)>, Option<(Seq, Seq)>)>,
+    touched: BTreeMap<LaneKey, (Span<SendNo>, Span<Seq>)>,
     keys: HashSet<u64>,
     lanes_len: usize,
     scratch: String,
@@ -163,6 +163,7 @@ fn accepted(event: &Event) -> Option<&Accepted> {
     }
 }
 
+/// The lowest and the highest.
 type Span<T> = Option<(T, T)>;
 
 /// What an outcome is about: its lane, the send numbers and ids that it names.

@@ -3,7 +3,7 @@
 //! # Constraints
 //! * **Accepted means durable.** [`append`](EventLog::append) returns after `apply_batch` → `flush` → `fdatasync` → witness.
 //! * **A damaged store is refused, untouched.** Opening a damaged sled database zeroes what it can't read, so all that was accepted is
-//!   found in the raw files first ([`scan`]), and compared with what the [`witness`] has seen.
+//!   found in the raw files first (`scan`), and compared with what the witness has seen.
 //! * **An ordinary crash never needs an operator**, at whatever moment it comes: see the tables below.
 //! * **A failure is final.** After the first one nothing more is written: what a failed `fsync` left behind is not known.
 //! * Keys only ever grow, values stay small, nothing is deleted but whole generations: what sled does well.
@@ -39,9 +39,11 @@ mod durable;
 mod identity;
 mod open;
 mod page_cache;
+mod prove;
 mod reader;
 mod scan;
 mod seal;
+mod shown;
 mod witness;
 
 #[cfg(test)]

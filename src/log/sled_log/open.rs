@@ -17,14 +17,15 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::database::Database;
 use super::durable::{self, TRASH_PREFIX};
 use super::identity::{self, Found, IDENTITY, Identity};
+use super::prove::{Proven, prove_closed, prove_sealed, prove_written, sort};
 use super::reader::{Generation as Handle, Shared, State};
-use super::scan::{self, scan};
-use super::seal::{self, Head};
+use super::seal::{self, Head, SealError};
+use super::shown::{Shown, check_shown, read_checkpoint};
 use super::witness::{Testimony, WITNESS, Witness};
 use super::{Active, Options, SledLog};
 use crate::core::types::{Millis, Seq};
-use crate::log::codec::{Decoder, Encoder, Header, Kind, Limits, MAGIC, PageKey, parse};
-use crate::log::{Checkpoint, LastStop, OpenError, Opened, StoreId};
+use crate::log::codec::{Encoder, Limits, MAGIC};
+use crate::log::{LastStop, OpenError, Opened, StoreId};
 use crate::migrations;
 
 const LOCK: &str = "lock";
@@ -40,16 +41,16 @@ fn folder_first(name: &str) -> Option<Seq> {
 }
 
 /// Names the store in every error.
-struct At<'a> {
-    store: &'a Path,
+pub(super) struct At<'a> {
+    pub(super) store: &'a Path,
 }
 
 impl At<'_> {
-    fn damaged(&self, what: impl Into<String>) -> OpenError {
+    pub(super) fn damaged(&self, what: impl Into<String>) -> OpenError {
         OpenError::Damaged { path: self.store.to_owned(), what: what.into() }
     }
 
-    fn io(&self, what: impl std::fmt::Display) -> OpenError {
+    pub(super) fn io(&self, what: impl std::fmt::Display) -> OpenError {
         OpenError::Io { path: self.store.to_owned(), what: what.to_string() }
     }
 
@@ -57,7 +58,11 @@ impl At<'_> {
         OpenError::NotAStore { path: self.store.to_owned(), what: what.into() }
     }
 
-    fn missing(&self, first: Seq, what: &str) -> OpenError {
+    pub(super) fn not_shown(&self, first: Seq, what: &str) -> OpenError {
+        OpenError::NotShown { path: self.store.to_owned(), what: format!("generation {}: {what}", folder_name(first)) }
+    }
+
+    pub(super) fn missing(&self, first: Seq, what: &str) -> OpenError {
         self.damaged(format!("generation {}: {what}", folder_name(first)))
     }
 }
@@ -244,7 +249,7 @@ fn existing(at: &At<'_>, lock: File, listing: Listing, identity: Identity, is_co
     };
     let checkpoint = read_checkpoint(at, &database, &shown, testimony.generation, tag)?;
     if last_stop == LastStop::Clean && checkpoint.as_ref().map(|checkpoint| checkpoint.next) != Some(shown.last.next()) {
-        return Err(at.missing(testimony.generation, "sled does not show the checkpoint that it was closed with"));
+        return Err(at.not_shown(testimony.generation, "sled does not show the checkpoint that it was closed with"));
     }
     testimony.last = shown.last;
     let active = Active::of(testimony.generation, folder, database, file, shown.newest, shown.stored);
@@ -252,211 +257,15 @@ fn existing(at: &At<'_>, lock: File, listing: Listing, identity: Identity, is_co
     Ok(Opened { log: Box::new(whole.into_log(at)?), checkpoint, last_stop, is_copy })
 }
 
-/// Splits the generations into those that the witness knows, and what a kill left over.
-fn sort(at: &At<'_>, generations: &[Seq], testimony: &Testimony, tag: u64) -> Result<(Vec<Seq>, Vec<Seq>), OpenError> {
-    let (mut kept, mut left_over) = (Vec::new(), Vec::new());
-    for &first in generations {
-        if first < testimony.lowest {
-            left_over.push(first);
-        } else if first > testimony.generation {
-            let folder = at.store.join(folder_name(first));
-            if !scan(&folder, tag).map_err(|error| at.io(error))?.events.is_empty() {
-                return Err(at.missing(first, "it holds events, and the witness does not know it"));
-            }
-            left_over.push(first);
-        } else {
-            kept.push(first);
-        }
-    }
-    for needed in [testimony.lowest, testimony.generation] {
-        if !kept.contains(&needed) {
-            return Err(at.missing(needed, "its folder is missing"));
-        }
-    }
-    Ok((kept, left_over))
-}
-
-/// A generation that is not being written any more.
-enum Proven {
-    Sealed(Head),
-    /// A kill came before its seal; the scan has found all of it.
-    Unsealed {
-        first: Seq,
-        next: Seq,
-    },
-}
-
-/// All generations but the newest: each is there, whole as far as can be seen without reading it, and the next one begins where it ends.
-fn prove_sealed(at: &At<'_>, kept: &[Seq], tag: u64) -> Result<Vec<Proven>, OpenError> {
-    let mut proven = Vec::new();
-    for pair in kept.windows(2) {
-        let (first, next) = (pair[0], pair[1]);
-        let folder = at.store.join(folder_name(first));
-        if !folder.join(seal::SEAL).exists() {
-            let found = scan(&folder, tag).map_err(|error| at.io(error))?;
-            found.covering(first, Seq(next.0 - 1)).map_err(|what| at.missing(first, &what))?;
-            proven.push(Proven::Unsealed { first, next });
-            continue;
-        }
-        let head = seal::read_head(&folder, tag).map_err(|error| at.io(error))?;
-        let head = head.filter(|head| head.first == first);
-        let head = head.ok_or_else(|| at.missing(first, "its file `seal` is not what was written"))?;
-        if head.next != next {
-            return Err(at.damaged(format!("events {} to {} are missing: no generation begins with {0}", head.next, next.0 - 1)));
-        }
-        if let Some(wrong) = seal::wrong_lengths(&folder, &head) {
-            return Err(at.missing(first, &wrong));
-        }
-        proven.push(Proven::Sealed(head));
-    }
-    Ok(proven)
-}
-
-/// The newest generation after a clean stop: its files are, byte for byte, those that were closed.
-fn prove_closed(at: &At<'_>, folder: &Path, testimony: &Testimony, tag: u64) -> Result<Head, OpenError> {
-    let first = testimony.generation;
-    let head = seal::read_head(folder, tag).map_err(|error| at.io(error))?;
-    let head = head.filter(|head| head.first == first && head.next == testimony.last.next());
-    let head = head.ok_or_else(|| at.missing(first, "its file `seal` is missing or is not what was written"))?;
-    match seal::wrong_content(folder, &head).map_err(|error| at.io(error))? {
-        Some(wrong) => Err(at.missing(first, &wrong)),
-        None => Ok(head),
-    }
-}
-
-/// The newest generation after a kill: everything that was accepted is in its raw file.
-fn prove_written(at: &At<'_>, folder: &Path, testimony: &Testimony, tag: u64) -> Result<scan::Scan, OpenError> {
-    let first = testimony.generation;
-    for file in ["db", "conf"] {
-        if !folder.join(file).exists() {
-            return Err(at.missing(first, &format!("its file `{file}` is missing")));
-        }
-    }
-    let found = scan(folder, tag).map_err(|error| at.io(error))?;
-    if first > Seq::FIRST && !found.has_checkpoint(Kind::OpeningCheckpoint, first) {
-        return Err(at.missing(first, "the checkpoint that it begins with is not in it"));
-    }
-    found.covering(first, testimony.last).map_err(|what| at.missing(first, &what))?;
-    Ok(found)
-}
-
 fn seal_rest(at: &At<'_>, proven: Vec<Proven>, tag: u64) -> Result<Vec<Head>, OpenError> {
     let seal = |generation| match generation {
         Proven::Sealed(head) => Ok(head),
         Proven::Unsealed { first, next } => seal::make(&at.store.join(folder_name(first)), tag, first, next).map_err(|error| match error {
-            Ok(missing) => at.missing(first, &missing),
-            Err(error) => at.io(error),
+            SealError::Missing(what) => at.missing(first, &what),
+            SealError::Io(error) => at.io(error),
         }),
     };
     proven.into_iter().map(seal).collect()
-}
-
-/// What sled shows of the newest generation.
-struct Shown {
-    last: Seq,
-    newest: Option<Millis>,
-    stored: u64,
-    /// The key right after the newest checkpoint, where that is not simply the last entry.
-    checkpoint_end: Option<Vec<u8>>,
-}
-
-/// Goes through all that sled shows after a kill: no gap, nothing damaged, nothing missing that was accepted. Takes out the part of a
-/// commit that the kill may have left.
-fn check_shown(at: &At<'_>, database: &Database, file: &File, testimony: &Testimony, tag: u64) -> Result<Shown, OpenError> {
-    let first = testimony.generation;
-    let before = Seq(first.0 - 1);
-    let mut shown = Shown { last: before, newest: None, stored: 0, checkpoint_end: None };
-    let mut wrong = None;
-    let mut commit = OpenCommit { last: before, expected: None, keys: Vec::new(), stored: 0, newest: None };
-    let walked = database.each(tag, |key, page| {
-        if wrong.is_some() {
-            return;
-        }
-        let parsed = match page {
-            Ok(parsed) if parsed.header.key().to_bytes() == key[..] => parsed,
-            Ok(_) => return wrong = Some(format!("the page behind event {} stands under another key", commit.last)),
-            Err(what) => return wrong = Some(format!("the page behind event {}: {what}", commit.last)),
-        };
-        if parsed.header.kind != Kind::Events {
-            let mut end = key.to_vec();
-            end.push(0);
-            shown.checkpoint_end = Some(end);
-            return;
-        }
-        if let Err(what) = commit.add(key, &parsed.header) {
-            wrong = Some(what);
-            return;
-        }
-        commit.newest = commit.newest.max(parsed.index().ok().and_then(|index| index.times).map(|times| times.1));
-        if commit.is_whole() {
-            shown.last = commit.last;
-            shown.newest = commit.newest;
-            shown.stored += std::mem::take(&mut commit.stored);
-            commit.keys.clear();
-        }
-    });
-    walked.map_err(|what| at.missing(first, &format!("sled cannot read it: {what}")))?;
-    if let Some(what) = wrong {
-        return Err(at.missing(first, &what));
-    }
-    if shown.last < testimony.last {
-        let lost = format!("sled shows events up to {}, and events up to {} were accepted", shown.last, testimony.last);
-        return Err(at.missing(first, &lost));
-    }
-    if !commit.keys.is_empty() {
-        database.remove(&commit.keys, file).map_err(|what| at.io(what))?;
-    }
-    Ok(shown)
-}
-
-/// The commit that the walk is in.
-struct OpenCommit {
-    last: Seq,
-    /// The page that must come next, and of how many, while a commit is under way.
-    expected: Option<(u32, u32)>,
-    keys: Vec<sled::IVec>,
-    stored: u64,
-    newest: Option<Millis>,
-}
-
-impl OpenCommit {
-    fn add(&mut self, key: &sled::IVec, header: &Header) -> Result<(), String> {
-        let (page, pages) = self.expected.unwrap_or((0, header.pages));
-        let next = if header.part == 0 { self.last.next() } else { self.last };
-        if header.first != next {
-            return Err(format!("events {next} to {} are missing", header.first.0.saturating_sub(1)));
-        }
-        if (header.page, header.pages) != (page, pages) {
-            return Err(format!("a page of the commit around event {next} is missing"));
-        }
-        self.last = header.last();
-        self.expected = (page + 1 < pages).then_some((page + 1, pages));
-        self.keys.push(key.clone());
-        self.stored += header.page_len() as u64;
-        Ok(())
-    }
-
-    fn is_whole(&self) -> bool {
-        self.expected.is_none()
-    }
-}
-
-fn read_checkpoint(at: &At<'_>, database: &Database, shown: &Shown, first: Seq, tag: u64) -> Result<Option<Checkpoint>, OpenError> {
-    let damaged = |what: String| at.missing(first, &format!("its newest checkpoint: {what}"));
-    let end = match &shown.checkpoint_end {
-        Some(end) => end.clone(),
-        None => vec![0xff; PageKey::LEN],
-    };
-    let Some((next, parts)) = database.checkpoint(tag, &end).map_err(damaged)? else {
-        return if first == Seq::FIRST { Ok(None) } else { Err(damaged("there is none".into())) };
-    };
-    let mut decoder = Decoder::new().map_err(|error| at.io(error))?;
-    let mut bytes = Vec::new();
-    for part in &parts {
-        let parsed = parse(tag, part).map_err(|error| damaged(error.to_string()))?;
-        decoder.checkpoint_part(&parsed, &mut bytes).map_err(|error| damaged(error.to_string()))?;
-    }
-    Ok(Some(Checkpoint { next, bytes }))
 }
 
 /// Everything that a log is put together from.

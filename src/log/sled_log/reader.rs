@@ -81,11 +81,8 @@ impl Generation {
         let mut state = write(&self.state);
         let State::Active(database) = std::mem::replace(&mut *state, State::Dropped) else { return Ok(()) };
         drop(database);
-        let outcome = match seal::make(&self.folder, tag, self.first, next) {
-            Ok(_) => Ok(()),
-            Err(Ok(missing)) => Err(format!("sealing {}: {missing}", self.folder.display())),
-            Err(Err(error)) => Err(format!("sealing {}: {error}", self.folder.display())),
-        };
+        let outcome = seal::make(&self.folder, tag, self.first, next);
+        let outcome = outcome.map(|_| ()).map_err(|error| format!("sealing {}: {error}", self.folder.display()));
         *state = match &outcome {
             Ok(()) => State::Sealed,
             Err(what) => State::Unreadable(what.clone()),

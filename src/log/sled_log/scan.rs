@@ -141,6 +141,12 @@ impl Scan {
         Ok(pages)
     }
 
+    /// The bytes of the checkpoints that clean stops have written.
+    pub(super) fn closing_checkpoints_len(&self) -> u64 {
+        let closing = self.checkpoints.iter().filter(|(key, _)| key.1 == Kind::Checkpoint).flat_map(|(_, parts)| parts.values());
+        closing.map(|place| place.header.page_len() as u64).sum()
+    }
+
     /// Whether a whole checkpoint of this kind for `next` is there.
     pub(super) fn has_checkpoint(&self, kind: Kind, next: Seq) -> bool {
         self.checkpoints

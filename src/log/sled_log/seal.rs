@@ -35,7 +35,7 @@ pub(super) struct Head {
     /// The position after its last event.
     pub(super) next: Seq,
     pub(super) newest: Option<Millis>,
-    /// The bytes of its pages of events.
+    /// The bytes of its pages, without the checkpoint that it begins with.
     pub(super) stored: u64,
     pub(super) files: Vec<FileSum>,
 }
@@ -63,14 +63,22 @@ pub(super) struct SealedFile {
     pages: Vec<PageAt>,
 }
 
+/// Why a generation could not be sealed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SealError {
+    /// Events that must be in it are not.
+    #[error("{0}")]
+    Missing(String),
+    /// The disk failed.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
 /// Seals the generation of `first..next` in `folder`, which sled has closed. Syncs what it names.
-///
-/// # Errors
-/// `Err(Ok(what))` if events are missing, `Err(Err(error))` if the disk fails.
-pub(super) fn make(folder: &Path, tag: u64, first: Seq, next: Seq) -> Result<Head, Result<String, io::Error>> {
-    durable::sync_folder_and_files(folder).map_err(Err)?;
-    let found = scan(folder, tag).map_err(Err)?;
-    let places = if next > first { found.covering(first, Seq(next.0 - 1)).map_err(Ok)? } else { Vec::new() };
+pub(super) fn make(folder: &Path, tag: u64, first: Seq, next: Seq) -> Result<Head, SealError> {
+    durable::sync_folder_and_files(folder)?;
+    let found = scan(folder, tag)?;
+    let places = if next > first { found.covering(first, Seq(next.0 - 1)).map_err(SealError::Missing)? } else { Vec::new() };
     let page_at = |place: &super::scan::Place| PageAt {
         first: place.header.first,
         part: place.header.part,
@@ -82,8 +90,8 @@ pub(super) fn make(folder: &Path, tag: u64, first: Seq, next: Seq) -> Result<Hea
         first,
         next,
         newest: places.iter().filter_map(|place| place.newest).max(),
-        stored: pages.iter().map(|page| u64::from(page.len)).sum(),
-        files: sums(folder).map_err(Err)?,
+        stored: pages.iter().map(|page| u64::from(page.len)).sum::<u64>() + found.closing_checkpoints_len(),
+        files: sums(folder)?,
     };
     let write = |file: &mut File| {
         file.write_all(&MAGIC)?;
@@ -91,7 +99,7 @@ pub(super) fn make(folder: &Path, tag: u64, first: Seq, next: Seq) -> Result<Hea
         write_frame(file, &head)?;
         write_frame(file, &pages)
     };
-    durable::replace(folder, SEAL, write).map_err(Err)?;
+    durable::replace(folder, SEAL, write)?;
     Ok(head)
 }
 

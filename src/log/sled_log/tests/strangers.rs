@@ -1,0 +1,52 @@
+//! Stores of newer releases, of other processes, copies, and folders that are none.
+
+use super::*;
+
+#[test]
+fn a_newer_store_is_refused_with_both_versions() {
+    let sample = Sample::killed();
+    let identity = sample.path().join("identity");
+    let text = fs::read_to_string(&identity).unwrap().replace("format 1\n", "format 9\nsomething new\n");
+    fs::write(&identity, text).unwrap();
+    let before = content(sample.path());
+    let error = SledLog::open(sample.path(), SMALL).map(|_| ()).unwrap_err();
+    assert!(matches!(error, OpenError::Newer { found: 9, known: 1, .. }), "{error}");
+    assert!(before == content(sample.path()), "nothing is changed");
+}
+
+#[test]
+fn a_folder_with_something_else_in_it_is_no_store() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("letters.txt"), "dear").unwrap();
+    let error = SledLog::open(folder.path(), SMALL).map(|_| ()).unwrap_err();
+    assert!(matches!(error, OpenError::NotAStore { .. }), "{error}");
+    assert!(error.to_string().contains("letters.txt"), "{error}");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left behind");
+}
+
+#[test]
+fn a_store_in_use_names_its_holder() {
+    let folder = tempfile::tempdir().unwrap();
+    let _opened = open(folder.path());
+    let error = SledLog::open(folder.path(), SMALL).map(|_| ()).unwrap_err();
+    assert!(error.to_string().contains(&format!("(pid {})", std::process::id())), "{error}");
+}
+
+#[test]
+fn a_copied_folder_is_seen_until_it_is_adopted() {
+    let sample = Sample::closed();
+    for _ in 0..2 {
+        let opened = sample.opens();
+        assert!(opened.is_copy);
+        opened.log.close(b"c").unwrap();
+    }
+    let mut opened = sample.opens();
+    opened.log.adopt_copy().unwrap();
+    drop(opened);
+    assert!(!sample.opens().is_copy);
+    // A folder that is moved, not copied, is still the same store.
+    let parent = tempfile::tempdir_in(sample.path().parent().unwrap()).unwrap();
+    let elsewhere = parent.path().join("elsewhere");
+    fs::rename(sample.path(), &elsewhere).unwrap();
+    assert!(!open(&elsewhere).is_copy);
+}
