@@ -61,7 +61,7 @@ impl Default for Setup {
             disk: Disk::default(),
             max_report: 64 << 10,
             http: http::Limits { max_batch: 1 << 20, ..http::Limits::default() },
-            server: server::Limits { stop_timeout: Duration::from_secs(5), ..server::Limits::default() },
+            server: server::Limits { stop_timeout: PATIENCE * 3, ..server::Limits::default() },
         }
     }
 }
