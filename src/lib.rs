@@ -1,6 +1,7 @@
 //! Tidings delivers CI reports over MQTT and loses none.
 
 pub mod admin;
+pub mod app;
 pub mod cli;
 pub mod config;
 pub mod core;

@@ -156,6 +156,8 @@ pub enum Event {
         protocol: Protocol,
         /// Server, port and user, so that a change of these is seen.
         endpoint: String,
+        /// So many sends may be on the wire at once without an outcome that is durable: what a restart has to take as perhaps sent.
+        doubt: u32,
         /// Sends that may have arrived before and are sent again, because the broker's session was lost.
         repeated: Ranges,
         /// When.

@@ -120,6 +120,8 @@ pub struct Lane {
     pub endpoint: String,
     /// The protocol of the newest session.
     pub protocol: Option<Protocol>,
+    /// So many sends may be on the wire without a durable outcome at once.
+    pub doubt: u32,
 }
 
 /// A refused delivery that waits for its retry, under its spent number.
@@ -135,8 +137,6 @@ pub struct Waiting {
     pub retry_at: Millis,
     /// What of its topic was sent up to this number was in flight when it was refused.
     pub sent_through: SendNo,
-    /// Whether it was ever put on the wire in the present session under this number: false after a requeue.
-    pub requeued: bool,
 }
 
 /// A dead letter, under its last number.
@@ -159,6 +159,10 @@ pub struct Moved {
     pub located: Seq,
     /// Refusals charged so far.
     pub attempts: u32,
+    /// It has a new number (after a refusal, a requeue, or waiting behind another), rather than only a new place.
+    pub is_resent: bool,
+    /// As in [`Waiting::sent_through`], once it is sent again.
+    pub sent_through: SendNo,
 }
 
 /// Where a send is to be found.
@@ -328,22 +332,22 @@ impl Outbox {
                     attempts: *attempts,
                     retry_at: *retry_at,
                     sent_through: *sent_through,
-                    requeued: false,
                 };
                 lane.waiting.insert(delivery.send, waiting);
             }
             Event::Resent { delivery, .. } => {
                 let (lane, _) = self.lane_mut(&delivery.lane).expect("checked: the lane exists");
-                let attempts = match lane.waiting.remove(&delivery.send) {
-                    Some(waiting) => waiting.attempts,
+                let (attempts, sent_through) = match lane.waiting.remove(&delivery.send) {
+                    Some(waiting) => (waiting.attempts, waiting.sent_through),
                     None => {
                         let attempts = lane.moved.get(&delivery.send).map_or(0, |moved| moved.attempts);
                         lane.settle(&Ranges::one(delivery.send.0));
-                        attempts
+                        (attempts, delivery.send)
                     }
                 };
                 let send = lane.take_send();
-                lane.moved.insert(send, Moved { id: delivery.id, located: delivery.located, attempts });
+                let moved = Moved { id: delivery.id, located: delivery.located, attempts, is_resent: true, sent_through };
+                lane.moved.insert(send, moved);
             }
             Event::DeadLettered { delivery, at, .. } => {
                 let (lane, totals) = self.lane_mut(&delivery.lane).expect("checked: the lane exists");
@@ -362,8 +366,8 @@ impl Outbox {
                     located: delivery.located,
                     attempts: 0,
                     retry_at: *at,
-                    sent_through: lane.next_send,
-                    requeued: true,
+                    // What an operator requeues holds up nothing.
+                    sent_through: SendNo(u64::MAX),
                 };
                 lane.waiting.insert(delivery.send, waiting);
                 totals.dead -= 1;
@@ -407,9 +411,10 @@ impl Outbox {
             Event::ReplayEnded { job, .. } => {
                 self.replays.remove(job);
             }
-            Event::SessionOpened { lane, epoch, protocol, endpoint, repeated, .. } => {
+            Event::SessionOpened { lane, epoch, protocol, endpoint, doubt, repeated, .. } => {
                 let (lane, totals) = self.lane_mut(lane).expect("checked: the lane exists");
                 lane.epoch = *epoch;
+                lane.doubt = *doubt;
                 lane.protocol = Some(*protocol);
                 lane.endpoint.clone_from(endpoint);
                 totals.possible_duplicates += repeated.count();
@@ -424,6 +429,7 @@ impl Outbox {
             Event::EpochBumped { .. } => {
                 for lane in self.connections.values_mut().flat_map(|connection| connection.lanes.values_mut()) {
                     lane.epoch += 1;
+                    lane.endpoint.clear();
                 }
             }
             Event::Received { client, packet_id, .. } => {
@@ -547,11 +553,14 @@ impl Outbox {
     pub fn drop_oldest_generation(&mut self) {
         self.generations.pop_front();
         let Some(oldest) = self.generations.front() else { return };
-        let first = oldest.first;
-        for lane in self.connections.values_mut().flat_map(|connection| connection.lanes.values_mut()) {
-            lane.anchors.retain(|anchor| anchor.seq >= first);
+        for (name, connection) in &mut self.connections {
+            for (number, lane) in &mut connection.lanes {
+                let key = LaneKey { connection: name.clone(), lane: *number };
+                let begin = oldest.sends.get(&key).copied().unwrap_or_default();
+                lane.forget_anchors_before(oldest.first, begin);
+            }
         }
-        self.requests.forget_before(first);
+        self.requests.forget_before(oldest.first);
     }
 
     /// Every lane.
@@ -595,6 +604,11 @@ impl Lane {
     /// Whether the send is neither settled nor still to come.
     pub fn is_pending(&self, send: SendNo) -> bool {
         send >= self.cursor && send < self.next_send && !self.settled.contains(send.0)
+    }
+
+    /// Whether every send below `end` is settled.
+    pub fn is_settled_through(&self, end: SendNo) -> bool {
+        self.cursor >= end
     }
 
     /// The number of the next send.
@@ -676,13 +690,28 @@ impl Lane {
         count
     }
 
+    /// What stood before `first` is gone; from there on the lane's sends begin with `begin`.
+    fn forget_anchors_before(&mut self, first: Seq, begin: SendNo) {
+        let mut gone = None;
+        while self.anchors.front().is_some_and(|anchor| anchor.seq < first) {
+            gone = self.anchors.pop_front();
+        }
+        // Sends between the beginning of the generation and its first own anchor have to be found as well.
+        if let Some(gone) = gone
+            && begin < self.next_send
+        {
+            self.anchors.push_front(Anchor { send: begin, seq: first, at: gone.at });
+        }
+    }
+
     fn carry(&mut self, send: SendNo, id: Seq, located: Seq) {
         if let Some(waiting) = self.waiting.get_mut(&send) {
             waiting.located = located;
         } else if let Some(dead) = self.dead.get_mut(&send) {
             dead.located = located;
         } else if self.is_pending(send) {
-            self.moved.entry(send).and_modify(|moved| moved.located = located).or_insert(Moved { id, located, attempts: 0 });
+            let moved = Moved { id, located, attempts: 0, is_resent: false, sent_through: SendNo(0) };
+            self.moved.entry(send).and_modify(|known| known.located = located).or_insert(moved);
         }
     }
 

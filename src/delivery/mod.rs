@@ -11,6 +11,12 @@
 //!
 //! | Module | Holds |
 //! |---|---|
+//! | [`lane`] | a lane at work: the task that owns session, socket and feed |
+//! | [`feed`] | what is a lane's in the log, in send order |
+//! | [`codec`] | packets to bytes and back |
 //! | [`board`] | what every lane is doing, for status and health |
 
 pub mod board;
+pub mod codec;
+pub mod feed;
+pub mod lane;

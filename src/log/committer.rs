@@ -81,7 +81,7 @@ impl<T> Committed<T> {
 }
 
 /// What became of an append.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Appended {
     /// The events stand at these positions.
     New {
@@ -89,6 +89,8 @@ pub enum Appended {
         first: Seq,
         /// The last one's.
         last: Seq,
+        /// The new send number of each `Resent` among them, in order.
+        resent: Vec<SendNo>,
     },
     /// The same request was accepted before; nothing was appended.
     Known(Request),
@@ -198,6 +200,20 @@ pub struct LogHandle {
     store_id: StoreId,
 }
 
+/// An append that is under way.
+#[derive(Debug)]
+pub struct Ticket(oneshot::Receiver<Result<Committed<Appended>, CommitError>>);
+
+impl Ticket {
+    /// What became of it. May be asked again if the wait was given up, until it has answered.
+    ///
+    /// # Errors
+    /// As [`LogHandle::record`].
+    pub async fn answer(&mut self) -> Result<Committed<Appended>, CommitError> {
+        (&mut self.0).await.unwrap_or(Err(CommitError::Stopped))
+    }
+}
+
 /// Since when the committer has been at one thing, for the watchdog.
 #[derive(Default)]
 struct Busy {
@@ -230,11 +246,19 @@ impl LogHandle {
     /// # Errors
     /// [`CommitError::Stopped`], [`CommitError::DoesNotFit`] and [`CommitError::Store`]; the last is fatal.
     pub async fn record(&self, events: Vec<Event>) -> Result<Committed<Appended>, CommitError> {
+        self.submit(events).await?.answer().await
+    }
+
+    /// As [`LogHandle::record`], but returns as soon as the events have their place in the order of commits.
+    ///
+    /// # Errors
+    /// [`CommitError::Stopped`].
+    pub async fn submit(&self, events: Vec<Event>) -> Result<Ticket, CommitError> {
         let (reply, answer) = oneshot::channel();
         let bytes = events.iter().map(size_of_event).sum();
         let append = Append { events, bytes, is_accept: false, reply, _place: None };
         self.commands.send(Command::Append(append)).await.map_err(|_| CommitError::Stopped)?;
-        answer.await.unwrap_or(Err(CommitError::Stopped))
+        Ok(Ticket(answer))
     }
 
     /// Asks the outbox something. The answer is as of the last commit, and durable.
@@ -513,16 +537,18 @@ impl Committer {
             return self.refuse(append, error.into());
         }
         let first = self.outbox.next();
+        let mut resent = Vec::new();
         for event in &append.events {
             if let Event::Accepted(accepted) = event {
                 note_send(&mut batch.sends, &self.outbox, &accepted.lane);
             } else if let Event::Resent { delivery, .. } = event {
                 note_send(&mut batch.sends, &self.outbox, &delivery.lane);
+                resent.push(self.outbox.next_send(&delivery.lane));
             }
             self.outbox.apply(event).expect("checked just now, and events of one request do not contradict each other");
         }
         batch.bytes += append.bytes;
-        batch.waiters.push((append.reply, Appended::New { first, last: Seq(self.outbox.next().0 - 1) }));
+        batch.waiters.push((append.reply, Appended::New { first, last: Seq(self.outbox.next().0 - 1), resent }));
         batch.events.extend(append.events);
         batch.places.extend(append._place);
     }

@@ -24,6 +24,15 @@
 
 pub mod committer;
 
+pub mod codec;
+pub mod memory_log;
+pub mod sled_log;
+
+#[cfg(test)]
+mod conformance;
+#[cfg(test)]
+mod samples;
+
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;

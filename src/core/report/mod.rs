@@ -1,6 +1,6 @@
 //! A report: one message about one item of one pipeline, as Zuul's MQTT reporter makes it.
 //!
-//! [`Report::parse`] reads the bytes once, in one pass and without building a tree: it checks the [`schema`] on the way and keeps
+//! [`Report::parse`] reads the bytes once, in one pass and without building a tree: it checks the schema (`schema.rs`) on the way and keeps
 //! only what routing and topics need. The bytes themselves stay as they were posted, because they are what is published.
 //!
 //! # What is asked of a report

@@ -1,0 +1,255 @@
+//! What the session says and hears: MQTT control packets of a publisher, without their bytes.
+
+use std::sync::Arc;
+
+use crate::core::event::Event;
+use crate::core::types::{Millis, Protocol, Qos, SendNo, Seq};
+
+/// A delivery as the session sees it: all but its payload, which stays with whoever writes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Delivery {
+    /// The number it is sent under.
+    pub send: SendNo,
+    /// Its id.
+    pub id: Seq,
+    /// The event that holds it.
+    pub located: Seq,
+    /// Its topic.
+    pub topic: Arc<str>,
+    /// Its quality of service.
+    pub qos: Qos,
+    /// When it was accepted.
+    pub accepted_at: Millis,
+    /// Refusals charged so far.
+    pub attempts: u32,
+    /// The size of its PUBLISH packet in bytes, for the broker's Maximum Packet Size.
+    pub size: usize,
+    /// It has a new number: it was refused, requeued, or waited behind one that was.
+    pub is_resent: bool,
+}
+
+/// What goes to the broker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outgoing {
+    /// CONNECT.
+    Connect {
+        /// The protocol level.
+        protocol: Protocol,
+        /// The client identifier.
+        client_id: String,
+        /// Clean Start (MQTT 5.0 §3.1.2.4), clean session on 3.1.1.
+        clean: bool,
+        /// Session Expiry Interval in seconds (MQTT 5.0 §3.1.2.11.2).
+        session_expiry_s: u32,
+        /// Keep Alive in seconds.
+        keepalive_s: u16,
+    },
+    /// PUBLISH. The writer has the payload.
+    Publish {
+        /// The send.
+        send: SendNo,
+        /// Packet identifier; none at QoS 0.
+        packet_id: Option<u16>,
+        /// It may have been sent before.
+        dup: bool,
+    },
+    /// PUBREL. Written only with the proof that its release is durable.
+    PubRel {
+        /// The send.
+        send: SendNo,
+        /// Packet identifier.
+        packet_id: u16,
+    },
+    /// PINGREQ.
+    PingReq,
+    /// DISCONNECT.
+    Disconnect {
+        /// The broker may forget the session (Session Expiry Interval 0, MQTT 5.0 §3.14.2.2.2).
+        end_session: bool,
+    },
+}
+
+/// What comes from the broker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Incoming {
+    /// CONNACK.
+    ConnAck {
+        /// The broker has a session for this client id.
+        session_present: bool,
+        /// Reason code, of MQTT 5 also where the broker spoke 3.1.1; 0 is success.
+        code: u8,
+        /// What the broker says about itself.
+        limits: BrokerLimits,
+        /// The broker's words, if any.
+        reason: Option<String>,
+    },
+    /// PUBACK.
+    PubAck(Ack),
+    /// PUBREC.
+    PubRec(Ack),
+    /// PUBCOMP.
+    PubComp(Ack),
+    /// PINGRESP.
+    PingResp,
+    /// DISCONNECT by the broker (MQTT 5.0 §3.14).
+    Disconnect {
+        /// Reason code.
+        code: u8,
+        /// The broker's words, if any.
+        reason: Option<String>,
+    },
+}
+
+/// PUBACK, PUBREC or PUBCOMP.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ack {
+    /// Packet identifier.
+    pub packet_id: u16,
+    /// Reason code; 0 on 3.1.1.
+    pub code: u8,
+    /// The broker's words, if any.
+    pub reason: Option<String>,
+}
+
+/// What a broker says about itself in its CONNACK (MQTT 5.0 §3.2.2.3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct BrokerLimits {
+    /// Receive Maximum.
+    pub receive_maximum: Option<u16>,
+    /// Maximum Packet Size in bytes.
+    pub maximum_packet_size: Option<u32>,
+    /// Server Keep Alive in seconds.
+    pub keepalive_s: Option<u16>,
+}
+
+/// What happens to a session.
+#[derive(Debug)]
+pub enum Input {
+    /// Time has passed.
+    Tick,
+    /// The transport is open.
+    Opened,
+    /// The transport could not be opened, or is gone.
+    Closed {
+        /// Why.
+        reason: String,
+    },
+    /// A packet arrived.
+    Received(Incoming),
+    /// All that was sent so far has left for the network.
+    Flushed,
+    /// The oldest append that was asked for is durable.
+    Committed {
+        /// The new send numbers of the `Resent` events in it, in order.
+        resent: Vec<SendNo>,
+    },
+    /// Fresh deliveries, in send order.
+    Offer(Vec<Delivery>),
+    /// A delivery that waits for its retry: after a requeue.
+    OfferWaiting {
+        /// The delivery, under its spent number.
+        delivery: Delivery,
+        /// Not before.
+        retry_at: Millis,
+    },
+    /// No new sends: finish what is in flight, then disconnect.
+    Drain,
+}
+
+/// What a session wants done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output {
+    /// Open a transport to the broker.
+    Open,
+    /// Close the transport, after what was sent has been flushed.
+    Close,
+    /// Write a packet.
+    Send(Outgoing),
+    /// Make these durable, in the order of the asking.
+    Append(Vec<Event>),
+    /// Something to count, show or log.
+    Note(Note),
+}
+
+/// Something to count, show or log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Note {
+    /// CONNACK: connected.
+    Connected {
+        /// The protocol spoken.
+        protocol: Protocol,
+        /// A session was resumed.
+        resumed: bool,
+    },
+    /// The connection failed or was lost.
+    Disconnected {
+        /// Why.
+        reason: String,
+        /// When it is tried again.
+        retry_at: Millis,
+    },
+    /// A connection was closed on purpose, to go on with a clean one, or because the lane has stopped.
+    Closed,
+    /// A delivery is done.
+    Done {
+        /// Its send number.
+        send: SendNo,
+        /// Its quality of service.
+        qos: Qos,
+        /// When it was accepted.
+        accepted_at: Millis,
+    },
+    /// A delivery was refused and waits.
+    Refused {
+        /// Its id.
+        id: Seq,
+        /// Its send number.
+        send: SendNo,
+        /// The reason code.
+        code: u8,
+        /// The broker's words, if any.
+        reason: Option<String>,
+        /// When it is tried again.
+        retry_at: Millis,
+    },
+    /// A delivery became a dead letter.
+    Dead {
+        /// Its id.
+        id: Seq,
+        /// Its send number.
+        send: SendNo,
+        /// Its quality of service.
+        qos: Qos,
+        /// Why.
+        reason: String,
+    },
+    /// The broker's session is gone: so many sends may arrive twice.
+    SessionLost {
+        /// How many.
+        in_doubt: u64,
+        /// Why it is thought to be gone.
+        reason: String,
+    },
+    /// The broker does not speak the protocol; the other one is tried.
+    FellBack {
+        /// What is spoken from now on.
+        protocol: Protocol,
+    },
+    /// The outcome of these sends is durable: their payloads are not needed any more.
+    Settled {
+        /// The sends.
+        sends: Vec<SendNo>,
+    },
+    /// A delivery is known under a new number from now on.
+    Renumbered {
+        /// The spent number.
+        from: SendNo,
+        /// The new number.
+        to: SendNo,
+    },
+    /// The release of these sends is durable: PUBREL may be sent for them.
+    Releasable {
+        /// The sends.
+        sends: Vec<SendNo>,
+    },
+}

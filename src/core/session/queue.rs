@@ -1,0 +1,220 @@
+//! The order in which a lane's deliveries are first sent, and who waits behind whom.
+//!
+//! ```text
+//!   offer ─▶ fresh ───────────────────────────▶ sent
+//!              │ its topic is held up                ▲
+//!              ▼                                     │
+//!            parked ── all of the topic ─▶ Resent ─▶ resent (goes first: these are older)
+//!                                            ▲
+//!   refused ─▶ waiting ── retry is due ──────┘
+//! ```
+//!
+//! A topic is held up from a refusal until the outcome of its last resent delivery is durable. While it is, what comes fresh for it is
+//! parked. One refused delivery of a topic is sent again at a time, the oldest first; what was parked follows when all of them are done.
+//! Both get new numbers by `Resent`, so that the numbers of fresh sends stay in order and the log alone tells what may be on the wire.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use super::packet::Delivery;
+use crate::core::types::{Millis, SendNo, Seq};
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Queue {
+    fresh: VecDeque<Delivery>,
+    resent: VecDeque<Delivery>,
+    topics: BTreeMap<Arc<str>, HeldUp>,
+    /// Deliveries that are waiting or parked.
+    held: usize,
+    next_due: Option<Millis>,
+}
+
+/// As a topic's `sent_through`: everything fresh may go on. No send number is as high.
+pub const HOLDS_NOTHING_UP: SendNo = SendNo(u64::MAX);
+
+/// A topic that is held up.
+#[derive(Debug)]
+struct HeldUp {
+    /// Refused deliveries by id, and when they may be sent again.
+    waiting: BTreeMap<Seq, (Delivery, Millis)>,
+    /// What came after.
+    parked: VecDeque<Delivery>,
+    /// Resent deliveries whose outcome is not durable yet, from the asking for their numbers on.
+    under_way: usize,
+    /// Fresh sends of the topic up to here had left before it was held up.
+    sent_through: SendNo,
+}
+
+impl HeldUp {
+    fn new(sent_through: SendNo) -> Self {
+        HeldUp { waiting: BTreeMap::new(), parked: VecDeque::new(), under_way: 0, sent_through }
+    }
+}
+
+impl Queue {
+    /// A fresh delivery, with a higher number than any before.
+    pub fn offer(&mut self, delivery: Delivery) {
+        match self.topics.get_mut(&delivery.topic) {
+            Some(topic) if delivery.send > topic.sent_through => {
+                topic.parked.push_back(delivery);
+                self.held += 1;
+                if topic.under_way == 0 && topic.waiting.is_empty() {
+                    self.next_due = Some(Millis(0));
+                }
+            }
+            _ => self.fresh.push_back(delivery),
+        }
+    }
+
+    /// Deliveries that were sent and have to be sent again under the same number, in order.
+    pub fn give_back(&mut self, deliveries: Vec<Delivery>) {
+        let (mut resent, mut fresh): (Vec<_>, Vec<_>) = deliveries.into_iter().partition(|delivery| delivery.is_resent);
+        resent.extend(self.resent.drain(..));
+        resent.sort_by_key(|delivery| delivery.send);
+        self.resent = resent.into();
+        fresh.extend(self.fresh.drain(..));
+        fresh.sort_by_key(|delivery| delivery.send);
+        self.fresh = fresh.into();
+    }
+
+    /// A delivery was refused, under a number that is spent. Its topic is held up, but for what had left by then: everything fresh up to
+    /// `highest_sent`, or up to where it was held up already. Returns that number, which belongs into the refusal's event.
+    pub fn wait(&mut self, delivery: Delivery, retry_at: Millis, highest_sent: SendNo) -> SendNo {
+        let topic = self.topics.entry(Arc::clone(&delivery.topic)).or_insert_with(|| HeldUp::new(highest_sent));
+        if topic.sent_through == HOLDS_NOTHING_UP {
+            topic.sent_through = highest_sent;
+        }
+        if delivery.is_resent {
+            topic.under_way = topic.under_way.saturating_sub(1);
+        }
+        let through = topic.sent_through;
+        let (stay, park): (VecDeque<_>, VecDeque<_>) =
+            self.fresh.drain(..).partition(|fresh| fresh.topic != delivery.topic || fresh.send <= through);
+        self.fresh = stay;
+        self.held += park.len() + 1;
+        // In order, before anything that was parked already.
+        for parked in park.into_iter().rev() {
+            topic.parked.push_front(parked);
+        }
+        topic.waiting.insert(delivery.id, (delivery, retry_at));
+        self.update_due();
+        through
+    }
+
+    /// A dead letter was given back: it is to be sent again, but holds nothing up.
+    pub fn requeue(&mut self, delivery: Delivery, retry_at: Millis) {
+        let topic = self.topics.entry(Arc::clone(&delivery.topic)).or_insert_with(|| HeldUp::new(HOLDS_NOTHING_UP));
+        topic.waiting.insert(delivery.id, (delivery, retry_at));
+        self.held += 1;
+        self.update_due();
+    }
+
+    /// A delivery that was resent before a restart, under its newest number; `sent_through` as in its refusal.
+    pub fn hold_for_resent(&mut self, topic: &Arc<str>, sent_through: SendNo) {
+        let topic = self.topics.entry(Arc::clone(topic)).or_insert_with(|| HeldUp::new(sent_through));
+        topic.under_way += 1;
+        if sent_through != HOLDS_NOTHING_UP && (topic.sent_through == HOLDS_NOTHING_UP || topic.sent_through < sent_through) {
+            topic.sent_through = sent_through;
+        }
+        self.update_due();
+    }
+
+    /// Takes out what is to get a new number now: refused deliveries whose time has come, and what was parked behind.
+    pub fn take_due(&mut self, now: Millis) -> Vec<Delivery> {
+        if self.next_due.is_none_or(|due| due > now) {
+            return Vec::new();
+        }
+        let mut due = Vec::new();
+        for topic in self.topics.values_mut().filter(|topic| topic.under_way == 0) {
+            let before = due.len();
+            match topic.waiting.first_entry() {
+                Some(oldest) if oldest.get().1 <= now => due.push(oldest.remove().0),
+                Some(_) => {}
+                None => due.extend(topic.parked.drain(..)),
+            }
+            topic.under_way = due.len() - before;
+        }
+        due.sort_by_key(|delivery| delivery.id);
+        self.held -= due.len();
+        self.update_due();
+        due
+    }
+
+    /// A delivery has its new number and goes before the fresh ones.
+    pub fn push_resent(&mut self, delivery: Delivery) {
+        self.resent.push_back(delivery);
+    }
+
+    /// A resent delivery is done, or dead: what waits behind it may get its new numbers. Its topic stays held up for what comes fresh
+    /// until the outcome is durable, see [`Queue::release_if_free`].
+    pub fn resent_done(&mut self, topic: &Arc<str>) {
+        if let Some(held_up) = self.topics.get_mut(topic) {
+            held_up.under_way = held_up.under_way.saturating_sub(1);
+        }
+        self.update_due();
+    }
+
+    /// The outcome of a resent delivery is durable: if nothing of its topic waits any more, the topic is free.
+    pub fn release_if_free(&mut self, topic: &Arc<str>) {
+        if self.topics.get(topic).is_some_and(|held| held.under_way == 0 && held.waiting.is_empty() && held.parked.is_empty()) {
+            self.topics.remove(topic);
+        }
+    }
+
+    /// Whether a fresh delivery has to wait behind others of its topic.
+    pub fn holds_up(&self, delivery: &Delivery) -> bool {
+        self.topics.get(&delivery.topic).is_some_and(|topic| delivery.send > topic.sent_through)
+    }
+
+    fn update_due(&mut self) {
+        self.next_due = self
+            .topics
+            .values()
+            .filter(|topic| topic.under_way == 0)
+            .filter_map(|topic| match topic.waiting.first_key_value() {
+                Some((_, (_, retry_at))) => Some(*retry_at),
+                None => (!topic.parked.is_empty()).then_some(Millis(0)),
+            })
+            .min();
+    }
+
+    /// When [`Queue::take_due`] will have something.
+    pub fn next_due(&self) -> Option<Millis> {
+        self.next_due
+    }
+
+    /// The next delivery to send: resent ones first.
+    pub fn peek(&self) -> Option<&Delivery> {
+        self.resent.front().or_else(|| self.fresh.front())
+    }
+
+    /// Takes the next delivery to send.
+    pub fn pop(&mut self) -> Option<Delivery> {
+        self.resent.pop_front().or_else(|| self.fresh.pop_front())
+    }
+
+    /// How many are ready to be sent.
+    pub fn ready(&self) -> usize {
+        self.resent.len() + self.fresh.len()
+    }
+
+    /// How many are waiting or parked.
+    pub fn held(&self) -> usize {
+        self.held
+    }
+
+    /// How many wait for a retry.
+    pub fn waiting(&self) -> usize {
+        self.topics.values().map(|topic| topic.waiting.len()).sum()
+    }
+
+    /// When the oldest of all that is not sent was accepted.
+    pub fn oldest_accepted_at(&self) -> Option<Millis> {
+        let held = self.topics.values().flat_map(|topic| {
+            let waiting = topic.waiting.first_key_value().map(|(_, (delivery, _))| delivery.accepted_at);
+            waiting.into_iter().chain(topic.parked.front().map(|delivery| delivery.accepted_at))
+        });
+        held.chain(self.peek().map(|delivery| delivery.accepted_at)).chain(self.fresh.front().map(|delivery| delivery.accepted_at)).min()
+    }
+}

@@ -1,0 +1,432 @@
+//! Packets to bytes and back, with rumqttc's codec for both protocol levels.
+//!
+//! What that codec does not give is read from the frame itself: reason codes as numbers, and the CONNACK with which a 3.1.1 broker answers
+//! a CONNECT of MQTT 5 (two bytes, which a v5 decoder takes for a broken packet).
+
+use bytes::{Buf, BytesMut};
+use rumqttc::mqttbytes::v4;
+use rumqttc::v5::mqttbytes::v5;
+use rumqttc::{mqttbytes, v5::mqttbytes as mqttbytes5};
+
+use crate::config::Secret;
+use crate::core::event::Accepted;
+use crate::core::session::{Ack, BrokerLimits, Incoming};
+use crate::core::types::{Protocol, Qos};
+
+/// The largest packet that is taken from a broker, in bytes: a publisher gets only acknowledgements, with a reason string at most.
+const LARGEST_INCOMING: usize = 64 << 10;
+
+/// Why bytes of a broker make no packet. The connection is of no use after that.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// The bytes are no MQTT.
+    #[error("the broker sent something that is not MQTT: {0}")]
+    Malformed(String),
+    /// A packet that a broker does not send to a publisher.
+    #[error("the broker sent {0}, which a publisher does not get")]
+    Unexpected(&'static str),
+    /// A packet beyond the limit.
+    #[error("the broker announced a packet of {0} bytes; a publisher gets at most {LARGEST_INCOMING}")]
+    TooLarge(usize),
+}
+
+/// User and password for CONNECT.
+#[derive(Debug, Clone, Default)]
+pub struct Credentials {
+    /// User name.
+    pub user: Option<String>,
+    /// Password.
+    pub password: Option<Secret>,
+}
+
+/// A CONNECT.
+#[derive(Debug)]
+pub struct Connect<'a> {
+    /// The client identifier.
+    pub client_id: &'a str,
+    /// Clean Start, or clean session.
+    pub clean: bool,
+    /// Session Expiry Interval in seconds; MQTT 5 only.
+    pub session_expiry_s: u32,
+    /// Keep Alive in seconds.
+    pub keepalive_s: u16,
+    /// User and password.
+    pub credentials: &'a Credentials,
+}
+
+/// Writes a CONNECT.
+pub fn write_connect(protocol: Protocol, connect: &Connect<'_>, out: &mut BytesMut) {
+    let user = connect.credentials.user.clone().unwrap_or_default();
+    let password = connect.credentials.password.as_ref().map(|secret| secret.expose().to_owned()).unwrap_or_default();
+    let has_login = connect.credentials.user.is_some();
+    let written = match protocol {
+        Protocol::V311 => {
+            let mut packet = v4::Connect::new(connect.client_id);
+            packet.keep_alive = connect.keepalive_s;
+            packet.clean_session = connect.clean;
+            packet.login = has_login.then(|| v4::Login::new(user, password));
+            packet.write(out).map_err(|error| error.to_string())
+        }
+        Protocol::V5 => {
+            let mut properties = v5::ConnectProperties::new();
+            properties.session_expiry_interval = Some(connect.session_expiry_s);
+            properties.max_packet_size = u32::try_from(LARGEST_INCOMING).ok();
+            let packet = v5::Connect {
+                keep_alive: connect.keepalive_s,
+                client_id: connect.client_id.into(),
+                clean_start: connect.clean,
+                properties: Some(properties),
+            };
+            let login = has_login.then(|| v5::Login::new(user, password));
+            packet.write(&None, &login, out).map_err(|error| error.to_string())
+        }
+    };
+    written.expect("a CONNECT is far below the size that MQTT can encode");
+}
+
+/// Writes a PUBLISH. `packet_id` is none at QoS 0.
+///
+/// # Errors
+/// If the packet is beyond the 256 MiB that MQTT can encode.
+pub fn write_publish(
+    protocol: Protocol,
+    accepted: &Accepted,
+    packet_id: Option<u16>,
+    dup: bool,
+    out: &mut BytesMut,
+) -> Result<(), DecodeError> {
+    let written = match protocol {
+        Protocol::V311 => {
+            let mut packet = v4::Publish::from_bytes(accepted.topic.as_str(), qos4(accepted.qos), accepted.payload.clone());
+            packet.pkid = packet_id.unwrap_or(0);
+            packet.dup = dup;
+            packet.retain = accepted.retain;
+            packet.write(out).map_err(|error| error.to_string())
+        }
+        Protocol::V5 => {
+            let mut packet = publish5(accepted);
+            packet.pkid = packet_id.unwrap_or(0);
+            packet.dup = dup;
+            packet.write(out).map_err(|error| error.to_string())
+        }
+    };
+    written.map(drop).map_err(DecodeError::Malformed)
+}
+
+/// The size of a delivery's PUBLISH over MQTT 5, in bytes.
+pub fn publish_size(accepted: &Accepted) -> usize {
+    let mut packet = publish5(accepted);
+    packet.pkid = 1;
+    packet.size()
+}
+
+fn publish5(accepted: &Accepted) -> v5::Publish {
+    let stored = &accepted.properties;
+    let properties = v5::PublishProperties {
+        payload_format_indicator: stored.payload_format,
+        message_expiry_interval: None,
+        topic_alias: None,
+        response_topic: stored.response_topic.clone(),
+        correlation_data: stored.correlation_data.clone(),
+        user_properties: stored.user.clone(),
+        subscription_identifiers: Vec::new(),
+        content_type: stored.content_type.clone(),
+    };
+    let properties = (properties != v5::PublishProperties::default()).then_some(properties);
+    let mut packet = v5::Publish::new(accepted.topic.as_str(), qos5(accepted.qos), accepted.payload.clone(), properties);
+    packet.retain = accepted.retain;
+    packet
+}
+
+/// Writes a PUBREL.
+pub fn write_pubrel(protocol: Protocol, packet_id: u16, out: &mut BytesMut) {
+    let written = match protocol {
+        Protocol::V311 => v4::PubRel::new(packet_id).write(out).map_err(|error| error.to_string()),
+        Protocol::V5 => v5::PubRel::new(packet_id, None).write(out).map_err(|error| error.to_string()),
+    };
+    written.expect("a PUBREL is four bytes");
+}
+
+/// Writes a PINGREQ.
+pub fn write_pingreq(out: &mut BytesMut) {
+    v5::PingReq::write(out).expect("a PINGREQ is two bytes");
+}
+
+/// Writes a DISCONNECT. `end_session` lets an MQTT 5 broker forget the session (MQTT 5.0 §3.14.2.2.2).
+pub fn write_disconnect(protocol: Protocol, end_session: bool, out: &mut BytesMut) {
+    match protocol {
+        Protocol::V311 => {
+            v4::Disconnect.write(out).expect("a DISCONNECT is two bytes");
+        }
+        Protocol::V5 => {
+            let mut packet = v5::Disconnect::new(v5::DisconnectReasonCode::NormalDisconnection);
+            packet.properties = end_session.then(|| v5::DisconnectProperties {
+                session_expiry_interval: Some(0),
+                reason_string: None,
+                user_properties: Vec::new(),
+                server_reference: None,
+            });
+            packet.write(out).expect("a DISCONNECT is a few bytes");
+        }
+    }
+}
+
+/// Takes the next packet out of what has arrived; none if there is not enough yet.
+///
+/// # Errors
+/// If the bytes make no packet that a publisher gets.
+pub fn read(protocol: Protocol, arrived: &mut BytesMut) -> Result<Option<Incoming>, DecodeError> {
+    let Some(frame) = Frame::find(arrived)? else { return Ok(None) };
+    let code = frame.reason_code(arrived);
+    if let Some(connack) = frame.connack_3_1_1(arrived) {
+        arrived.advance(frame.length);
+        return Ok(Some(connack));
+    }
+    match protocol {
+        Protocol::V311 => read4(arrived, frame).map(Some),
+        Protocol::V5 => read5(arrived, frame, code).map(Some),
+    }
+}
+
+fn read4(arrived: &mut BytesMut, frame: Frame) -> Result<Incoming, DecodeError> {
+    let ack = |packet_id| Ack { packet_id, code: 0, reason: None };
+    // The codec reads from the buffer until it has a frame; it must not run into the next one.
+    let mut bytes = arrived.split_to(frame.length);
+    let packet = v4::Packet::read(&mut bytes, LARGEST_INCOMING).map_err(malformed4)?;
+    match packet {
+        v4::Packet::PubAck(packet) => Ok(Incoming::PubAck(ack(packet.pkid))),
+        v4::Packet::PubRec(packet) => Ok(Incoming::PubRec(ack(packet.pkid))),
+        v4::Packet::PubComp(packet) => Ok(Incoming::PubComp(ack(packet.pkid))),
+        v4::Packet::PingResp => Ok(Incoming::PingResp),
+        _ => Err(DecodeError::Unexpected(frame.name())),
+    }
+}
+
+fn read5(arrived: &mut BytesMut, frame: Frame, code: u8) -> Result<Incoming, DecodeError> {
+    let mut bytes = arrived.split_to(frame.length);
+    if frame.kind == DISCONNECT && frame.length == 2 {
+        // Reason code 0x00 may be left out (MQTT 5.0 §3.14.2.1).
+        return Ok(Incoming::Disconnect { code: 0, reason: None });
+    }
+    let packet = v5::Packet::read(&mut bytes, u32::try_from(LARGEST_INCOMING).ok()).map_err(malformed5)?;
+    match packet {
+        v5::Packet::ConnAck(packet) => {
+            let properties = packet.properties.as_ref();
+            let limits = BrokerLimits {
+                receive_maximum: properties.and_then(|known| known.receive_max),
+                maximum_packet_size: properties.and_then(|known| known.max_packet_size),
+                keepalive_s: properties.and_then(|known| known.server_keep_alive),
+            };
+            let reason = properties.and_then(|known| known.reason_string.clone());
+            Ok(Incoming::ConnAck { session_present: packet.session_present, code, limits, reason })
+        }
+        v5::Packet::PubAck(packet) => {
+            let reason = packet.properties.and_then(|known| known.reason_string);
+            Ok(Incoming::PubAck(Ack { packet_id: packet.pkid, code, reason }))
+        }
+        v5::Packet::PubRec(packet) => {
+            let reason = packet.properties.and_then(|known| known.reason_string);
+            Ok(Incoming::PubRec(Ack { packet_id: packet.pkid, code, reason }))
+        }
+        v5::Packet::PubComp(packet) => {
+            let reason = packet.properties.and_then(|known| known.reason_string);
+            Ok(Incoming::PubComp(Ack { packet_id: packet.pkid, code, reason }))
+        }
+        v5::Packet::PingResp(_) => Ok(Incoming::PingResp),
+        v5::Packet::Disconnect(packet) => {
+            let reason = packet.properties.and_then(|known| known.reason_string);
+            Ok(Incoming::Disconnect { code, reason })
+        }
+        _ => Err(DecodeError::Unexpected(frame.name())),
+    }
+}
+
+fn malformed4(error: mqttbytes::Error) -> DecodeError {
+    DecodeError::Malformed(error.to_string())
+}
+
+fn malformed5(error: mqttbytes5::Error) -> DecodeError {
+    DecodeError::Malformed(error.to_string())
+}
+
+fn qos4(qos: Qos) -> mqttbytes::QoS {
+    match qos {
+        Qos::AtMostOnce => mqttbytes::QoS::AtMostOnce,
+        Qos::AtLeastOnce => mqttbytes::QoS::AtLeastOnce,
+        Qos::ExactlyOnce => mqttbytes::QoS::ExactlyOnce,
+    }
+}
+
+fn qos5(qos: Qos) -> mqttbytes5::QoS {
+    match qos {
+        Qos::AtMostOnce => mqttbytes5::QoS::AtMostOnce,
+        Qos::AtLeastOnce => mqttbytes5::QoS::AtLeastOnce,
+        Qos::ExactlyOnce => mqttbytes5::QoS::ExactlyOnce,
+    }
+}
+
+const CONNACK: u8 = 2;
+const DISCONNECT: u8 = 14;
+
+/// A whole packet at the beginning of a buffer.
+#[derive(Debug, Clone, Copy)]
+struct Frame {
+    /// Control packet type (MQTT 5.0 §2.1.2).
+    kind: u8,
+    /// Length of the fixed header.
+    header: usize,
+    /// Length of the whole packet.
+    length: usize,
+}
+
+impl Frame {
+    fn find(bytes: &[u8]) -> Result<Option<Frame>, DecodeError> {
+        let Some((&first, rest)) = bytes.split_first() else { return Ok(None) };
+        // Remaining Length: a Variable Byte Integer of at most four bytes (MQTT 5.0 §1.5.5).
+        let mut remaining = 0_usize;
+        for (index, &byte) in rest.iter().take(4).enumerate() {
+            remaining |= usize::from(byte & 0x7f) << (7 * index);
+            if byte & 0x80 == 0 {
+                if remaining > LARGEST_INCOMING {
+                    return Err(DecodeError::TooLarge(remaining));
+                }
+                let header = index + 2;
+                let frame = Frame { kind: first >> 4, header, length: header + remaining };
+                return Ok((bytes.len() >= frame.length).then_some(frame));
+            }
+        }
+        match rest.len() >= 4 {
+            true => Err(DecodeError::Malformed("the Remaining Length has more than four bytes".into())),
+            false => Ok(None),
+        }
+    }
+
+    fn body(self, bytes: &[u8]) -> &[u8] {
+        &bytes[self.header..self.length]
+    }
+
+    /// The reason code of an MQTT 5 packet; 0 (success) where it may be left out, and is.
+    fn reason_code(self, bytes: &[u8]) -> u8 {
+        let at = match self.kind {
+            CONNACK => 1,
+            DISCONNECT => 0,
+            _ => 2,
+        };
+        self.body(bytes).get(at).copied().unwrap_or(0)
+    }
+
+    /// A CONNACK without properties: of a 3.1.1 broker, with its return code as the reason code of MQTT 5 that means the same.
+    fn connack_3_1_1(self, bytes: &[u8]) -> Option<Incoming> {
+        let &[flags, returned] = self.body(bytes) else { return None };
+        if self.kind != CONNACK {
+            return None;
+        }
+        let code = match returned {
+            // MQTT 3.1.1 §3.2.2.3
+            1 => 0x84,
+            2 => 0x85,
+            3 => 0x88,
+            4 => 0x86,
+            5 => 0x87,
+            other => other,
+        };
+        Some(Incoming::ConnAck { session_present: flags & 1 == 1, code, limits: BrokerLimits::default(), reason: None })
+    }
+
+    fn name(self) -> &'static str {
+        const NAMES: [&str; 16] = [
+            "a reserved packet",
+            "CONNECT",
+            "CONNACK",
+            "PUBLISH",
+            "PUBACK",
+            "PUBREC",
+            "PUBREL",
+            "PUBCOMP",
+            "SUBSCRIBE",
+            "SUBACK",
+            "UNSUBSCRIBE",
+            "UNSUBACK",
+            "PINGREQ",
+            "PINGRESP",
+            "DISCONNECT",
+            "AUTH",
+        ];
+        NAMES[usize::from(self.kind & 0x0f)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn decode(protocol: Protocol, bytes: &[u8]) -> Result<Option<Incoming>, DecodeError> {
+        read(protocol, &mut BytesMut::from(bytes))
+    }
+
+    #[test]
+    fn a_3_1_1_broker_that_is_asked_for_mqtt_5_is_understood() {
+        let Ok(Some(Incoming::ConnAck { code, session_present, .. })) = decode(Protocol::V5, &[0x20, 2, 0, 1]) else {
+            panic!("no CONNACK")
+        };
+        assert_eq!((code, session_present), (0x84, false));
+    }
+
+    #[test]
+    fn a_connack_of_mqtt_5_tells_the_brokers_limits() {
+        // Receive Maximum 20 (0x21), Maximum Packet Size 1000 (0x27), Server Keep Alive 30 (0x13)
+        let bytes = [0x20, 14, 1, 0, 11, 0x21, 0, 20, 0x27, 0, 0, 3, 0xe8, 0x13, 0, 30];
+        let Ok(Some(Incoming::ConnAck { session_present: true, code: 0, limits, .. })) = decode(Protocol::V5, &bytes) else {
+            panic!("no CONNACK")
+        };
+        assert_eq!(limits, BrokerLimits { receive_maximum: Some(20), maximum_packet_size: Some(1_000), keepalive_s: Some(30) });
+    }
+
+    #[test]
+    fn reason_codes_of_acknowledgements_are_read_as_numbers() {
+        let refused = Ack { packet_id: 7, code: 0x87, reason: None };
+        assert_eq!(decode(Protocol::V5, &[0x40, 3, 0, 7, 0x87]), Ok(Some(Incoming::PubAck(refused))));
+        let accepted = Ack { packet_id: 7, code: 0, reason: None };
+        assert_eq!(decode(Protocol::V5, &[0x50, 2, 0, 7]), Ok(Some(Incoming::PubRec(accepted))));
+        let unknown = Ack { packet_id: 7, code: 0x92, reason: None };
+        assert_eq!(decode(Protocol::V5, &[0x70, 3, 0, 7, 0x92]), Ok(Some(Incoming::PubComp(unknown))));
+    }
+
+    #[test]
+    fn two_packets_in_one_read_come_out_one_by_one() {
+        for protocol in [Protocol::V5, Protocol::V311] {
+            let mut arrived = BytesMut::from(&[0x40, 2, 0, 1, 0x40, 2, 0, 2, 0x40][..]);
+            for packet_id in [1, 2] {
+                let ack = Ack { packet_id, code: 0, reason: None };
+                assert_eq!(read(protocol, &mut arrived), Ok(Some(Incoming::PubAck(ack))));
+            }
+            assert_eq!(read(protocol, &mut arrived), Ok(None));
+            assert_eq!(arrived.len(), 1);
+        }
+    }
+
+    #[test]
+    fn a_packet_beyond_the_limit_is_refused_before_it_has_arrived() {
+        assert_eq!(decode(Protocol::V5, &[0x40, 0xff, 0xff, 0x7f]), Err(DecodeError::TooLarge(0x1f_ffff)));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_of_a_broker_make_the_decoder_panic(bytes in prop::collection::vec(any::<u8>(), 0..64), is_5: bool) {
+            let protocol = if is_5 { Protocol::V5 } else { Protocol::V311 };
+            let mut arrived = BytesMut::from(&bytes[..]);
+            while let Ok(Some(_)) = read(protocol, &mut arrived) {}
+        }
+
+        #[test]
+        fn broken_acknowledgements_never_make_the_decoder_panic(kind in 2u8..15, body in prop::collection::vec(any::<u8>(), 0..24), is_5: bool) {
+            let protocol = if is_5 { Protocol::V5 } else { Protocol::V311 };
+            let mut bytes = vec![kind << 4, u8::try_from(body.len()).unwrap()];
+            bytes.extend(body);
+            let mut arrived = BytesMut::from(&bytes[..]);
+            while let Ok(Some(_)) = read(protocol, &mut arrived) {}
+        }
+    }
+}

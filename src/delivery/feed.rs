@@ -1,0 +1,225 @@
+//! The feed of a lane: follows the log and picks out what is the lane's, in send order.
+//!
+//! It starts from a snapshot of the lane's part of the outbox: what is settled there is passed over, what is held elsewhere is looked up.
+//! Behind the snapshot everything accepted is new. Reading blocks on the disk, so it runs where that is allowed, a piece at a time, and
+//! memory is bounded by the pieces.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use super::codec;
+use crate::core::event::{Accepted, Event};
+use crate::core::outbox::Lane;
+use crate::core::session::{Delivery, Start};
+use crate::core::types::{LaneKey, Millis, SendNo, Seq};
+use crate::log::committer::{Committed, LogHandle};
+use crate::log::{Page, ReadError};
+
+/// One piece has at most so many bytes of payload, unless a single report is larger.
+const PIECE_BYTES: usize = 1 << 20;
+
+/// One piece looks at no more pages than this, so that a lane with little to do among others with much stays responsive.
+const PIECE_PAGES: usize = 64;
+
+/// A delivery in the page that it was read from: no copy of the payload is made.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    page: Arc<Page>,
+    at: Seq,
+}
+
+impl Loaded {
+    /// What was accepted.
+    pub fn accepted(&self) -> &Accepted {
+        match self.page.get(self.at) {
+            Some(Event::Accepted(accepted)) => accepted,
+            Some(Event::Carried(carried)) => &carried.accepted,
+            _ => unreachable!("only made for these two"),
+        }
+    }
+}
+
+/// A delivery with what is needed to send it, and the proof that it is durable.
+pub type Payload = Committed<Loaded>;
+
+/// What one read brings.
+#[derive(Debug, Default)]
+pub struct Piece {
+    /// Fresh deliveries in send order.
+    pub fresh: Vec<(Delivery, Payload)>,
+    /// Dead letters that were given back: under their spent number, and when to send them.
+    pub requeued: Vec<(Delivery, Millis, Payload)>,
+    /// There is nothing more now.
+    pub is_at_end: bool,
+}
+
+/// See the module.
+pub struct Feed {
+    log: LogHandle,
+    lane: LaneKey,
+    /// The next position to look at.
+    at: Seq,
+    /// The lane as of `through`.
+    snapshot: Lane,
+    through: Seq,
+    /// Carried deliveries that are still to come in their turn.
+    carried: VecDeque<(SendNo, Seq, Seq)>,
+}
+
+impl Feed {
+    /// A feed that starts from `snapshot`, which is the lane as of the event `through`.
+    pub fn new(log: LogHandle, lane: LaneKey, snapshot: Lane, through: Seq) -> Self {
+        let at = match snapshot.is_settled_through(snapshot.next_send()) {
+            true => through.next(),
+            false => snapshot.anchor_for(snapshot.cursor()).unwrap_or(through.next()),
+        };
+        let carried = snapshot.moved().iter().filter(|(_, moved)| !moved.is_resent);
+        let carried = carried.map(|(send, moved)| (*send, moved.id, moved.located)).collect();
+        Feed { log, lane, at, snapshot, through, carried }
+    }
+
+    /// Reads what a session starts with: everything that may be on the wire, and what waits.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub fn start(&mut self) -> Result<(Start, BTreeMap<SendNo, Payload>), ReadError> {
+        let mut payloads = BTreeMap::new();
+        let mut start = Start {
+            epoch: self.snapshot.epoch,
+            endpoint: self.snapshot.endpoint.clone(),
+            protocol: self.snapshot.protocol,
+            doubt: self.snapshot.doubt,
+            released: self.snapshot.released().to_vec(),
+            ..Start::default()
+        };
+        for (send, waiting) in self.snapshot.waiting() {
+            let payload = self.load(waiting.located)?;
+            let delivery = Delivery { attempts: waiting.attempts, ..delivery(*send, waiting.id, waiting.located, &payload) };
+            start.waiting.push((delivery, waiting.retry_at, waiting.sent_through));
+            payloads.insert(*send, payload);
+        }
+        for (send, moved) in self.snapshot.moved().iter().filter(|(_, moved)| moved.is_resent) {
+            let payload = self.load(moved.located)?;
+            let known = delivery(*send, moved.id, moved.located, &payload);
+            start.resent.push((Delivery { attempts: moved.attempts, is_resent: true, ..known }, moved.sent_through));
+            payloads.insert(*send, payload);
+        }
+        while !start.is_complete() {
+            let piece = self.read_through(usize::MAX, self.through)?;
+            for (delivery, payload) in piece.fresh {
+                payloads.insert(delivery.send, payload);
+                start.fresh.push(delivery);
+            }
+            if piece.is_at_end {
+                break;
+            }
+        }
+        Ok((start, payloads))
+    }
+
+    /// Reads on, for at most `wanted` fresh deliveries.
+    ///
+    /// # Errors
+    /// See [`ReadError`]. [`ReadError::Gone`] means that what comes next has been carried forward: start anew from a new snapshot.
+    pub fn read(&mut self, wanted: usize) -> Result<Piece, ReadError> {
+        self.read_through(wanted, Seq(u64::MAX))
+    }
+
+    fn read_through(&mut self, wanted: usize, through: Seq) -> Result<Piece, ReadError> {
+        let mut piece = Piece::default();
+        let mut bytes = 0;
+        for _ in 0..PIECE_PAGES {
+            if piece.fresh.len() >= wanted || bytes >= PIECE_BYTES {
+                return Ok(piece);
+            }
+            if self.at > through {
+                break;
+            }
+            let Some(page) = self.log.page(self.at)? else { break };
+            let last = page.get().last();
+            // A page is taken whole, or up to where the reading is to stop.
+            bytes += self.take(&page, through, &mut piece)?;
+            self.at = last.min(through).next();
+        }
+        piece.is_at_end = self.at > through || self.log.page(self.at)?.is_none();
+        if piece.is_at_end && self.at > self.through {
+            // Carried ones with numbers above everything that still stands in its old place.
+            while let Some((send, id, located)) = self.carried.pop_front() {
+                self.push_carried(send, id, located, &mut piece)?;
+            }
+        }
+        Ok(piece)
+    }
+
+    fn take(&mut self, page: &Committed<Arc<Page>>, through: Seq, piece: &mut Piece) -> Result<usize, ReadError> {
+        let mut bytes = 0;
+        let mut next = page.get().sends.iter().find(|(key, _)| *key == self.lane).map(|(_, send)| *send);
+        for (offset, event) in page.get().events.iter().enumerate() {
+            let seq = Seq(page.get().first.0 + offset as u64);
+            if seq > through {
+                break;
+            }
+            match event {
+                Event::Accepted(accepted) if accepted.lane == self.lane => {
+                    let send = next.ok_or_else(|| no_send(seq))?;
+                    next = Some(send.next());
+                    if seq < self.at || !self.is_to_send(seq, send) {
+                        continue;
+                    }
+                    while let Some((send, id, located)) = self.carried.pop_front_if(|(carried, ..)| *carried < send) {
+                        self.push_carried(send, id, located, piece)?;
+                    }
+                    bytes += accepted.payload.len();
+                    let payload = page.map_ref(|page| Loaded { page: Arc::clone(page), at: seq });
+                    piece.fresh.push((delivery(send, seq, seq, &payload), payload));
+                }
+                Event::Resent { delivery, .. } if delivery.lane == self.lane => next = next.map(SendNo::next),
+                Event::Requeued { delivery: requeued, at, .. } if requeued.lane == self.lane && seq > self.through && seq >= self.at => {
+                    let payload = self.load(requeued.located)?;
+                    piece.requeued.push((delivery(requeued.send, requeued.id, requeued.located, &payload), *at, payload));
+                }
+                _ => {}
+            }
+        }
+        Ok(bytes)
+    }
+
+    fn is_to_send(&self, seq: Seq, send: SendNo) -> bool {
+        seq > self.through || (self.snapshot.is_pending(send) && !self.snapshot.moved().contains_key(&send))
+    }
+
+    fn push_carried(&self, send: SendNo, id: Seq, located: Seq, piece: &mut Piece) -> Result<(), ReadError> {
+        let payload = self.load(located)?;
+        piece.fresh.push((delivery(send, id, located, &payload), payload));
+        Ok(())
+    }
+
+    /// A delivery, by the event that holds it.
+    fn load(&self, located: Seq) -> Result<Payload, ReadError> {
+        let missing = || ReadError::Damaged { seq: located, what: "a delivery should be here".into() };
+        let page = self.log.page(located)?.ok_or_else(missing)?;
+        match page.get().get(located) {
+            Some(Event::Accepted(_) | Event::Carried(_)) => Ok(page.map(|page| Loaded { page, at: located })),
+            _ => Err(missing()),
+        }
+    }
+}
+
+fn no_send(seq: Seq) -> ReadError {
+    ReadError::Damaged { seq, what: "its page does not say which send it is".into() }
+}
+
+fn delivery(send: SendNo, id: Seq, located: Seq, payload: &Payload) -> Delivery {
+    let accepted = payload.get().accepted();
+    Delivery {
+        send,
+        id,
+        located,
+        topic: Arc::from(accepted.topic.as_str()),
+        qos: accepted.qos,
+        accepted_at: accepted.at,
+        attempts: 0,
+        size: codec::publish_size(accepted),
+        is_resent: false,
+    }
+}

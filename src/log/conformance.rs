@@ -1,0 +1,396 @@
+//! What every implementation of the log promises: one list of claims, run against each.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use proptest::prelude::*;
+
+use super::memory_log::{Disk, MemoryLog};
+use super::samples::{report, with_payload};
+use super::sled_log::{Options, SledLog};
+use super::*;
+
+/// Something that a log can be opened on again and again.
+trait Store {
+    fn open(&self) -> Result<Opened, OpenError>;
+}
+
+struct OnDisk(tempfile::TempDir);
+
+/// Small, so that a test goes through many pages and generations.
+const SMALL: Options = Options { segment_size: 256 << 10, generation_size: 24 << 10, sled_cache: 1 << 20, page_cache: 32 << 10 };
+
+impl Store for OnDisk {
+    fn open(&self) -> Result<Opened, OpenError> {
+        SledLog::open(self.0.path(), SMALL)
+    }
+}
+
+impl Store for Disk {
+    fn open(&self) -> Result<Opened, OpenError> {
+        MemoryLog::open(self)
+    }
+}
+
+fn opened(store: &dyn Store) -> Opened {
+    store.open().unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Lane n has sent 1,000 n before.
+fn next_send(lane: &LaneKey) -> SendNo {
+    SendNo(u64::from(lane.lane) * 1000)
+}
+
+fn append(log: &mut dyn EventLog, events: &[Event]) -> Seq {
+    log.append(events, &next_send).unwrap()
+}
+
+fn reports(range: std::ops::RangeInclusive<u64>) -> Vec<Event> {
+    range.map(report).collect()
+}
+
+/// Everything from `first` on.
+fn all(reader: &dyn LogReader, first: Seq) -> Vec<Event> {
+    let mut events = Vec::new();
+    let mut next = first;
+    while let Some(page) = reader.page(next).unwrap() {
+        events.extend_from_slice(&page.events[(next.0 - page.first.0) as usize..]);
+        next = page.last().next();
+    }
+    events
+}
+
+fn what_was_appended_is_read_back_in_order(store: &dyn Store) {
+    let mut log = opened(store).log;
+    assert_eq!(log.next_seq(), Seq(1));
+    assert_eq!(append(&mut *log, &reports(1..=40)), Seq(40));
+    assert_eq!(append(&mut *log, &reports(41..=41)), Seq(41));
+    assert_eq!(append(&mut *log, &[]), Seq(41));
+    assert_eq!(log.next_seq(), Seq(42));
+    let reader = log.reader();
+    assert_eq!(all(&*reader, Seq(1)), reports(1..=41));
+    for seq in 1..=41 {
+        let page = reader.page(Seq(seq)).unwrap().unwrap();
+        assert_eq!(page.get(Seq(seq)), Some(&report(seq)));
+    }
+    assert_eq!(reader.page(Seq(42)).unwrap(), None);
+    assert_eq!(reader.page(Seq(0)), Err(ReadError::Gone(Seq(0))));
+}
+
+fn nothing_of_an_append_that_is_refused_is_stored(store: &dyn Store) {
+    let mut log = opened(store).log;
+    let mut events = reports(1..=3);
+    events.push(with_payload(4, vec![0; codec::MAX_EVENT + 1]));
+    assert!(matches!(log.append(&events, &next_send), Err(AppendError::TooLarge { .. })));
+    assert_eq!(log.next_seq(), Seq(1));
+    // And the log goes on.
+    assert_eq!(append(&mut *log, &reports(1..=3)), Seq(3));
+    assert_eq!(all(&*log.reader(), Seq(1)), reports(1..=3));
+}
+
+fn a_kill_loses_nothing(store: &dyn Store) {
+    let mut log = opened(store).log;
+    append(&mut *log, &reports(1..=30));
+    drop(log);
+    let again = opened(store);
+    assert_eq!((again.last_stop, again.checkpoint, again.is_copy), (LastStop::Unclean, None, false));
+    assert_eq!(again.log.next_seq(), Seq(31));
+    assert_eq!(all(&*again.log.reader(), Seq(1)), reports(1..=30));
+}
+
+fn a_clean_stop_hands_its_checkpoint_to_the_next_start(store: &dyn Store) {
+    let first = opened(store);
+    assert_eq!((first.last_stop, first.checkpoint), (LastStop::Fresh, None));
+    let mut log = first.log;
+    append(&mut *log, &reports(1..=30));
+    let large: Vec<u8> = (0..300_000u32).map(|n| (n.wrapping_mul(n) >> 7) as u8).collect();
+    log.close(&large).unwrap();
+    for round in 0..3u8 {
+        let again = opened(store);
+        let bytes = if round == 0 { large.clone() } else { vec![round - 1; 10] };
+        assert_eq!((again.last_stop, again.checkpoint), (LastStop::Clean, Some(Checkpoint { next: Seq(31), bytes })));
+        assert_eq!(all(&*again.log.reader(), Seq(1)), reports(1..=30));
+        again.log.close(&[round; 10]).unwrap();
+    }
+}
+
+fn after_a_kill_the_newest_checkpoint_counts(store: &dyn Store) {
+    let mut log = opened(store).log;
+    append(&mut *log, &reports(1..=10));
+    log.close(b"ten").unwrap();
+    let mut log = opened(store).log;
+    append(&mut *log, &reports(11..=20));
+    drop(log);
+    let again = opened(store);
+    assert_eq!((again.last_stop, again.checkpoint), (LastStop::Unclean, Some(Checkpoint { next: Seq(11), bytes: b"ten".to_vec() })));
+    assert_eq!(all(&*again.log.reader(), Seq(1)), reports(1..=20));
+}
+
+fn an_empty_checkpoint_is_one(store: &dyn Store) {
+    opened(store).log.close(b"").unwrap();
+    assert_eq!(opened(store).checkpoint, Some(Checkpoint { next: Seq(1), bytes: Vec::new() }));
+}
+
+/// Fills `count` generations and begins the next one.
+fn fill(log: &mut dyn EventLog, count: usize) -> u64 {
+    for generation in 1..=count {
+        while !log.is_generation_full() {
+            let next = log.next_seq().0;
+            append(log, &reports(next..=next + 9));
+        }
+        log.begin_generation(format!("checkpoint {generation}").as_bytes()).unwrap();
+        assert!(!log.is_generation_full());
+    }
+    log.next_seq().0 - 1
+}
+
+fn a_full_generation_is_followed_by_one_that_begins_with_a_checkpoint(store: &dyn Store) {
+    let mut log = opened(store).log;
+    let last = fill(&mut *log, 3);
+    let generations = log.generations();
+    assert_eq!(generations.len(), 4);
+    assert_eq!((generations[0].first, generations[3].first), (Seq(1), Seq(last + 1)));
+    assert_eq!(generations[2].newest, report(last).at());
+    assert_eq!(generations[3].newest, None);
+    assert!(generations[..3].iter().all(|generation| generation.bytes > 0));
+    assert!(log.space().used > 0 && log.space().free > 0);
+    assert_eq!(all(&*log.reader(), Seq(1)), reports(1..=last));
+    // Beginning another at the same place changes nothing.
+    log.begin_generation(b"again").unwrap();
+    assert_eq!(log.generations().len(), 4);
+    drop(log);
+    let again = opened(store);
+    assert_eq!(again.checkpoint, Some(Checkpoint { next: Seq(last + 1), bytes: b"checkpoint 3".to_vec() }));
+    let firsts = |generations: &[Generation]| generations.iter().map(|g| (g.first, g.newest)).collect::<Vec<_>>();
+    assert_eq!(firsts(&again.log.generations()), firsts(&generations));
+    assert_eq!(all(&*again.log.reader(), Seq(1)), reports(1..=last));
+}
+
+fn what_was_dropped_is_gone_for_good(store: &dyn Store) {
+    let mut log = opened(store).log;
+    let last = fill(&mut *log, 3);
+    let reader = log.reader();
+    assert!(reader.page(Seq(1)).unwrap().is_some());
+    let second = log.generations()[1].first;
+    log.drop_oldest_generation().unwrap();
+    assert_eq!(log.generations()[0].first, second);
+    assert_eq!(reader.page(Seq(1)), Err(ReadError::Gone(Seq(1))));
+    assert_eq!(reader.page(Seq(second.0 - 1)), Err(ReadError::Gone(Seq(second.0 - 1))));
+    assert_eq!(all(&*reader, second), reports(second.0..=last));
+    drop(log);
+    let again = opened(store);
+    assert_eq!(again.log.generations()[0].first, second);
+    assert_eq!(again.log.reader().page(Seq(1)), Err(ReadError::Gone(Seq(1))));
+    assert_eq!(all(&*again.log.reader(), second), reports(second.0..=last));
+}
+
+fn the_generation_that_is_written_is_never_dropped(store: &dyn Store) {
+    let mut log = opened(store).log;
+    append(&mut *log, &reports(1..=2));
+    log.drop_oldest_generation().unwrap();
+    assert_eq!(all(&*log.reader(), Seq(1)), reports(1..=2));
+}
+
+fn an_event_larger_than_a_page_comes_back_whole(store: &dyn Store) {
+    let mut log = opened(store).log;
+    let mut noise = vec![0u8; 300_000];
+    getrandom::fill(&mut noise).unwrap();
+    let events = vec![report(1), with_payload(2, noise), report(3), with_payload(4, vec![7; 200_000])];
+    append(&mut *log, &events);
+    append(&mut *log, &reports(5..=6));
+    log.begin_generation(b"c").unwrap();
+    drop(log);
+    let log = opened(store).log;
+    let reader = log.reader();
+    for (seq, event) in (1..).zip(&events) {
+        assert_eq!(reader.page(Seq(seq)).unwrap().unwrap().get(Seq(seq)), Some(event));
+    }
+    assert_eq!(reader.page(Seq(2)).unwrap().unwrap().events.len(), 1);
+    assert_eq!(all(&*reader, Seq(5)), reports(5..=6));
+}
+
+fn a_page_says_what_each_lane_had_sent_before_it(store: &dyn Store) {
+    let mut log = opened(store).log;
+    append(&mut *log, &reports(1..=200));
+    drop(log);
+    let reader = opened(store).log.reader();
+    let mut counted = std::collections::BTreeMap::new();
+    let mut next = Seq(1);
+    while let Some(page) = reader.page(next).unwrap_or(None) {
+        for (lane, number) in &page.sends {
+            assert_eq!(*number, *counted.entry(lane.clone()).or_insert_with(|| next_send(lane)));
+        }
+        for event in &page.events {
+            let Event::Accepted(accepted) = event else { continue };
+            counted.entry(accepted.lane.clone()).and_modify(|number| *number = number.next());
+        }
+        next = page.last().next();
+    }
+    assert!(counted.len() <= 4);
+}
+
+fn a_second_log_on_the_store_is_refused(store: &dyn Store) {
+    let first = opened(store);
+    assert!(matches!(store.open(), Err(OpenError::Locked { .. })));
+    drop(first);
+    opened(store);
+}
+
+fn readers_on_other_threads_see_whole_durable_pages(store: &dyn Store) {
+    let mut log = opened(store).log;
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            let reader = log.reader();
+            let done = &done;
+            scope.spawn(move || {
+                let mut next = Seq(1);
+                loop {
+                    let ended = done.load(Ordering::SeqCst);
+                    match reader.page(next).unwrap() {
+                        Some(page) => {
+                            assert_eq!(page.get(next), Some(&report(next.0)));
+                            next = page.last().next();
+                        }
+                        None if ended => break,
+                        None => thread::yield_now(),
+                    }
+                }
+                assert_eq!(next, Seq(401));
+            });
+        }
+        for n in 0..40 {
+            append(&mut *log, &reports(n * 10 + 1..=n * 10 + 10));
+            if log.is_generation_full() {
+                log.begin_generation(b"c").unwrap();
+            }
+        }
+        done.store(true, Ordering::SeqCst);
+    });
+    assert!(log.generations().len() > 2);
+}
+
+macro_rules! claims {
+    ($($claim:ident),* $(,)?) => {
+        mod memory {
+            $(#[test] fn $claim() { super::$claim(&super::Disk::new(24 << 10)) })*
+        }
+        mod sled {
+            $(#[test] fn $claim() { super::$claim(&super::OnDisk(tempfile::tempdir().unwrap())) })*
+        }
+    };
+}
+
+claims! {
+    what_was_appended_is_read_back_in_order,
+    nothing_of_an_append_that_is_refused_is_stored,
+    a_kill_loses_nothing,
+    a_clean_stop_hands_its_checkpoint_to_the_next_start,
+    after_a_kill_the_newest_checkpoint_counts,
+    an_empty_checkpoint_is_one,
+    a_full_generation_is_followed_by_one_that_begins_with_a_checkpoint,
+    what_was_dropped_is_gone_for_good,
+    the_generation_that_is_written_is_never_dropped,
+    an_event_larger_than_a_page_comes_back_whole,
+    a_page_says_what_each_lane_had_sent_before_it,
+    a_second_log_on_the_store_is_refused,
+    readers_on_other_threads_see_whole_durable_pages,
+}
+
+/// What can be done to a log.
+#[derive(Debug, Clone)]
+enum Operation {
+    Append(Vec<usize>),
+    Begin,
+    Drop,
+    Tick,
+    Kill,
+    Close,
+    Read(u64),
+}
+
+fn operation() -> impl Strategy<Value = Operation> {
+    prop_oneof![
+        6 => prop::collection::vec(prop_oneof![4 => 0usize..3000, 1 => 3000usize..40_000], 1..12).prop_map(Operation::Append),
+        2 => Just(Operation::Begin),
+        1 => Just(Operation::Drop),
+        1 => Just(Operation::Tick),
+        2 => Just(Operation::Kill),
+        1 => Just(Operation::Close),
+        3 => (0u64..200).prop_map(Operation::Read),
+    ]
+}
+
+/// What the log must hold.
+#[derive(Default)]
+struct Model {
+    events: Vec<Event>,
+    firsts: Vec<u64>,
+    checkpoint: Option<Checkpoint>,
+}
+
+fn a_log_agrees_with_a_plain_list(store: &dyn Store, operations: Vec<Operation>) {
+    let mut log = opened(store).log;
+    let mut model = Model { firsts: vec![1], ..Model::default() };
+    for operation in operations {
+        let next = model.events.len() as u64 + 1;
+        match operation {
+            Operation::Append(sizes) => {
+                let events: Vec<Event> = (next..).zip(sizes).map(|(n, size)| with_payload(n, vec![n as u8; size])).collect();
+                model.events.extend_from_slice(&events);
+                assert_eq!(append(&mut *log, &events).0, model.events.len() as u64);
+            }
+            Operation::Begin => {
+                log.begin_generation(&next.to_le_bytes()).unwrap();
+                if model.firsts.last() != Some(&next) {
+                    model.firsts.push(next);
+                    model.checkpoint = Some(Checkpoint { next: Seq(next), bytes: next.to_le_bytes().to_vec() });
+                }
+            }
+            Operation::Drop => {
+                log.drop_oldest_generation().unwrap();
+                if model.firsts.len() > 1 {
+                    model.firsts.remove(0);
+                }
+            }
+            Operation::Tick => log.tick().unwrap(),
+            Operation::Kill | Operation::Close => {
+                let clean = matches!(operation, Operation::Close);
+                if clean {
+                    log.close(b"closed").unwrap();
+                    model.checkpoint = Some(Checkpoint { next: Seq(next), bytes: b"closed".to_vec() });
+                } else {
+                    drop(log);
+                }
+                let again = opened(store);
+                assert_eq!(again.last_stop, if clean { LastStop::Clean } else { LastStop::Unclean });
+                assert_eq!(again.checkpoint, model.checkpoint);
+                log = again.log;
+            }
+            Operation::Read(seq) => {
+                let found = log.reader().page(Seq(seq)).map(|page| page.map(|page| page.get(Seq(seq)).cloned().unwrap()));
+                let expected =
+                    if seq < model.firsts[0] { Err(ReadError::Gone(Seq(seq))) } else { Ok(model.events.get(seq as usize - 1).cloned()) };
+                assert_eq!(found, expected);
+            }
+        }
+        assert_eq!(log.next_seq().0, model.events.len() as u64 + 1);
+        assert_eq!(log.generations().iter().map(|generation| generation.first.0).collect::<Vec<_>>(), model.firsts);
+    }
+    let lowest = model.firsts[0];
+    assert_eq!(all(&*log.reader(), Seq(lowest)), model.events[lowest as usize - 1..]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_log_in_memory_agrees_with_a_plain_list(operations in prop::collection::vec(operation(), 1..30)) {
+        a_log_agrees_with_a_plain_list(&Disk::new(24 << 10), operations);
+    }
+
+    #[test]
+    fn a_log_on_disk_agrees_with_a_plain_list(operations in prop::collection::vec(operation(), 1..30)) {
+        a_log_agrees_with_a_plain_list(&OnDisk(tempfile::tempdir().unwrap()), operations);
+    }
+}

@@ -1,0 +1,234 @@
+//! The log in memory, for tests: the same promises as [`sled_log`](super::sled_log), and faults on request.
+//!
+//! A [`Disk`] is what survives. Dropping the log without [`EventLog::close`] is a kill; opening the disk again is the restart.
+//!
+//! ```
+//! use tidings::log::memory_log::{Disk, MemoryLog};
+//!
+//! let disk = Disk::new(64 * 1024);
+//! let opened = MemoryLog::open(&disk).unwrap();
+//! drop(opened); // killed
+//! assert!(MemoryLog::open(&disk).is_ok());
+//! ```
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::codec::{Encoder, Limits};
+use super::{AppendError, Checkpoint, EventLog, Generation, LastStop, LogReader, OpenError, Opened, Page, ReadError, Space, StoreId};
+use crate::core::event::Event;
+use crate::core::types::{LaneKey, Millis, SendNo, Seq};
+
+/// Pages are cut as on disk, with the default segments.
+const SEGMENT_SIZE: usize = 8 << 20;
+
+/// What survives a kill. Clones are the same disk.
+#[derive(Clone)]
+pub struct Disk(Arc<Mutex<Content>>);
+
+struct Content {
+    generation_size: u64,
+    generations: Vec<Stored>,
+    checkpoint: Option<Checkpoint>,
+    last: Seq,
+    last_stop: LastStop,
+    is_copy: bool,
+    is_open: bool,
+    free: u64,
+    /// How many appends still succeed.
+    appends_left: Option<u64>,
+}
+
+/// One generation.
+struct Stored {
+    first: Seq,
+    pages: BTreeMap<Seq, Arc<Page>>,
+    newest: Option<Millis>,
+    bytes: u64,
+}
+
+impl Stored {
+    fn new(first: Seq) -> Stored {
+        Stored { first, pages: BTreeMap::new(), newest: None, bytes: 0 }
+    }
+}
+
+impl Disk {
+    /// An empty disk, on which a generation is full after `generation_size` bytes of pages.
+    pub fn new(generation_size: u64) -> Disk {
+        Disk(Arc::new(Mutex::new(Content {
+            generation_size,
+            generations: vec![Stored::new(Seq::FIRST)],
+            checkpoint: None,
+            last: Seq(0),
+            last_stop: LastStop::Fresh,
+            is_copy: false,
+            is_open: false,
+            free: 1 << 40,
+            appends_left: None,
+        })))
+    }
+
+    /// Lets `appends` more appends succeed; the one after them fails, and with it the log until it is opened again.
+    pub fn fail_after(&self, appends: u64) {
+        self.content().appends_left = Some(appends);
+    }
+
+    /// Makes the next start find that the store is a copy.
+    pub fn mark_as_copy(&self) {
+        self.content().is_copy = true;
+    }
+
+    /// Sets what [`EventLog::space`] says is left, in bytes.
+    pub fn set_free(&self, bytes: u64) {
+        self.content().free = bytes;
+    }
+
+    fn content(&self) -> MutexGuard<'_, Content> {
+        // A test that panicked while it held the lock has left whole values behind.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl LogReader for Disk {
+    fn page(&self, seq: Seq) -> Result<Option<Arc<Page>>, ReadError> {
+        let content = self.content();
+        if seq > content.last {
+            return Ok(None);
+        }
+        let after = content.generations.partition_point(|generation| generation.first <= seq);
+        let generation = after.checked_sub(1).map(|at| &content.generations[at]).ok_or(ReadError::Gone(seq))?;
+        Ok(generation.pages.range(..=seq).next_back().map(|(_, page)| Arc::clone(page)))
+    }
+}
+
+/// The log in memory.
+pub struct MemoryLog {
+    disk: Disk,
+    encoder: Encoder,
+    failed: Option<String>,
+}
+
+impl MemoryLog {
+    /// Opens what the disk holds.
+    ///
+    /// # Errors
+    /// [`OpenError::Locked`] while another log is open on the disk.
+    pub fn open(disk: &Disk) -> Result<Opened, OpenError> {
+        let path = PathBuf::from("(memory)");
+        let encoder = Encoder::new(0, 1, Limits::for_segment(SEGMENT_SIZE));
+        let encoder = encoder.map_err(|error| OpenError::Io { path: path.clone(), what: error.to_string() })?;
+        let mut content = disk.content();
+        if content.is_open {
+            return Err(OpenError::Locked { path, holder: String::new() });
+        }
+        content.is_open = true;
+        content.appends_left = None;
+        let last_stop = std::mem::replace(&mut content.last_stop, LastStop::Unclean);
+        let log = MemoryLog { disk: disk.clone(), encoder, failed: None };
+        Ok(Opened { log: Box::new(log), checkpoint: content.checkpoint.clone(), last_stop, is_copy: content.is_copy })
+    }
+
+    fn check(&self) -> Result<(), AppendError> {
+        self.failed.clone().map_or(Ok(()), |what| Err(AppendError::Io(what)))
+    }
+}
+
+impl EventLog for MemoryLog {
+    fn store_id(&self) -> StoreId {
+        StoreId(0)
+    }
+
+    fn next_seq(&self) -> Seq {
+        self.disk.content().last.next()
+    }
+
+    fn append(&mut self, events: &[Event], next_send: &dyn Fn(&LaneKey) -> SendNo) -> Result<Seq, AppendError> {
+        self.check()?;
+        let pages = self.encoder.events(self.next_seq(), events, next_send)?;
+        let mut content = self.disk.content();
+        if let Some(left) = &mut content.appends_left {
+            if *left == 0 {
+                let what = "injected failure".to_owned();
+                self.failed = Some(what.clone());
+                return Err(AppendError::Io(what));
+            }
+            *left -= 1;
+        }
+        content.last.0 += events.len() as u64;
+        let last = content.last;
+        let generation = content.generations.last_mut().expect("there is always one that is written");
+        for stored in pages {
+            generation.bytes += stored.bytes.len() as u64;
+            generation.newest = generation.newest.max(stored.newest);
+            if let Some(page) = stored.page {
+                generation.pages.insert(page.first, page);
+            }
+        }
+        Ok(last)
+    }
+
+    fn is_generation_full(&self) -> bool {
+        let content = self.disk.content();
+        content.generations.last().is_some_and(|generation| generation.bytes >= content.generation_size)
+    }
+
+    fn begin_generation(&mut self, checkpoint: &[u8]) -> Result<(), AppendError> {
+        self.check()?;
+        let mut content = self.disk.content();
+        let next = content.last.next();
+        if content.generations.last().is_some_and(|generation| generation.first < next) {
+            content.generations.push(Stored::new(next));
+            content.checkpoint = Some(Checkpoint { next, bytes: checkpoint.to_vec() });
+        }
+        Ok(())
+    }
+
+    fn generations(&self) -> Vec<Generation> {
+        let seen = |stored: &Stored| Generation { first: stored.first, newest: stored.newest, bytes: stored.bytes };
+        self.disk.content().generations.iter().map(seen).collect()
+    }
+
+    fn drop_oldest_generation(&mut self) -> Result<(), AppendError> {
+        self.check()?;
+        let mut content = self.disk.content();
+        if content.generations.len() > 1 {
+            content.generations.remove(0);
+        }
+        Ok(())
+    }
+
+    fn space(&self) -> Space {
+        let content = self.disk.content();
+        Space { used: content.generations.iter().map(|generation| generation.bytes).sum(), free: content.free }
+    }
+
+    fn tick(&mut self) -> Result<(), AppendError> {
+        self.check()
+    }
+
+    fn reader(&self) -> Arc<dyn LogReader> {
+        Arc::new(self.disk.clone())
+    }
+
+    fn adopt_copy(&mut self) -> Result<(), AppendError> {
+        self.check()?;
+        self.disk.content().is_copy = false;
+        Ok(())
+    }
+
+    fn close(self: Box<Self>, checkpoint: &[u8]) -> Result<(), AppendError> {
+        self.check()?;
+        let mut content = self.disk.content();
+        content.checkpoint = Some(Checkpoint { next: content.last.next(), bytes: checkpoint.to_vec() });
+        content.last_stop = LastStop::Clean;
+        Ok(())
+    }
+}
+
+impl Drop for MemoryLog {
+    fn drop(&mut self) {
+        self.disk.content().is_open = false;
+    }
+}

@@ -1,0 +1,117 @@
+//! One sled database: the generation that is being written. The only place where sled is called.
+//!
+//! What makes it durable: `flush()` alone is not (it uses `sync_file_range`), so each commit is `apply_batch` → `flush()` → our own
+//! `fdatasync` of the file `db`. sled can also panic, on a damaged or full disk; that is caught here and becomes an error.
+
+use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+use super::durable;
+use crate::core::types::Seq;
+use crate::log::codec::{Kind, PageKey, Parsed, StoredPage, parse};
+
+/// An open database. It is closed when this is dropped, so nobody else may hold one.
+pub(super) struct Database {
+    db: sled::Db,
+}
+
+impl Database {
+    /// Opens or creates the database in `folder`.
+    pub(super) fn open(folder: &Path, segment_size: usize, cache: u64) -> Result<Database, String> {
+        let config = sled::Config::new()
+            .path(folder)
+            .segment_size(segment_size)
+            .cache_capacity(cache)
+            // Every commit flushes itself; a timer would only add writes.
+            .flush_every_ms(None)
+            // Pages are compressed already, and have to be found verbatim in the file.
+            .use_compression(false);
+        guarded(|| config.open().map_err(|error| error.to_string())).map(|db| Database { db })
+    }
+
+    /// Writes pages together, and returns once they are durable in `file`, the database's own file.
+    pub(super) fn commit(&self, pages: &[StoredPage], file: &File) -> Result<(), String> {
+        let mut batch = sled::Batch::default();
+        for page in pages {
+            batch.insert(&page.key.to_bytes(), &page.bytes[..]);
+        }
+        self.apply(batch, file)
+    }
+
+    /// Takes pages out, durably.
+    pub(super) fn remove(&self, keys: &[sled::IVec], file: &File) -> Result<(), String> {
+        let mut batch = sled::Batch::default();
+        for key in keys {
+            batch.remove(key);
+        }
+        self.apply(batch, file)
+    }
+
+    fn apply(&self, batch: sled::Batch, file: &File) -> Result<(), String> {
+        guarded(|| {
+            self.db.apply_batch(batch).map_err(|error| error.to_string())?;
+            self.db.flush().map_err(|error| error.to_string())
+        })?;
+        file.sync_data().map_err(|error| format!("fdatasync: {error}"))
+    }
+
+    /// Makes a new, still empty database (or one with its first checkpoint) survive a power cut, names included.
+    pub(super) fn settle(&self, folder: &Path) -> Result<(), String> {
+        guarded(|| self.db.flush().map_err(|error| error.to_string()))?;
+        durable::sync_folder_and_files(folder).map_err(|error| error.to_string())
+    }
+
+    /// The bytes of the page of events that holds `seq`, or the nearest before it: its parts in order. Empty if there is none.
+    pub(super) fn parts(&self, tag: u64, seq: Seq) -> Result<Vec<sled::IVec>, String> {
+        guarded(|| {
+            let Some((_, value)) = self.entry_before(&PageKey::after(seq))? else { return Ok(Vec::new()) };
+            let header = parse(tag, &value).map_err(|error| error.to_string())?.header;
+            self.all_parts(header.key(), header.parts)
+        })
+    }
+
+    /// Goes through all pages in the order of their keys, with those that are none.
+    pub(super) fn each(&self, tag: u64, mut seen: impl FnMut(&sled::IVec, Result<Parsed<'_>, String>)) -> Result<(), String> {
+        guarded(|| {
+            for entry in self.db.iter() {
+                let (key, value) = entry.map_err(|error| error.to_string())?;
+                seen(&key, parse(tag, &value).map_err(|error| error.to_string()));
+            }
+            Ok(())
+        })
+    }
+
+    /// The parts of the checkpoint that ends right before `end`, if the entry before `end` is one.
+    pub(super) fn checkpoint(&self, tag: u64, end: &[u8]) -> Result<Option<(Seq, Vec<sled::IVec>)>, String> {
+        guarded(|| {
+            let Some((_, value)) = self.entry_before(end)? else { return Ok(None) };
+            let header = parse(tag, &value).map_err(|error| error.to_string())?.header;
+            if header.kind == Kind::Events {
+                return Ok(None);
+            }
+            Ok(Some((header.first, self.all_parts(header.key(), header.parts)?)))
+        })
+    }
+
+    fn entry_before(&self, end: &[u8]) -> Result<Option<(sled::IVec, sled::IVec)>, String> {
+        self.db.range::<&[u8], _>(..end).next_back().transpose().map_err(|error| error.to_string())
+    }
+
+    fn all_parts(&self, key: PageKey, parts: u32) -> Result<Vec<sled::IVec>, String> {
+        (0..parts)
+            .map(|part| {
+                let value = self.db.get(PageKey { part, ..key }.to_bytes()).map_err(|error| error.to_string())?;
+                value.ok_or_else(|| format!("part {part} of {parts} is missing"))
+            })
+            .collect()
+    }
+}
+
+/// Runs `work`; a panic in it becomes an error. What it touched is not used again after an error, so a broken state is never seen.
+fn guarded<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        Err(format!("the database panicked: {}", text.unwrap_or_default()))
+    })
+}

@@ -1,0 +1,72 @@
+//! Files and folders that are there after a power cut: what has to be synced, in one place.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// Makes the names in a folder durable: files created, renamed or deleted there.
+pub(super) fn sync_folder(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+/// Makes every file in a folder, and their names, durable.
+pub(super) fn sync_folder_and_files(path: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        if entry.file_type()?.is_file() {
+            File::open(entry.path())?.sync_all()?;
+        }
+    }
+    sync_folder(path)
+}
+
+/// Puts a whole file in place, so that after a crash either the old one or the new one is there.
+///
+/// `fill` is given the new file, still under a temporary name.
+pub(super) fn replace(folder: &Path, name: &str, fill: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
+    let temporary = folder.join(format!("{name}.tmp"));
+    let mut file = File::create(&temporary)?;
+    fill(&mut file)?;
+    file.flush()?;
+    file.sync_all()?;
+    drop(file);
+    fs::rename(&temporary, folder.join(name))?;
+    sync_folder(folder)
+}
+
+/// Moves a generation's folder out of the way. Once this has returned it no longer belongs to the store, and whether it has been
+/// deleted makes no difference.
+pub(super) fn to_trash(store: &Path, folder: &Path) -> io::Result<PathBuf> {
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    let mut trash = store.join(format!("{TRASH_PREFIX}{name}"));
+    let mut attempt = 0;
+    while trash.exists() {
+        attempt += 1;
+        trash = store.join(format!("{TRASH_PREFIX}{name}-{attempt}"));
+    }
+    fs::rename(folder, &trash)?;
+    sync_folder(store)?;
+    Ok(trash)
+}
+
+/// Deletes a folder that was moved out of the way. What fails is tried again at the next start.
+pub(super) fn delete_trash(trash: &Path) {
+    if let Err(error) = fs::remove_dir_all(trash) {
+        tracing::warn!(folder = %trash.display(), "deleting a folder that is no longer needed failed: {error}; it is tried again at the next start");
+    }
+}
+
+/// What folders begin with that only wait to be deleted.
+pub(super) const TRASH_PREFIX: &str = "trash-";
+
+/// What a folder's files take on disk.
+pub(super) fn bytes_on_disk(folder: &Path) -> u64 {
+    let Ok(entries) = fs::read_dir(folder) else { return 0 };
+    entries.flatten().filter_map(|entry| entry.metadata().ok()).map(|meta| meta.blocks() * 512).sum()
+}
+
+/// What an open file takes on disk.
+pub(super) fn file_on_disk(file: &File) -> u64 {
+    file.metadata().map_or(0, |meta| meta.blocks() * 512)
+}

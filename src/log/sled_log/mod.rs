@@ -1,0 +1,324 @@
+//! The log on disk, on sled.
+//!
+//! # Constraints
+//! * **Accepted means durable.** [`append`](EventLog::append) returns after `apply_batch` → `flush` → `fdatasync` → witness.
+//! * **A damaged store is refused, untouched.** Opening a damaged sled database zeroes what it can't read, so all that was accepted is
+//!   found in the raw files first ([`scan`]), and compared with what the [`witness`] has seen.
+//! * **An ordinary crash never needs an operator**, at whatever moment it comes: see the tables below.
+//! * **A failure is final.** After the first one nothing more is written: what a failed `fsync` left behind is not known.
+//! * Keys only ever grow, values stay small, nothing is deleted but whole generations: what sled does well.
+//!
+//! # On disk
+//! ```text
+//!   <store>/
+//!     identity                 what the store is; written last at creation                        (identity)
+//!     witness                  what must be in it                                                 (witness)
+//!     lock                     held while it is open; the holder's process id
+//!     g00000000000000000001/   a generation: a sled database that begins with this position
+//!       db, conf, …            sled's
+//!       seal                   where each page stands, in one that is not being written any more  (seal)
+//!     g00000000000000184467/   the newest generation is the one that is written
+//!     trash-…                  a folder that is being deleted
+//! ```
+//! Pages and checkpoints are the values ([`codec`](super::codec)). Every generation but the very first begins with a checkpoint.
+//!
+//! # What a crash leaves, and what the next start makes of it
+//!
+//! | Killed while | left | then |
+//! |---|---|---|
+//! | creating the store | no `identity`, no page | created anew |
+//! | committing | perhaps a whole commit behind the witness; perhaps a part of one | a whole one stays, a part is taken out |
+//! | beginning a generation | a folder that the witness does not name | deleted; the one before goes on |
+//! | sealing | a generation without `seal` that is not the newest | scanned and sealed |
+//! | dropping | a folder below the witness's lowest, or `trash-…` | deleted |
+//! | closing | a checkpoint, perhaps a `seal`, the witness not clean | as after any kill |
+//! | starting | the witness not clean | as after any kill |
+
+mod database;
+mod durable;
+mod identity;
+mod open;
+mod page_cache;
+mod reader;
+mod scan;
+mod seal;
+mod witness;
+
+#[cfg(test)]
+mod tests;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use self::database::Database;
+use self::identity::Identity;
+use self::reader::{About, Generation as Handle, Shared, State, lock, read, write};
+use self::witness::{Testimony, Witness};
+use super::codec::{Encoder, Kind, StoredPage};
+use super::{AppendError, EventLog, Generation, LogReader, OpenError, Opened, Space, StoreId};
+use crate::core::event::Event;
+use crate::core::types::{LaneKey, Millis, SendNo, Seq};
+
+/// How a store is opened. Sizes are in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// sled's segments, in a store that is created; an existing one keeps its own. 8 MiB: with pages of 64 KiB the largest value stays
+    /// well below what sled would move to a file that it never syncs.
+    pub segment_size: usize,
+    /// Stored pages after which a generation is full. 64 MiB: recovery takes a fraction of a second, and a deletion frees space soon.
+    pub generation_size: u64,
+    /// sled's cache. 16 MiB: only readers that follow closely use it, and they are served by `page_cache` first.
+    pub sled_cache: u64,
+    /// Decoded pages kept for readers. 8 MiB: some thousands of reports, more than a window of any lane.
+    pub page_cache: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options { segment_size: 8 << 20, generation_size: 64 << 20, sled_cache: 16 << 20, page_cache: 8 << 20 }
+    }
+}
+
+/// The log on disk.
+pub struct SledLog {
+    store: PathBuf,
+    /// Locked as long as the log is open.
+    _lock: File,
+    identity: Identity,
+    options: Options,
+    witness: Witness,
+    testimony: Testimony,
+    encoder: Encoder,
+    shared: Arc<Shared>,
+    active: Active,
+    /// The first failure. Nothing is written after it.
+    failed: Option<String>,
+    background: Vec<JoinHandle<Result<(), String>>>,
+}
+
+/// The generation that is being written.
+struct Active {
+    /// Its database, shared with readers.
+    handle: Arc<Handle>,
+    /// The database's own file, for `fdatasync`.
+    file: File,
+    /// Bytes of pages stored since its opening checkpoint.
+    stored: u64,
+}
+
+impl SledLog {
+    /// Opens the store in the folder `store`, or creates it if the folder is empty or missing.
+    ///
+    /// # Errors
+    /// See [`OpenError`]. Where something is missing or wrong, nothing has been opened or changed.
+    pub fn open(store: &Path, options: Options) -> Result<Opened, OpenError> {
+        open::open(store, options)
+    }
+
+    fn check(&mut self) -> Result<(), AppendError> {
+        let mut still = Vec::new();
+        for thread in self.background.drain(..) {
+            if !thread.is_finished() {
+                still.push(thread);
+            } else if let Ok(Err(what)) = thread.join()
+                && self.failed.is_none()
+            {
+                self.failed = Some(what);
+            }
+        }
+        self.background = still;
+        self.failed.clone().map_or(Ok(()), |what| Err(AppendError::Io(what)))
+    }
+
+    /// Makes a failure final.
+    fn kept<T>(&mut self, outcome: Result<T, String>) -> Result<T, AppendError> {
+        outcome.map_err(|what| {
+            tracing::error!(store = %self.store.display(), "the store failed: {what}");
+            self.failed = Some(what.clone());
+            AppendError::Io(what)
+        })
+    }
+
+    /// Makes pages durable in the current generation.
+    fn write(&mut self, pages: &[StoredPage]) -> Result<(), AppendError> {
+        let outcome = match &*read(&self.active.handle.state) {
+            State::Active(database) => database.commit(pages, &self.active.file),
+            _ => Err("the generation is not open".into()),
+        };
+        self.kept(outcome)?;
+        self.active.stored += pages.iter().map(|page| page.bytes.len() as u64).sum::<u64>();
+        Ok(())
+    }
+
+    /// Writes the witness, and syncs it unless the next [`EventLog::tick`] is soon enough.
+    fn testify(&mut self, sync: bool) -> Result<(), AppendError> {
+        let outcome = self.witness.write(&self.testimony).and_then(|()| if sync { self.witness.sync() } else { Ok(()) });
+        self.kept(outcome.map_err(|error| format!("writing the witness: {error}")))
+    }
+
+    fn join_background(&mut self) {
+        for thread in self.background.drain(..) {
+            if let Ok(Err(what)) = thread.join() {
+                self.failed.get_or_insert(what);
+            }
+        }
+    }
+}
+
+impl EventLog for SledLog {
+    fn store_id(&self) -> StoreId {
+        self.identity.store
+    }
+
+    fn next_seq(&self) -> Seq {
+        self.testimony.last.next()
+    }
+
+    fn append(&mut self, events: &[Event], next_send: &dyn Fn(&LaneKey) -> SendNo) -> Result<Seq, AppendError> {
+        self.check()?;
+        if events.is_empty() {
+            return Ok(self.testimony.last);
+        }
+        let mut pages = self.encoder.events(self.next_seq(), events, next_send)?;
+        self.write(&pages)?;
+        self.testimony.last = Seq(self.testimony.last.0 + events.len() as u64);
+        self.testify(false)?;
+        let mut about = lock(&self.active.handle.about);
+        // The rest of the folder is measured at each tick; between two, the database's file is what grows.
+        about.bytes = about.bytes.max(durable::file_on_disk(&self.active.file));
+        about.newest = about.newest.max(pages.iter().filter_map(|page| page.newest).max());
+        drop(about);
+        self.shared.publish(self.testimony.last, pages.iter_mut().filter_map(|page| page.page.take()));
+        Ok(self.testimony.last)
+    }
+
+    fn is_generation_full(&self) -> bool {
+        self.active.stored >= self.options.generation_size && self.next_seq() > self.active.handle.first
+    }
+
+    fn begin_generation(&mut self, checkpoint: &[u8]) -> Result<(), AppendError> {
+        self.check()?;
+        let next = self.next_seq();
+        if next == self.active.handle.first {
+            // It has just begun, with a checkpoint as of the same position.
+            return Ok(());
+        }
+        let pages = self.encoder.checkpoint(Kind::OpeningCheckpoint, next, checkpoint)?;
+        let created = Active::create(&self.store, next, self.identity.segment_size, &self.options, &pages);
+        let active = self.kept(created)?;
+        // From here on the new generation is the one that must be there.
+        self.testimony.generation = next;
+        self.testify(true)?;
+        write(&self.shared.generations).push(Arc::clone(&active.handle));
+        let full = std::mem::replace(&mut self.active, active).handle;
+        let tag = self.identity.tag;
+        let sealing = std::thread::Builder::new().name("seal".into()).spawn(move || full.seal(tag, next));
+        let thread = self.kept(sealing.map_err(|error| format!("starting a thread: {error}")))?;
+        self.background.push(thread);
+        Ok(())
+    }
+
+    fn generations(&self) -> Vec<Generation> {
+        let generations = read(&self.shared.generations);
+        let seen = |handle: &Arc<Handle>| {
+            let About { newest, bytes } = *lock(&handle.about);
+            Generation { first: handle.first, newest, bytes }
+        };
+        generations.iter().map(seen).collect()
+    }
+
+    fn drop_oldest_generation(&mut self) -> Result<(), AppendError> {
+        self.check()?;
+        let (oldest, lowest) = {
+            let generations = read(&self.shared.generations);
+            let [oldest, next, ..] = &generations[..] else { return Ok(()) };
+            (Arc::clone(oldest), next.first)
+        };
+        // The witness first: it must never ask for what is gone.
+        self.testimony.lowest = lowest;
+        self.testify(true)?;
+        write(&self.shared.generations).remove(0);
+        *write(&oldest.state) = State::Dropped;
+        self.shared.forget_below(lowest);
+        let moved = durable::to_trash(&self.store, &oldest.folder).map_err(|error| format!("{}: {error}", oldest.folder.display()));
+        let trash = self.kept(moved)?;
+        let delete = move || {
+            durable::delete_trash(&trash);
+            Ok(())
+        };
+        let spawned = std::thread::Builder::new().name("delete".into()).spawn(delete);
+        let thread = self.kept(spawned.map_err(|error| format!("starting a thread: {error}")))?;
+        self.background.push(thread);
+        Ok(())
+    }
+
+    fn space(&self) -> Space {
+        let used = read(&self.shared.generations).iter().map(|handle| lock(&handle.about).bytes).sum();
+        let free = rustix::fs::statvfs(&self.store).map_or(0, |stat| stat.f_bavail * stat.f_frsize);
+        Space { used, free }
+    }
+
+    fn tick(&mut self) -> Result<(), AppendError> {
+        self.check()?;
+        self.active.handle.measure();
+        let synced = self.witness.sync().map_err(|error| format!("syncing the witness: {error}"));
+        self.kept(synced)
+    }
+
+    fn reader(&self) -> Arc<dyn LogReader> {
+        Arc::clone(&self.shared) as Arc<dyn LogReader>
+    }
+
+    fn adopt_copy(&mut self) -> Result<(), AppendError> {
+        self.check()?;
+        let written = self.identity.write(&self.store).map_err(|error| format!("writing the identity: {error}"));
+        self.kept(written)
+    }
+
+    fn close(mut self: Box<Self>, checkpoint: &[u8]) -> Result<(), AppendError> {
+        self.join_background();
+        self.check()?;
+        let next = self.next_seq();
+        let pages = self.encoder.checkpoint(Kind::Checkpoint, next, checkpoint)?;
+        self.write(&pages)?;
+        let sealed = self.active.handle.seal(self.identity.tag, next);
+        self.kept(sealed)?;
+        // Only now: a clean witness says that the seal is there and the files are as it says.
+        self.testimony.clean = true;
+        self.testify(true)
+    }
+}
+
+impl Active {
+    /// Makes a generation's folder, with its opening checkpoint, and makes it durable.
+    fn create(store: &Path, first: Seq, segment_size: usize, options: &Options, checkpoint: &[StoredPage]) -> Result<Active, String> {
+        let folder = store.join(open::folder_name(first));
+        let failed = |error: std::io::Error| format!("creating {}: {error}", folder.display());
+        std::fs::create_dir(&folder).map_err(failed)?;
+        let database = Database::open(&folder, segment_size, options.sled_cache)?;
+        let file = File::open(folder.join("db")).map_err(failed)?;
+        if !checkpoint.is_empty() {
+            database.commit(checkpoint, &file)?;
+        }
+        database.settle(&folder)?;
+        durable::sync_folder(store).map_err(failed)?;
+        Ok(Active::of(first, folder, database, file, None, 0))
+    }
+
+    fn of(first: Seq, folder: PathBuf, database: Database, file: File, newest: Option<Millis>, stored: u64) -> Active {
+        Active { handle: Handle::new(first, folder, State::Active(database), newest), file, stored }
+    }
+}
+
+impl Drop for SledLog {
+    /// Without [`EventLog::close`] this is as good as a kill: nothing more is promised, but the files are let go.
+    fn drop(&mut self) {
+        self.join_background();
+        let mut state = write(&self.active.handle.state);
+        if matches!(*state, State::Active(_)) {
+            *state = State::Unreadable("the log has been dropped".into());
+        }
+    }
+}

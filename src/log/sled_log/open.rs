@@ -1,0 +1,496 @@
+//! Opening a store: look, prove, and only then touch.
+//!
+//! ```text
+//!   folder ─▶ lock ─▶ identity ─▶ witness ─▶ generations: all there, no gap between them ─▶ the newest: ─┬─ clean: files as sealed
+//!      │                 │                                                                               └─ unclean: raw scan
+//!      └─ empty:         └─ older format: migrate                              … all is proven │
+//!         create           newer: refuse                                                        ▼
+//!                          witness: not clean ─▶ delete what is left over ─▶ seal what a kill left ─▶ sled ─▶ check what it shows
+//! ```
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Seek, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::database::Database;
+use super::durable::{self, TRASH_PREFIX};
+use super::identity::{self, Found, IDENTITY, Identity};
+use super::reader::{Generation as Handle, Shared, State};
+use super::scan::{self, scan};
+use super::seal::{self, Head};
+use super::witness::{Testimony, WITNESS, Witness};
+use super::{Active, Options, SledLog};
+use crate::core::types::{Millis, Seq};
+use crate::log::codec::{Decoder, Encoder, Header, Kind, Limits, MAGIC, PageKey, parse};
+use crate::log::{Checkpoint, LastStop, OpenError, Opened, StoreId};
+use crate::migrations;
+
+const LOCK: &str = "lock";
+
+/// The folder of the generation that begins with `first`. Sorted by name is sorted by position.
+pub(super) fn folder_name(first: Seq) -> String {
+    format!("g{:020}", first.0)
+}
+
+fn folder_first(name: &str) -> Option<Seq> {
+    let digits = name.strip_prefix('g').filter(|digits| digits.len() == 20)?;
+    digits.parse().ok().map(Seq)
+}
+
+/// Names the store in every error.
+struct At<'a> {
+    store: &'a Path,
+}
+
+impl At<'_> {
+    fn damaged(&self, what: impl Into<String>) -> OpenError {
+        OpenError::Damaged { path: self.store.to_owned(), what: what.into() }
+    }
+
+    fn io(&self, what: impl std::fmt::Display) -> OpenError {
+        OpenError::Io { path: self.store.to_owned(), what: what.to_string() }
+    }
+
+    fn not_a_store(&self, what: impl Into<String>) -> OpenError {
+        OpenError::NotAStore { path: self.store.to_owned(), what: what.into() }
+    }
+
+    fn missing(&self, first: Seq, what: &str) -> OpenError {
+        self.damaged(format!("generation {}: {what}", folder_name(first)))
+    }
+}
+
+/// What stands in the store's folder.
+#[derive(Default)]
+struct Listing {
+    has_identity: bool,
+    generations: Vec<Seq>,
+    trash: Vec<PathBuf>,
+    /// The first name that no store has.
+    foreign: Option<String>,
+}
+
+/// See [`SledLog::open`].
+pub(super) fn open(store: &Path, options: Options) -> Result<Opened, OpenError> {
+    let at = At { store };
+    if let Some(parent) = store.parent()
+        && !store.exists()
+    {
+        fs::create_dir_all(store)
+            .and_then(|()| durable::sync_folder(if parent == Path::new("") { Path::new(".") } else { parent }))
+            .map_err(|error| at.io(error))?;
+    }
+    let listing = list(store).map_err(|error| at.io(error))?;
+    if let (false, Some(foreign)) = (listing.has_identity, &listing.foreign) {
+        return Err(at.not_a_store(format!("it has no file `identity`, and holds `{foreign}`")));
+    }
+    let lock = lock(&at)?;
+    // Once more, now that nobody else changes it.
+    let listing = list(store).map_err(|error| at.io(error))?;
+    match Identity::read(store, migrations::CURRENT).map_err(|error| at.io(error))? {
+        Found::Missing => create(&at, lock, listing, options),
+        Found::Damaged(what) => Err(at.damaged(what)),
+        Found::OtherFormat(found) => {
+            upgrade(&at, found)?;
+            drop(lock);
+            open(store, options)
+        }
+        Found::Store { identity, is_copy } => existing(&at, lock, listing, identity, is_copy, options),
+    }
+}
+
+fn list(store: &Path) -> io::Result<Listing> {
+    let mut listing = Listing::default();
+    for entry in fs::read_dir(store)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        match name.as_str() {
+            IDENTITY => listing.has_identity = true,
+            // What a file system puts into its own root.
+            LOCK | WITNESS | "identity.tmp" | "lost+found" => {}
+            _ if name.starts_with(TRASH_PREFIX) => listing.trash.push(entry.path()),
+            _ => match folder_first(&name) {
+                Some(first) => listing.generations.push(first),
+                None => listing.foreign = Some(name),
+            },
+        }
+    }
+    listing.generations.sort_unstable();
+    Ok(listing)
+}
+
+fn lock(at: &At<'_>) -> Result<File, OpenError> {
+    let path = at.store.join(LOCK);
+    let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+    let mut file = opened.map_err(|error| at.io(format!("{}: {error}", path.display())))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut pid = String::new();
+            let read = file.read_to_string(&mut pid);
+            let holder = if read.is_ok() && !pid.trim().is_empty() { format!(" (pid {})", pid.trim()) } else { String::new() };
+            return Err(OpenError::Locked { path: at.store.to_owned(), holder });
+        }
+        Err(TryLockError::Error(error)) => return Err(at.io(format!("locking {}: {error}", path.display()))),
+    }
+    let write = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
+    write.map_err(|error| at.io(format!("{}: {error}", path.display())))?;
+    Ok(file)
+}
+
+fn upgrade(at: &At<'_>, found: u32) -> Result<(), OpenError> {
+    let path = at.store.to_owned();
+    match migrations::plan(migrations::STEPS, found, migrations::CURRENT) {
+        migrations::Plan::Newer => Err(OpenError::Newer { path, found, known: migrations::CURRENT }),
+        migrations::Plan::Unknown => Err(at.not_a_store(format!("its format {found} is none that any release has written"))),
+        migrations::Plan::Current => Ok(()),
+        migrations::Plan::Steps(steps) => {
+            let record = |version| identity::set_format(at.store, version).map_err(|error| error.to_string());
+            migrations::run(at.store, &steps, record).map_err(|error| at.io(error))
+        }
+    }
+}
+
+fn random(at: &At<'_>) -> Result<u64, OpenError> {
+    getrandom::u64().map_err(|error| at.io(format!("no random number: {error}")))
+}
+
+/// Makes a new store; also out of what a killed creation left.
+fn create(at: &At<'_>, lock: File, listing: Listing, options: Options) -> Result<Opened, OpenError> {
+    for &first in &listing.generations {
+        let folder = at.store.join(folder_name(first));
+        if holds_pages(&folder).map_err(|error| at.io(error))? {
+            return Err(at.damaged(format!("its file `identity` is missing, and {} holds events", folder_name(first))));
+        }
+    }
+    clear(at, listing.generations.iter().copied(), listing.trash)?;
+    let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
+    let identity = Identity {
+        format: migrations::CURRENT,
+        store: StoreId(random(at)?),
+        tag: random(at)?,
+        segment_size: options.segment_size,
+        created: Millis(created),
+    };
+    let active = Active::create(at.store, Seq::FIRST, options.segment_size, &options, &[]).map_err(|what| at.io(what))?;
+    let testimony = Testimony { lowest: Seq::FIRST, generation: Seq::FIRST, last: Seq(0), run: 1, clean: false };
+    let finish = || {
+        let mut witness = Witness::create(at.store, identity.tag, &testimony)?;
+        witness.sync()?;
+        durable::sync_folder(at.store)?;
+        // With this file the store exists.
+        identity.write(at.store)?;
+        Ok(witness)
+    };
+    let witness = finish().map_err(|error: io::Error| at.io(error))?;
+    let whole = Whole { lock, identity, witness, testimony, sealed: Vec::new(), active, options };
+    Ok(Opened { log: Box::new(whole.into_log(at)?), checkpoint: None, last_stop: LastStop::Fresh, is_copy: false })
+}
+
+/// Whether anything in the folder looks like a page, of whichever store.
+fn holds_pages(folder: &Path) -> io::Result<bool> {
+    match fs::read(folder.join("db")) {
+        Ok(bytes) => Ok(memchr::memmem::find(&bytes, &MAGIC).is_some()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Deletes generations that are not part of the store, and what an earlier deletion left.
+fn clear(at: &At<'_>, generations: impl Iterator<Item = Seq>, mut trash: Vec<PathBuf>) -> Result<(), OpenError> {
+    for first in generations {
+        let moved = durable::to_trash(at.store, &at.store.join(folder_name(first)));
+        trash.push(moved.map_err(|error| at.io(format!("{}: {error}", folder_name(first))))?);
+    }
+    trash.iter().for_each(|trash| durable::delete_trash(trash));
+    Ok(())
+}
+
+fn existing(at: &At<'_>, lock: File, listing: Listing, identity: Identity, is_copy: bool, options: Options) -> Result<Opened, OpenError> {
+    let tag = identity.tag;
+    if !(Limits::MIN_SEGMENT..=Limits::MAX_SEGMENT).contains(&identity.segment_size) {
+        return Err(at.damaged("the file `identity` names an impossible segment size"));
+    }
+    let found = Witness::open(at.store, tag).map_err(|error| at.io(format!("reading the witness: {error}")))?;
+    let Some((mut witness, mut testimony)) = found else {
+        return Err(at.damaged("the file `witness` is missing or is not what was written (neither of its two slots)"));
+    };
+
+    // Look and prove: nothing is written in here.
+    let (kept, left_over) = sort(at, &listing.generations, &testimony, tag)?;
+    let sealed = prove_sealed(at, &kept, tag)?;
+    let folder = at.store.join(folder_name(testimony.generation));
+    let closed = if testimony.clean { Some(prove_closed(at, &folder, &testimony, tag)?) } else { None };
+    if closed.is_none() {
+        prove_written(at, &folder, &testimony, tag)?;
+    }
+
+    // All is there. From here on this start is one that has to be closed again.
+    let last_stop = if testimony.clean { LastStop::Clean } else { LastStop::Unclean };
+    testimony.clean = false;
+    testimony.run += 1;
+    witness.write(&testimony).and_then(|()| witness.sync()).map_err(|error| at.io(format!("writing the witness: {error}")))?;
+    clear(at, left_over.into_iter(), listing.trash)?;
+    let sealed = seal_rest(at, sealed, tag)?;
+    seal::remove(&folder).map_err(|error| at.io(error))?;
+
+    let database = Database::open(&folder, identity.segment_size, options.sled_cache).map_err(|what| at.io(what))?;
+    let file = File::open(folder.join("db")).map_err(|error| at.io(error))?;
+    let shown = match closed {
+        Some(head) => Shown { last: testimony.last, newest: head.newest, stored: head.stored, checkpoint_end: None },
+        None => check_shown(at, &database, &file, &testimony, tag)?,
+    };
+    let checkpoint = read_checkpoint(at, &database, &shown, testimony.generation, tag)?;
+    if last_stop == LastStop::Clean && checkpoint.as_ref().map(|checkpoint| checkpoint.next) != Some(shown.last.next()) {
+        return Err(at.missing(testimony.generation, "sled does not show the checkpoint that it was closed with"));
+    }
+    testimony.last = shown.last;
+    let active = Active::of(testimony.generation, folder, database, file, shown.newest, shown.stored);
+    let whole = Whole { lock, identity, witness, testimony, sealed, active, options };
+    Ok(Opened { log: Box::new(whole.into_log(at)?), checkpoint, last_stop, is_copy })
+}
+
+/// Splits the generations into those that the witness knows, and what a kill left over.
+fn sort(at: &At<'_>, generations: &[Seq], testimony: &Testimony, tag: u64) -> Result<(Vec<Seq>, Vec<Seq>), OpenError> {
+    let (mut kept, mut left_over) = (Vec::new(), Vec::new());
+    for &first in generations {
+        if first < testimony.lowest {
+            left_over.push(first);
+        } else if first > testimony.generation {
+            let folder = at.store.join(folder_name(first));
+            if !scan(&folder, tag).map_err(|error| at.io(error))?.events.is_empty() {
+                return Err(at.missing(first, "it holds events, and the witness does not know it"));
+            }
+            left_over.push(first);
+        } else {
+            kept.push(first);
+        }
+    }
+    for needed in [testimony.lowest, testimony.generation] {
+        if !kept.contains(&needed) {
+            return Err(at.missing(needed, "its folder is missing"));
+        }
+    }
+    Ok((kept, left_over))
+}
+
+/// A generation that is not being written any more.
+enum Proven {
+    Sealed(Head),
+    /// A kill came before its seal; the scan has found all of it.
+    Unsealed {
+        first: Seq,
+        next: Seq,
+    },
+}
+
+/// All generations but the newest: each is there, whole as far as can be seen without reading it, and the next one begins where it ends.
+fn prove_sealed(at: &At<'_>, kept: &[Seq], tag: u64) -> Result<Vec<Proven>, OpenError> {
+    let mut proven = Vec::new();
+    for pair in kept.windows(2) {
+        let (first, next) = (pair[0], pair[1]);
+        let folder = at.store.join(folder_name(first));
+        if !folder.join(seal::SEAL).exists() {
+            let found = scan(&folder, tag).map_err(|error| at.io(error))?;
+            found.covering(first, Seq(next.0 - 1)).map_err(|what| at.missing(first, &what))?;
+            proven.push(Proven::Unsealed { first, next });
+            continue;
+        }
+        let head = seal::read_head(&folder, tag).map_err(|error| at.io(error))?;
+        let head = head.filter(|head| head.first == first);
+        let head = head.ok_or_else(|| at.missing(first, "its file `seal` is not what was written"))?;
+        if head.next != next {
+            return Err(at.damaged(format!("events {} to {} are missing: no generation begins with {0}", head.next, next.0 - 1)));
+        }
+        if let Some(wrong) = seal::wrong_lengths(&folder, &head) {
+            return Err(at.missing(first, &wrong));
+        }
+        proven.push(Proven::Sealed(head));
+    }
+    Ok(proven)
+}
+
+/// The newest generation after a clean stop: its files are, byte for byte, those that were closed.
+fn prove_closed(at: &At<'_>, folder: &Path, testimony: &Testimony, tag: u64) -> Result<Head, OpenError> {
+    let first = testimony.generation;
+    let head = seal::read_head(folder, tag).map_err(|error| at.io(error))?;
+    let head = head.filter(|head| head.first == first && head.next == testimony.last.next());
+    let head = head.ok_or_else(|| at.missing(first, "its file `seal` is missing or is not what was written"))?;
+    match seal::wrong_content(folder, &head).map_err(|error| at.io(error))? {
+        Some(wrong) => Err(at.missing(first, &wrong)),
+        None => Ok(head),
+    }
+}
+
+/// The newest generation after a kill: everything that was accepted is in its raw file.
+fn prove_written(at: &At<'_>, folder: &Path, testimony: &Testimony, tag: u64) -> Result<scan::Scan, OpenError> {
+    let first = testimony.generation;
+    for file in ["db", "conf"] {
+        if !folder.join(file).exists() {
+            return Err(at.missing(first, &format!("its file `{file}` is missing")));
+        }
+    }
+    let found = scan(folder, tag).map_err(|error| at.io(error))?;
+    if first > Seq::FIRST && !found.has_checkpoint(Kind::OpeningCheckpoint, first) {
+        return Err(at.missing(first, "the checkpoint that it begins with is not in it"));
+    }
+    found.covering(first, testimony.last).map_err(|what| at.missing(first, &what))?;
+    Ok(found)
+}
+
+fn seal_rest(at: &At<'_>, proven: Vec<Proven>, tag: u64) -> Result<Vec<Head>, OpenError> {
+    let seal = |generation| match generation {
+        Proven::Sealed(head) => Ok(head),
+        Proven::Unsealed { first, next } => seal::make(&at.store.join(folder_name(first)), tag, first, next).map_err(|error| match error {
+            Ok(missing) => at.missing(first, &missing),
+            Err(error) => at.io(error),
+        }),
+    };
+    proven.into_iter().map(seal).collect()
+}
+
+/// What sled shows of the newest generation.
+struct Shown {
+    last: Seq,
+    newest: Option<Millis>,
+    stored: u64,
+    /// The key right after the newest checkpoint, where that is not simply the last entry.
+    checkpoint_end: Option<Vec<u8>>,
+}
+
+/// Goes through all that sled shows after a kill: no gap, nothing damaged, nothing missing that was accepted. Takes out the part of a
+/// commit that the kill may have left.
+fn check_shown(at: &At<'_>, database: &Database, file: &File, testimony: &Testimony, tag: u64) -> Result<Shown, OpenError> {
+    let first = testimony.generation;
+    let before = Seq(first.0 - 1);
+    let mut shown = Shown { last: before, newest: None, stored: 0, checkpoint_end: None };
+    let mut wrong = None;
+    let mut commit = OpenCommit { last: before, expected: None, keys: Vec::new(), stored: 0, newest: None };
+    let walked = database.each(tag, |key, page| {
+        if wrong.is_some() {
+            return;
+        }
+        let parsed = match page {
+            Ok(parsed) if parsed.header.key().to_bytes() == key[..] => parsed,
+            Ok(_) => return wrong = Some(format!("the page behind event {} stands under another key", commit.last)),
+            Err(what) => return wrong = Some(format!("the page behind event {}: {what}", commit.last)),
+        };
+        if parsed.header.kind != Kind::Events {
+            let mut end = key.to_vec();
+            end.push(0);
+            shown.checkpoint_end = Some(end);
+            return;
+        }
+        if let Err(what) = commit.add(key, &parsed.header) {
+            wrong = Some(what);
+            return;
+        }
+        commit.newest = commit.newest.max(parsed.index().ok().and_then(|index| index.times).map(|times| times.1));
+        if commit.is_whole() {
+            shown.last = commit.last;
+            shown.newest = commit.newest;
+            shown.stored += std::mem::take(&mut commit.stored);
+            commit.keys.clear();
+        }
+    });
+    walked.map_err(|what| at.missing(first, &format!("sled cannot read it: {what}")))?;
+    if let Some(what) = wrong {
+        return Err(at.missing(first, &what));
+    }
+    if shown.last < testimony.last {
+        let lost = format!("sled shows events up to {}, and events up to {} were accepted", shown.last, testimony.last);
+        return Err(at.missing(first, &lost));
+    }
+    if !commit.keys.is_empty() {
+        database.remove(&commit.keys, file).map_err(|what| at.io(what))?;
+    }
+    Ok(shown)
+}
+
+/// The commit that the walk is in.
+struct OpenCommit {
+    last: Seq,
+    /// The page that must come next, and of how many, while a commit is under way.
+    expected: Option<(u32, u32)>,
+    keys: Vec<sled::IVec>,
+    stored: u64,
+    newest: Option<Millis>,
+}
+
+impl OpenCommit {
+    fn add(&mut self, key: &sled::IVec, header: &Header) -> Result<(), String> {
+        let (page, pages) = self.expected.unwrap_or((0, header.pages));
+        let next = if header.part == 0 { self.last.next() } else { self.last };
+        if header.first != next {
+            return Err(format!("events {next} to {} are missing", header.first.0.saturating_sub(1)));
+        }
+        if (header.page, header.pages) != (page, pages) {
+            return Err(format!("a page of the commit around event {next} is missing"));
+        }
+        self.last = header.last();
+        self.expected = (page + 1 < pages).then_some((page + 1, pages));
+        self.keys.push(key.clone());
+        self.stored += header.page_len() as u64;
+        Ok(())
+    }
+
+    fn is_whole(&self) -> bool {
+        self.expected.is_none()
+    }
+}
+
+fn read_checkpoint(at: &At<'_>, database: &Database, shown: &Shown, first: Seq, tag: u64) -> Result<Option<Checkpoint>, OpenError> {
+    let damaged = |what: String| at.missing(first, &format!("its newest checkpoint: {what}"));
+    let end = match &shown.checkpoint_end {
+        Some(end) => end.clone(),
+        None => vec![0xff; PageKey::LEN],
+    };
+    let Some((next, parts)) = database.checkpoint(tag, &end).map_err(damaged)? else {
+        return if first == Seq::FIRST { Ok(None) } else { Err(damaged("there is none".into())) };
+    };
+    let mut decoder = Decoder::new().map_err(|error| at.io(error))?;
+    let mut bytes = Vec::new();
+    for part in &parts {
+        let parsed = parse(tag, part).map_err(|error| damaged(error.to_string()))?;
+        decoder.checkpoint_part(&parsed, &mut bytes).map_err(|error| damaged(error.to_string()))?;
+    }
+    Ok(Some(Checkpoint { next, bytes }))
+}
+
+/// Everything that a log is put together from.
+struct Whole {
+    lock: File,
+    identity: Identity,
+    witness: Witness,
+    testimony: Testimony,
+    sealed: Vec<Head>,
+    active: Active,
+    options: Options,
+}
+
+impl Whole {
+    fn into_log(self, at: &At<'_>) -> Result<SledLog, OpenError> {
+        let Whole { lock, identity, witness, testimony, sealed, active, options } = self;
+        let limits = Limits::for_segment(identity.segment_size);
+        let encoder = Encoder::new(identity.tag, testimony.run, limits).map_err(|error| at.io(error))?;
+        let handle = |head: Head| Handle::new(head.first, at.store.join(folder_name(head.first)), State::Sealed, head.newest);
+        let mut generations: Vec<Arc<Handle>> = sealed.into_iter().map(handle).collect();
+        generations.push(Arc::clone(&active.handle));
+        let shared = Shared::new(identity.tag, testimony.last, generations, options.page_cache);
+        Ok(SledLog {
+            store: at.store.to_owned(),
+            _lock: lock,
+            identity,
+            options,
+            witness,
+            testimony,
+            encoder,
+            shared,
+            active,
+            failed: None,
+            background: Vec::new(),
+        })
+    }
+}

@@ -1,0 +1,201 @@
+//! Reading, from any thread: what is durable, in whole pages, through one cache.
+//!
+//! ```text
+//!   page(seq) ─▶ durable? ─▶ cache ─▶ generation ─┬─ Active: sled ──────┐
+//!                 no: none     └─hit              ├─ Sealed: its file ──┴─▶ checksum, decode ─▶ cache
+//!                                                 └─ Dropped: Gone
+//! ```
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use super::database::Database;
+use super::durable;
+use super::page_cache::PageCache;
+use super::seal::{self, SealedFile};
+use crate::core::types::{Millis, Seq};
+use crate::log::codec::Decoder;
+use crate::log::{LogReader, Page, ReadError};
+
+/// Sealed generations kept open at once: lanes that catch up are rarely further apart.
+const OPEN_SEALED: usize = 4;
+
+/// What the log and its readers share.
+pub(super) struct Shared {
+    pub(super) tag: u64,
+    /// The last position that is durable.
+    durable: AtomicU64,
+    /// Oldest first.
+    pub(super) generations: RwLock<Vec<Arc<Generation>>>,
+    cache: Mutex<PageCache>,
+    sealed: Mutex<Vec<(Seq, Arc<SealedFile>)>>,
+    decoders: Mutex<Vec<Decoder>>,
+}
+
+/// A generation, as readers see it.
+pub(super) struct Generation {
+    pub(super) first: Seq,
+    pub(super) folder: PathBuf,
+    pub(super) state: RwLock<State>,
+    pub(super) about: Mutex<About>,
+}
+
+/// How a generation can be read.
+///
+/// ```text
+///   Active ──▶ Sealed ──▶ Dropped
+///     └──▶ Unreadable (sealing found that something is missing, or the log was dropped without being closed)
+/// ```
+pub(super) enum State {
+    /// It is being written, or waits to be sealed.
+    Active(Database),
+    /// It stands still.
+    Sealed,
+    /// It has been deleted.
+    Dropped,
+    /// It can't be read, and why.
+    Unreadable(String),
+}
+
+/// What is known of a generation without reading it.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct About {
+    pub(super) newest: Option<Millis>,
+    pub(super) bytes: u64,
+}
+
+impl Generation {
+    pub(super) fn new(first: Seq, folder: PathBuf, state: State, newest: Option<Millis>) -> Arc<Generation> {
+        let about = Mutex::new(About { newest, bytes: durable::bytes_on_disk(&folder) });
+        Arc::new(Generation { first, folder, state: RwLock::new(state), about })
+    }
+
+    pub(super) fn measure(&self) {
+        let bytes = durable::bytes_on_disk(&self.folder);
+        lock(&self.about).bytes = bytes;
+    }
+
+    /// Closes the database and seals the folder, unless that has been done or the generation is gone.
+    pub(super) fn seal(&self, tag: u64, next: Seq) -> Result<(), String> {
+        let mut state = write(&self.state);
+        let State::Active(database) = std::mem::replace(&mut *state, State::Dropped) else { return Ok(()) };
+        drop(database);
+        let outcome = match seal::make(&self.folder, tag, self.first, next) {
+            Ok(_) => Ok(()),
+            Err(Ok(missing)) => Err(format!("sealing {}: {missing}", self.folder.display())),
+            Err(Err(error)) => Err(format!("sealing {}: {error}", self.folder.display())),
+        };
+        *state = match &outcome {
+            Ok(()) => State::Sealed,
+            Err(what) => State::Unreadable(what.clone()),
+        };
+        drop(state);
+        self.measure();
+        outcome
+    }
+}
+
+impl Shared {
+    pub(super) fn new(tag: u64, durable: Seq, generations: Vec<Arc<Generation>>, cache: usize) -> Arc<Shared> {
+        Arc::new(Shared {
+            tag,
+            durable: AtomicU64::new(durable.0),
+            generations: RwLock::new(generations),
+            cache: Mutex::new(PageCache::new(cache)),
+            sealed: Mutex::new(Vec::new()),
+            decoders: Mutex::new(Vec::new()),
+        })
+    }
+
+    /// Shows readers what has become durable.
+    pub(super) fn publish(&self, last: Seq, pages: impl Iterator<Item = Arc<Page>>) {
+        let mut cache = lock(&self.cache);
+        pages.for_each(|page| cache.insert(page));
+        drop(cache);
+        self.durable.store(last.0, Ordering::Release);
+    }
+
+    /// Forgets what lies before `bound`.
+    pub(super) fn forget_below(&self, bound: Seq) {
+        lock(&self.cache).remove_below(bound);
+        lock(&self.sealed).retain(|entry| entry.0 >= bound);
+    }
+
+    fn generation_of(&self, seq: Seq) -> Result<Arc<Generation>, ReadError> {
+        let generations = read(&self.generations);
+        let after = generations.partition_point(|generation| generation.first <= seq);
+        after.checked_sub(1).map(|at| Arc::clone(&generations[at])).ok_or(ReadError::Gone(seq))
+    }
+
+    fn load(&self, seq: Seq) -> Result<Page, ReadError> {
+        let generation = self.generation_of(seq)?;
+        let damaged = |what: String| ReadError::Damaged { seq, what: format!("{} ({})", what, generation.folder.display()) };
+        let state = read(&generation.state);
+        match &*state {
+            State::Active(database) => {
+                let parts = database.parts(self.tag, seq).map_err(damaged)?;
+                self.decode(seq, &parts).map_err(damaged)
+            }
+            State::Sealed => {
+                let parts = self.sealed(&generation).and_then(|file| file.parts(seq).map_err(|error| error.to_string()));
+                self.decode(seq, &parts.map_err(damaged)?).map_err(damaged)
+            }
+            State::Dropped => Err(ReadError::Gone(seq)),
+            State::Unreadable(what) => Err(ReadError::Io(what.clone())),
+        }
+    }
+
+    fn sealed(&self, generation: &Generation) -> Result<Arc<SealedFile>, String> {
+        let mut open = lock(&self.sealed);
+        if let Some(at) = open.iter().position(|entry| entry.0 == generation.first) {
+            let entry = open.remove(at);
+            open.push(entry);
+        } else {
+            let file = SealedFile::open(&generation.folder, self.tag).map_err(|error| error.to_string())?;
+            let file = file.ok_or("its file `seal` is not what was written")?;
+            open.push((generation.first, Arc::new(file)));
+            if open.len() > OPEN_SEALED {
+                open.remove(0);
+            }
+        }
+        Ok(Arc::clone(&open.last().expect("one was pushed just above").1))
+    }
+
+    fn decode<B: AsRef<[u8]>>(&self, seq: Seq, parts: &[B]) -> Result<Page, String> {
+        let decoder = lock(&self.decoders).pop();
+        let mut decoder = decoder.map_or_else(Decoder::new, Ok).map_err(|error| error.to_string())?;
+        let page = decoder.page(self.tag, parts).map_err(|error| error.to_string());
+        lock(&self.decoders).push(decoder);
+        let page = page?;
+        if page.get(seq).is_some() { Ok(page) } else { Err("its page is missing".into()) }
+    }
+}
+
+impl LogReader for Shared {
+    fn page(&self, seq: Seq) -> Result<Option<Arc<Page>>, ReadError> {
+        if seq.0 > self.durable.load(Ordering::Acquire) {
+            return Ok(None);
+        }
+        if let Some(page) = lock(&self.cache).get(seq) {
+            return Ok(Some(page));
+        }
+        let page = Arc::new(self.load(seq)?);
+        lock(&self.cache).insert(Arc::clone(&page));
+        Ok(Some(page))
+    }
+}
+
+// A thread that panicked while it held one of these locks has left plain values behind, each of which is whole.
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub(super) fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub(super) fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
+}
