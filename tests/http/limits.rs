@@ -45,6 +45,22 @@ fn a_report_or_a_batch_as_large_as_allowed_is_taken_and_one_byte_more_is_not() {
 }
 
 #[test]
+fn a_report_that_the_log_could_not_take_is_refused_before_it_fails_the_log() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Some(folder.path().join("store"));
+    let service = start_with(Setup { store, max_report: 16 << 20, ..Setup::default() });
+    // As large as a report may be; and smaller, but with a name that is kept a second time beside it.
+    let named = report("failure", 1).replace(r#""change":"1""#, &format!(r#""change":"{}""#, "9".repeat(9 << 20)));
+    for body in [padded(16 << 20), named] {
+        let reply = service.post(JSON, body.as_bytes());
+        assert_eq!((reply.status, reply.code().as_str()), (413, "too_large"));
+        assert_well(&service);
+    }
+    assert_eq!(service.post(JSON, padded((16 << 20) - 4_096).as_bytes()).status, 202);
+    assert_well(&service);
+}
+
+#[test]
 fn an_announced_hundred_megabytes_are_refused_before_they_are_sent() {
     let service = start();
     let mut stream = service.connect();
