@@ -169,6 +169,9 @@ fn check_and_print(what: &str, tidings: &Tidings, subscriber: &Subscriber, produ
         producers.retries.load(Ordering::Relaxed),
         tidings.total("possible_duplicates"),
     );
+    for line in tidings.logged("the broker's session is lost") {
+        println!("  {} {}: {} in doubt, {}", line["timestamp"], line["lane"], line["in_doubt"], line["reason"]);
+    }
     ledger.assert_kept(&subscriber.arrivals());
     tidings.assert_balanced();
     assert_eq!(tidings.total("created"), found.accepted as u64, "what was accepted is what is in the books, once");

@@ -1,6 +1,6 @@
 //! Brokers that misbehave. Whatever they do, once they behave everything is delivered, at QoS 2 once if they kept their session.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 
 use crate::support::ledger::{Ledger, action_for, report};
 use crate::support::scripted::{Act, Heard, Limits, Packet, ScriptedBroker};
@@ -48,15 +48,19 @@ fn at_first(times: usize, is_meant: impl Fn(&Packet) -> bool + Send + 'static, a
 
 #[test]
 fn a_connection_that_breaks_at_any_step_is_resumed_and_qos_2_arrives_once() {
-    let is_publish = |packet: &Packet| packet.publish().is_some_and(|publish| publish.packet_id % 7 == 3);
-    let is_pubrel = |packet: &Packet| matches!(packet.heard, Heard::PubRel(id) if id % 6 == 3);
     for acts in [vec![Act::Close], vec![Act::Usual, Act::Close]] {
         for step in ["PUBLISH", "PUBREL"] {
             for protocol in ["5", "3.1.1"] {
-                // Lost before the broker took it, or its answer lost on the way.
-                let script: Box<dyn FnMut(&Packet) -> Vec<Act> + Send> = match step {
-                    "PUBLISH" => Box::new(at_first(4, is_publish, acts.clone())),
-                    _ => Box::new(at_first(4, is_pubrel, acts.clone())),
+                // Lost before the broker took it, or its answer lost on the way. Each packet meets that once: a resume that dies at the
+                // same place again and again is another matter.
+                let (acts, mut broken) = (acts.clone(), HashSet::new());
+                let script = move |packet: &Packet| {
+                    let packet_id = match &packet.heard {
+                        Heard::Publish(publish) if step == "PUBLISH" => publish.packet_id,
+                        Heard::PubRel(packet_id) if step == "PUBREL" => *packet_id,
+                        _ => 0,
+                    };
+                    if packet_id % 14 == 3 && broken.insert(packet_id) { acts.clone() } else { vec![Act::Usual] }
                 };
                 let broker = ScriptedBroker::start(script);
                 let tidings = start(&broker, &format!("protocol = \"{protocol}\""));
@@ -75,7 +79,11 @@ fn a_broker_that_has_lost_the_session_gets_everything_again_and_what_may_be_ther
     let tidings = start(&broker, "protocol = \"5\"");
     let ledger = post_mix(&tidings);
     wait_until("PUBREL is on its way", || broker.count(Packet::is_pubrel) >= 1);
-    broker.change(|packet| if packet.is_connect() { vec![Act::Forget] } else { vec![Act::Usual] });
+    broker.change(|packet| match packet.connection {
+        1 => vec![],
+        _ if packet.is_connect() => vec![Act::Forget],
+        _ => vec![Act::Usual],
+    });
     broker.hang_up();
     tidings.wait_until_delivered();
     ledger.assert_kept(&broker.arrivals());
@@ -118,9 +126,9 @@ fn a_resume_that_dies_three_times_is_given_up_and_what_may_be_there_twice_is_cou
 fn connections_that_are_closed_after_connack_are_tried_again_with_growing_waits() {
     let broker = ScriptedBroker::start(at_first(6, Packet::is_connect, vec![Act::Usual, Act::Close]));
     let tidings = start(&broker, "protocol = \"5\"");
+    wait_until("it connects again and again", || broker.connects().len() > 6);
     let ledger = post_mix(&tidings);
     assert_delivered(&tidings, &broker, &ledger);
-    assert!(broker.connects().len() > 6);
     let waits: Vec<u64> = tidings.logged("no connection to the broker").iter().map(|line| line["wait_ms"].as_u64().unwrap()).collect();
     assert!(waits.iter().all(|wait| (9..=200).contains(wait)), "between half of `initial` and `max`: {waits:?}");
 }
@@ -296,11 +304,11 @@ fn garbage_breaks_the_connection_and_nothing_else() {
         [vec![0xff; 40], wire::packet(0x40, &[0]), vec![0x40, 0xff, 0xff, 0xff, 0xff, 0x01], wire::packet(0x30, b"\x00\x01ahello")];
     for bytes in garbage {
         let is_publish = |packet: &Packet| packet.publish().is_some_and(|publish| publish.packet_id > 5);
-        let broker = ScriptedBroker::start(at_first(3, is_publish, vec![Act::Bytes(bytes)]));
+        let broker = ScriptedBroker::start(at_first(3, is_publish, vec![Act::Usual, Act::Bytes(bytes)]));
         let tidings = start(&broker, "protocol = \"5\"");
         let ledger = post_mix(&tidings);
         assert_delivered(&tidings, &broker, &ledger);
-        assert!(broker.connects().len() > 3, "{:?}", broker.connects());
+        assert!(broker.connects().len() > 2, "resumed, and clean again: {:?}", broker.connects());
     }
 }
 

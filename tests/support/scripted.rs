@@ -245,7 +245,9 @@ fn serve(shared: &Mutex<Shared>, stream: TcpStream, number: usize) -> io::Result
         match next {
             Next::GoOn => {}
             Next::Close => {
-                writer.shutdown(Shutdown::Both)?;
+                // What is still on its way here is taken and dropped: a reset would take along what is on its way there.
+                writer.shutdown(Shutdown::Write)?;
+                io::copy(&mut reader, &mut io::sink())?;
                 break;
             }
             Next::Deaf => {
