@@ -78,10 +78,10 @@ pub enum LaneError {
 ///
 /// # Errors
 /// See [`LaneError`]; deliveries stay in the log.
-pub async fn run(config: LaneConfig, around: Surroundings) -> Result<(), LaneError> {
+pub async fn run(config: &LaneConfig, around: &Surroundings) -> Result<(), LaneError> {
     let key = config.settings.lane.clone();
     around.board.post(&key, |status| status.state = LaneState::Idle);
-    let outcome = drive(&config, &around).await;
+    let outcome = drive(config, around).await;
     match &outcome {
         Ok(()) => around.board.remove(&key),
         Err(error) => {
