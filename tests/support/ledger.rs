@@ -107,7 +107,7 @@ impl Ledger {
             }
             let newest = newest.entry(&arrival.topic).or_default();
             match known.id < *newest {
-                true => found.out_of_order.push((arrival.topic.clone(), known.id, *newest)),
+                true => found.out_of_order.push(format!("{}: {} (QoS {}) after {newest}", arrival.topic, known.id, known.qos)),
                 false => *newest = known.id,
             }
         }
@@ -143,8 +143,7 @@ pub struct Comparison {
     pub twice: Vec<u64>,
     /// Of QoS 0 or 1, arrived again.
     pub repeated: Vec<u64>,
-    /// Topic, id, and the id that had arrived before.
-    pub out_of_order: Vec<(String, u64, u64)>,
+    pub out_of_order: Vec<String>,
     /// Arrived, and never accepted.
     pub unknown: Vec<String>,
     pub missing_qos_0: usize,
