@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::support::ledger::{Ledger, action_for, report};
-use crate::support::mosquitto::{AWAY, Mosquitto, PERSISTENT};
+use crate::support::mosquitto::{AWAY, IN_ORDER, Mosquitto, PERSISTENT};
 use crate::support::subscriber::Subscriber;
 use crate::support::tidings::{PIPELINES, SOON, Tidings, connection};
 use crate::support::{wait_until, wait_within};
@@ -14,7 +14,7 @@ fn reports(numbers: std::ops::Range<u64>) -> Vec<String> {
 
 #[test]
 fn a_broker_that_is_not_there_at_the_start_gets_everything_later() {
-    let mut mosquitto = Mosquitto::start(PERSISTENT);
+    let mut mosquitto = Mosquitto::start(&[PERSISTENT, IN_ORDER].concat());
     let subscriber = Subscriber::start(mosquitto.port);
     mosquitto.stop();
     let tidings = Tidings::start(&(connection(mosquitto.port, "") + SOON + PIPELINES));
@@ -59,7 +59,7 @@ fn under_load(tidings: &Tidings, trouble: impl FnOnce()) -> (Ledger, Duration) {
 
 #[test]
 fn a_broker_that_goes_away_under_load_and_comes_back_gets_everything_in_order() {
-    let mut mosquitto = Mosquitto::start(PERSISTENT);
+    let mut mosquitto = Mosquitto::start(&[PERSISTENT, IN_ORDER].concat());
     let subscriber = Subscriber::start(mosquitto.port);
     let tidings = Tidings::start(&(connection(mosquitto.port, "") + SOON + PIPELINES));
     let (ledger, slowest) = under_load(&tidings, || {
@@ -84,7 +84,7 @@ fn a_broker_that_goes_away_under_load_and_comes_back_gets_everything_in_order() 
 
 #[test]
 fn a_frozen_broker_holds_up_delivery_and_nothing_else() {
-    let mosquitto = Mosquitto::start("max_queued_messages 0\n");
+    let mosquitto = Mosquitto::start(&[PERSISTENT, IN_ORDER].concat());
     let subscriber = Subscriber::start(mosquitto.port);
     let tidings = Tidings::start(&(connection(mosquitto.port, "") + SOON + PIPELINES));
     let (ledger, slowest) = under_load(&tidings, || {

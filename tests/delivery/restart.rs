@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::support::ledger::{Ledger, action_for, report};
-use crate::support::mosquitto::{Mosquitto, PERSISTENT};
+use crate::support::mosquitto::{IN_ORDER, Mosquitto, PERSISTENT};
 use crate::support::scripted::{Act, Packet, ScriptedBroker};
 use crate::support::subscriber::Subscriber;
 use crate::support::tidings::{PIPELINES, SOON, Tidings, connection};
@@ -26,7 +26,7 @@ fn with_a_backlog(mosquitto: &mut Mosquitto, protocol: &str) -> (Tidings, Ledger
 #[test]
 fn sigterm_in_the_middle_of_a_backlog_ends_with_0_and_the_rest_follows_after_a_restart() {
     for protocol in ["5", "3.1.1"] {
-        let mut mosquitto = Mosquitto::start(PERSISTENT);
+        let mut mosquitto = Mosquitto::start(&[PERSISTENT, IN_ORDER].concat());
         let subscriber = Subscriber::start(mosquitto.port);
         let (mut tidings, ledger) = with_a_backlog(&mut mosquitto, protocol);
         for stop in 1..3 {
@@ -49,7 +49,7 @@ fn sigterm_in_the_middle_of_a_backlog_ends_with_0_and_the_rest_follows_after_a_r
 #[test]
 fn kill_in_the_middle_of_a_backlog_loses_nothing_and_repeats_no_qos_2() {
     for protocol in ["5", "3.1.1"] {
-        let mut mosquitto = Mosquitto::start(PERSISTENT);
+        let mut mosquitto = Mosquitto::start(&[PERSISTENT, IN_ORDER].concat());
         let subscriber = Subscriber::start(mosquitto.port);
         let (mut tidings, ledger) = with_a_backlog(&mut mosquitto, protocol);
         for kill in 1..5 {
@@ -128,7 +128,7 @@ fn a_second_sigterm_stops_at_once_and_loses_nothing() {
 
 #[test]
 fn another_number_of_workers_takes_over_in_order() {
-    let mut mosquitto = Mosquitto::start(PERSISTENT);
+    let mut mosquitto = Mosquitto::start(&[PERSISTENT, IN_ORDER].concat());
     let subscriber = Subscriber::start(mosquitto.port);
     let (mut tidings, mut ledger) = with_a_backlog(&mut mosquitto, "5");
     for (round, workers) in [1, 3, 2].into_iter().enumerate() {

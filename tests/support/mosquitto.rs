@@ -1,5 +1,6 @@
 //! mosquitto as a process: on a free port, in a folder of its own, gone with the test.
 
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::net::{TcpListener, TcpStream};
@@ -11,8 +12,15 @@ use tempfile::TempDir;
 
 use super::{PATIENCE, signal, wait_for_end, wait_within};
 
-/// Keeps sessions and messages over a restart, and queues without a bound; everything else is mosquitto's default.
+/// Keeps sessions and messages over a restart, and queues without a bound.
 pub const PERSISTENT: &str = "persistence true\nmax_queued_messages 0\n";
+
+/// mosquitto 2.0.11 gives a subscriber whose window is full what comes next before what is queued for it (seen in its log: received as 770
+/// and 775, sent as 775 and 770). Without a window there is no queue, and the subscriber sees the order in which Tidings published.
+pub const IN_ORDER: &str = "max_inflight_messages 0\n";
+
+/// Logs every packet, for [`Mosquitto::taken`].
+pub const WITH_PACKETS: &str = "log_type all\nlog_dest stderr\n";
 
 pub struct Mosquitto {
     pub port: u16,
@@ -76,8 +84,31 @@ impl Mosquitto {
         signal(self.running.as_ref().expect("it runs"), "CONT");
     }
 
-    pub fn is_running(&self) -> bool {
-        self.running.is_some()
+    /// What it took from lanes, as it passed it on: topic and packet identifier, at QoS 1 by PUBLISH and at QoS 2 by PUBREL, each the
+    /// first time only. Of one topic the identifiers rise as long as they have not come round.
+    pub fn taken(&self) -> Vec<(String, u16)> {
+        let log = fs::read_to_string(self.log_file()).unwrap();
+        let (mut taken, mut seen, mut unreleased) = (Vec::new(), HashSet::new(), HashMap::new());
+        for line in log.lines() {
+            let Some((_, packet)) = line.split_once(": Received ") else { continue };
+            if let Some(publish) = packet.strip_prefix("PUBLISH from ") {
+                let (client, fields) = publish.split_once(" (").unwrap();
+                let [_dup, qos, _retain, packet_id, topic] = fields.splitn(6, ", ").take(5).collect::<Vec<_>>()[..] else { continue };
+                let (packet_id, topic) = (packet_id[1..].parse::<u16>().unwrap(), topic.trim_matches('\'').to_owned());
+                match qos {
+                    "q2" => drop(unreleased.insert((client, packet_id), topic)),
+                    _ if seen.insert((topic.clone(), packet_id)) => taken.push((topic, packet_id)),
+                    _ => {}
+                }
+            } else if let Some(release) = packet.strip_prefix("PUBREL from ") {
+                let (client, packet_id) = release.trim_end_matches(')').split_once(" (Mid: ").unwrap();
+                let packet_id = packet_id.parse::<u16>().unwrap();
+                if let Some(topic) = unreleased.remove(&(client, packet_id)).filter(|topic| seen.insert((topic.clone(), packet_id))) {
+                    taken.push((topic, packet_id));
+                }
+            }
+        }
+        taken
     }
 
     pub fn folder(&self) -> &Path {
