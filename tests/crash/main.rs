@@ -18,7 +18,6 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, RwLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -158,7 +157,8 @@ fn check_and_print(what: &str, mosquitto: &Mosquitto, tidings: &Tidings, subscri
     let ledger = producers.ledger.lock().unwrap();
     wait_within(Duration::from_secs(60), "everything accepted arrives", || ledger.is_complete(&subscriber.arrivals()));
     let (found, taken) = (ledger.compare(&subscriber.arrivals()), mosquitto.taken());
-    assert_eq!(taken.len(), found.accepted, "mosquitto's log tells of everything");
+    // More than were accepted: what it refuses for a moment, and has taken before, comes again under another identifier.
+    assert!(taken.len() >= found.accepted, "mosquitto's log tells of everything");
     println!(
         "{what}: accepted {}, arrived {}, lost {}, QoS 2 twice {}, turned round by mosquitto {}, unknown {}, QoS 1 repeated {}; \
          posts repeated {}, possible duplicates counted {}",
@@ -176,11 +176,7 @@ fn check_and_print(what: &str, mosquitto: &Mosquitto, tidings: &Tidings, subscri
         println!("  {} {}: {} in doubt, {}", line["timestamp"], line["lane"], line["in_doubt"], line["reason"]);
     }
     ledger.assert_kept_in_any_order(&subscriber.arrivals());
-    let mut newest = BTreeMap::new();
-    for (topic, packet_id) in &taken {
-        let before = newest.insert(topic, packet_id).unwrap_or(&0);
-        assert!(before < packet_id, "{topic}: {packet_id} after {before}");
-    }
+    mosquitto.assert_taken_in_order();
     tidings.assert_balanced();
     assert_eq!(tidings.total("created"), found.accepted as u64, "what was accepted is what is in the books, once");
 }
