@@ -16,6 +16,7 @@ use crate::core::route::{Routed, Routes};
 use crate::core::topic::RenderError;
 use crate::core::types::{ConnectionName, Millis, Qos, Seq};
 use crate::log::ReadError;
+use crate::log::codec::MAX_EVENT;
 use crate::log::committer::{Appended, CommitError, Committed, LogHandle};
 use crate::metrics::Metrics;
 
@@ -109,6 +110,16 @@ pub enum AcceptError {
         /// What is missing.
         error: RenderError,
     },
+    /// A report is larger, with what is kept beside it, than the log takes as one event. The log would fail for good on it.
+    #[error("{}the report and its names have {size} bytes, and the store takes {limit}", line_prefix(*line))]
+    TooLarge {
+        /// Its line, in a batch.
+        line: Option<usize>,
+        /// Its size in bytes.
+        size: usize,
+        /// The limit in bytes.
+        limit: usize,
+    },
     /// A fault in Tidings: a reporter's connection has no lanes.
     #[error("internal fault, please report it: the connection {0} has no lanes")]
     NoLanes(ConnectionName),
@@ -127,6 +138,7 @@ impl AcceptError {
             AcceptError::Batch(error) => error.code(),
             AcceptError::Report { error, .. } => error.code(),
             AcceptError::Topic { error, .. } => error.code(),
+            AcceptError::TooLarge { .. } => "too_large",
             AcceptError::NoLanes(_) => "internal",
             AcceptError::Commit(error) => error.code(),
             AcceptError::FirstAnswer(error) => error.code(),
@@ -136,7 +148,7 @@ impl AcceptError {
     /// What of the request is wrong: the path in the report, in a batch after its line, such as `line 3: buildset.builds[0].voting`.
     pub fn field(&self) -> Option<String> {
         let (line, field) = match self {
-            AcceptError::Batch(BatchError::TooLarge { line, .. }) => (*line, None),
+            AcceptError::Batch(BatchError::TooLarge { line, .. }) | AcceptError::TooLarge { line, .. } => (*line, None),
             AcceptError::Report { line, error } => (*line, error.field()),
             AcceptError::Topic { line, error } => (*line, error.field()),
             _ => return None,
@@ -208,6 +220,10 @@ impl Ingest {
             let dedupe = dedupe.map(|dedupe| Dedupe { line: number, ..dedupe });
             for way in routed {
                 let accepted = self.bind(&report, way, user, dedupe, now)?;
+                let size = size_bound(&accepted);
+                if size > MAX_EVENT {
+                    return Err(AcceptError::TooLarge { line, size, limit: MAX_EVENT });
+                }
                 draft.events.push(Event::Accepted(Box::new(accepted)));
             }
         }
@@ -249,6 +265,15 @@ impl Ingest {
             self.metrics.tidings_deliveries_created_total.with_label_values(&[delivery.connection.as_str()]).inc();
         }
     }
+}
+
+/// What an event takes in the log at most, in bytes.
+fn size_bound(accepted: &Accepted) -> usize {
+    /// Numbers, lengths and hashes: a few dozen bytes, generously.
+    const REST: usize = 512;
+    let Accepted { user, tenant, pipeline, action, project, change, lane, topic, payload, .. } = accepted;
+    let names = [user, tenant, pipeline, action, project, change, topic].map(String::len);
+    names.into_iter().sum::<usize>() + lane.connection.as_str().len() + payload.len() + REST
 }
 
 /// The answer to a draft, its deliveries numbered from 0.

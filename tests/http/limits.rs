@@ -16,9 +16,9 @@ fn assert_well(service: &Service) {
 }
 
 fn hurried() -> Setup {
-    let http = http::Limits { body_timeout: Duration::from_millis(300), ..http::Limits::default() };
+    let http = http::Limits { body_timeout: Duration::from_millis(500), ..http::Limits::default() };
     let server =
-        server::Limits { head_timeout: Duration::from_millis(300), write_timeout: Duration::from_millis(300), ..server::Limits::default() };
+        server::Limits { head_timeout: Duration::from_millis(500), write_timeout: Duration::from_millis(500), ..server::Limits::default() };
     Setup { http, server, ..Setup::default() }
 }
 
@@ -41,6 +41,22 @@ fn a_report_or_a_batch_as_large_as_allowed_is_taken_and_one_byte_more_is_not() {
     let reply = service.post(NDJSON, (line.repeat(32) + "\n").as_bytes());
     assert_eq!((reply.status, reply.code().as_str()), (413, "too_large"));
     assert!(reply.text.contains("http.max_batch"), "{reply:?}");
+    assert_well(&service);
+}
+
+#[test]
+fn a_report_that_the_log_could_not_take_is_refused_before_it_fails_the_log() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Some(folder.path().join("store"));
+    let service = start_with(Setup { store, max_report: 16 << 20, ..Setup::default() });
+    // As large as a report may be; and smaller, but with a name that is kept a second time beside it.
+    let named = report("failure", 1).replace(r#""change":"1""#, &format!(r#""change":"{}""#, "9".repeat(9 << 20)));
+    for body in [padded(16 << 20), named] {
+        let reply = service.post(JSON, body.as_bytes());
+        assert_eq!((reply.status, reply.code().as_str()), (413, "too_large"));
+        assert_well(&service);
+    }
+    assert_eq!(service.post(JSON, padded((16 << 20) - 4_096).as_bytes()).status, 202);
     assert_well(&service);
 }
 
@@ -89,7 +105,7 @@ fn half_a_request_is_let_go_after_its_time() {
         stream.write_all(half.as_bytes()).unwrap();
         let began = Instant::now();
         wait_for_close(&mut stream);
-        assert!(began.elapsed() >= Duration::from_millis(250), "{half:?} was not given its time");
+        assert!(began.elapsed() >= Duration::from_millis(400), "{half:?} was not given its time");
     }
     assert_well(&service);
 }
@@ -220,8 +236,10 @@ fn rubbish_is_answered_400_or_not_at_all_and_harms_nobody() {
 fn connections_beyond_the_limit_wait_and_get_their_turn() {
     let server = server::Limits { connections: 2, head_timeout: Duration::from_millis(300), ..server::Limits::default() };
     let service = start_with(Setup { server, ..Setup::default() });
+    let began = Instant::now();
     let hogs: Vec<_> = (0..8).map(|_| service.connect()).collect();
     assert_eq!(service.get("/healthz").status, 200);
+    assert!(began.elapsed() >= Duration::from_millis(1_000), "four pairs of them had to be let go first");
     drop(hogs);
 }
 
@@ -244,14 +262,15 @@ fn a_client_that_never_reads_its_answers_is_let_go() {
 fn bodies_beyond_the_memory_for_them_are_told_to_come_back() {
     let http = http::Limits { memory: 0, max_batch: 64 << 10, ..http::Limits::default() };
     let service = start_with(Setup { http, ..Setup::default() });
-    let mut slow = service.connect();
-    let head = format!("POST /v1/reports HTTP/1.1\r\nHost: localhost\r\n{NDJSON}Content-Length: 65536\r\nConnection: close\r\n\r\n");
-    slow.write_all(&[head.as_bytes(), &b" ".repeat(65_535 - report("success", 1).len())].concat()).unwrap();
-    super::service::wait_until("the memory is taken", || {
-        let reply = service.post(JSON, &[b' '; 1_000]);
-        reply.status == 503 && reply.code() == "overloaded" && reply.header("retry-after").as_deref() == Some("1")
-    });
-    slow.write_all(format!("\n{}", report("success", 1)).as_bytes()).unwrap();
-    assert_eq!(Reply::read(&mut slow).status, 202);
+    service.disk.hold();
+    let mut large = service.connect();
+    let head = format!("POST /v1/reports HTTP/1.1\r\nHost: localhost\r\n{NDJSON}Content-Length: 65000\r\nConnection: close\r\n\r\n");
+    large.write_all((head + &padded(65_000)).as_bytes()).unwrap();
+    service.disk.wait_for_appends(3);
+    let reply = service.post(JSON, &[b' '; 1_000]);
+    assert_eq!((reply.status, reply.code().as_str()), (503, "overloaded"));
+    assert_eq!(reply.header("retry-after").as_deref(), Some("1"));
+    service.disk.let_go();
+    assert_eq!(Reply::read(&mut large).status, 202);
     assert_well(&service);
 }

@@ -90,3 +90,20 @@ fn the_first_answer_outlives_a_restart_and_a_change_of_routes() {
     }
     assert_eq!(disk.payloads().len(), 3);
 }
+
+#[test]
+fn the_first_answer_comes_out_of_a_real_store_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let setup = || Setup { store: Some(folder.path().join("store")), ..Setup::default() };
+    let body = format!("{}\n{}\n{}\n", report("failure", 1), report("dequeue", 2), report("success", 3)).repeat(100);
+    let service = start_with(setup());
+    let first = service.post(&keyed(NDJSON, "k1"), body.as_bytes());
+    assert_eq!(first.json()["reports"].as_array().unwrap().len(), 300);
+    service.end();
+    let service = start_with(setup());
+    let again = service.post(&keyed(NDJSON, "k1"), body.as_bytes());
+    assert_eq!((again.status, again.text), (202, first.text));
+    let totals = &service.get("/v1/status").json()["connections"][0]["totals"];
+    assert_eq!((&totals["created"], &totals["balanced"]), (&200.into(), &true.into()));
+    service.end();
+}

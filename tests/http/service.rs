@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::num::NonZeroU32;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,7 @@ use tidings::ingest::accept::Ingest;
 use tidings::ingest::http;
 use tidings::ingest::lanes::LaneSpan;
 use tidings::log::committer::{self, LogHandle};
+use tidings::log::sled_log::{Options, SledLog};
 use tidings::metrics::Metrics;
 use tidings::server;
 use tokio::net::TcpListener;
@@ -29,7 +31,7 @@ use super::disk::Disk;
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The store is full beyond this.
-pub const MAX_SIZE: u64 = 1_000_000;
+pub const MAX_SIZE: u64 = 1 << 30;
 
 const CONFIG: &str = r#"
 [connection.mqtt]
@@ -49,6 +51,8 @@ start.mqtt = { topic = "{changes[0][topic]}" }
 pub struct Setup {
     pub config: &'static str,
     pub disk: Disk,
+    /// The folder of a real store, instead of `disk`.
+    pub store: Option<PathBuf>,
     pub max_report: usize,
     pub http: http::Limits,
     pub server: server::Limits,
@@ -59,9 +63,10 @@ impl Default for Setup {
         Setup {
             config: CONFIG,
             disk: Disk::default(),
+            store: None,
             max_report: 64 << 10,
             http: http::Limits { max_batch: 1 << 20, ..http::Limits::default() },
-            server: server::Limits { stop_timeout: Duration::from_secs(5), ..server::Limits::default() },
+            server: server::Limits { stop_timeout: PATIENCE * 3, ..server::Limits::default() },
         }
     }
 }
@@ -86,7 +91,10 @@ pub fn start_with(setup: Setup) -> Service {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let (metrics, board) = (Arc::new(Metrics::new()), Arc::new(Board::default()));
     let limits = committer::Limits { max_size: MAX_SIZE, retention_ms: 3_600_000 };
-    let opened = setup.disk.open();
+    let opened = match &setup.store {
+        Some(store) => SledLog::open(store, Options::default()).unwrap(),
+        None => setup.disk.open(),
+    };
     let outbox = committer::recover(&opened).unwrap();
     let known: Vec<ConnectionName> = outbox.connections().keys().cloned().collect();
     let log = {
