@@ -140,7 +140,7 @@ enum Event {
     Arrived,
     Written,
     Committed(Result<Committed<Appended>, CommitError>),
-    Read(Box<(Feed, Result<Piece, ReadError>)>),
+    Read(Box<Feed>, Result<Piece, ReadError>),
     LogGrew,
     Drain,
     Tick,
@@ -197,8 +197,8 @@ struct Socket {
 
 /// The feed is here, or away reading.
 enum Reading {
-    Here { feed: Feed, is_at_end: bool, not_before: Option<tokio::time::Instant> },
-    Away(JoinHandle<(Feed, Result<Piece, ReadError>)>),
+    Here { feed: Box<Feed>, is_at_end: bool, not_before: Option<tokio::time::Instant> },
+    Away(JoinHandle<(Box<Feed>, Result<Piece, ReadError>)>),
     Gone,
 }
 
@@ -236,7 +236,7 @@ impl<'a> Lane<'a> {
             connection: Connection::None,
             protocol: Protocol::V5,
             appends: VecDeque::new(),
-            feed: Reading::Here { feed, is_at_end: false, not_before: None },
+            feed: Reading::Here { feed: Box::new(feed), is_at_end: false, not_before: None },
             progress,
             payloads: payloads.into_iter().collect(),
             permits,
@@ -305,7 +305,7 @@ impl<'a> Lane<'a> {
                 self.appends.pop_front();
                 self.committed(result?).await
             }
-            Event::Read(read) => self.take_piece(*read).await,
+            Event::Read(feed, piece) => self.take_piece(feed, piece).await,
             Event::LogGrew => {
                 if let Reading::Here { is_at_end, not_before, .. } = &mut self.feed {
                     (*is_at_end, *not_before) = (false, None);
@@ -446,7 +446,7 @@ impl<'a> Lane<'a> {
         }
     }
 
-    async fn take_piece(&mut self, (feed, piece): (Feed, Result<Piece, ReadError>)) -> Result<(), LaneError> {
+    async fn take_piece(&mut self, feed: Box<Feed>, piece: Result<Piece, ReadError>) -> Result<(), LaneError> {
         let piece = match piece {
             Ok(piece) => piece,
             Err(error @ (ReadError::Gone(_) | ReadError::Damaged { .. })) => return Err(error.into()),
@@ -554,7 +554,7 @@ impl<'a> Lane<'a> {
         let is_at_end = matches!(&self.feed, Reading::Here { is_at_end: true, .. });
         if self.config.is_retired && !self.is_drained && is_at_end && self.session.is_empty() {
             self.is_drained = true;
-            self.session.handle(self.clock.now(), jitter(), Input::Drain);
+            self.session.handle(self.clock.now(), jitter(), Input::Retire);
             while let Some(output) = self.session.next_output() {
                 self.act(output).await?;
             }
@@ -600,7 +600,7 @@ async fn network(connection: &mut Connection) -> Event {
 async fn reading(feed: &mut Reading, progress: &mut watch::Receiver<Progress>, is_wanted: bool) -> Event {
     match feed {
         Reading::Away(reading) => match reading.await {
-            Ok(read) => return Event::Read(Box::new(read)),
+            Ok((feed, piece)) => return Event::Read(feed, piece),
             Err(error) => tracing::error!(%error, "reading the log panicked"),
         },
         Reading::Here { not_before: Some(at), .. } => {

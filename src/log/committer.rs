@@ -21,6 +21,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
+use super::codec;
 use super::{AppendError, Checkpoint, EventLog, LogReader, Opened, Page, ReadError, Space, StoreId};
 use crate::core::event::{Carried, Event};
 use crate::core::outbox::{FoldError, Outbox, Request, Straggler, Totals};
@@ -50,6 +51,9 @@ const CARRY_AT_MOST: u64 = 4_096;
 
 /// Accepts stop when the file system has less than this left, so that outcomes and a clean stop still fit: two generations' segments.
 const FREE_SPACE_FLOOR: u64 = 128 << 20;
+
+/// The largest event that is handed to the log, in bytes: what its codec takes, less what names and numbers can add.
+const LARGEST_EVENT: usize = codec::MAX_EVENT - (128 << 10);
 
 /// The version of the encoded outbox. Another version is not read: the log is folded from its start instead.
 const CHECKPOINT_VERSION: u16 = 1;
@@ -531,6 +535,10 @@ impl Committer {
             && let Some(reason) = self.full()
         {
             return self.refuse(append, CommitError::Full(reason));
+        }
+        // The log would fail for good, and everybody with it.
+        if let Some(size) = append.events.iter().map(size_of_event).find(|size| *size > LARGEST_EVENT) {
+            return self.refuse(append, AppendError::TooLarge { size, limit: LARGEST_EVENT }.into());
         }
         if let Some(error) = append.events.iter().find_map(|event| self.outbox.check(event).err()) {
             tracing::error!(%error, "events that do not fit the log were not appended: a fault in Tidings");

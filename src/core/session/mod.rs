@@ -57,6 +57,12 @@ const APPENDS: usize = 2;
 /// A lane stops reading ahead when so many deliveries are waiting or parked: bounds its memory. Then it blocks until the oldest retry.
 const HELD_LIMIT: usize = 1_024;
 
+/// A lane stops reading ahead when it has so many bytes ready to be sent: with reports of the largest size its memory stays bounded.
+const READY_BYTES: usize = 4 << 20;
+
+/// So many bytes are in flight on a lane at most, or one delivery: a broker that stops reading leaves no more than this to be buffered.
+const IN_FLIGHT_BYTES: usize = 8 << 20;
+
 /// Why a session is given up after a CONNECT whose answer was lost.
 const DOUBTFUL: &str = "it can't be known whether the broker kept the session: its answer to an earlier CONNECT was lost";
 
@@ -182,6 +188,8 @@ pub struct Session {
     /// Successes when a delivery was last refused, by its id.
     refused_at: HashMap<super::types::Seq, u64>,
     is_draining: bool,
+    /// MQTT 3.1.1: before it ends, the broker is to forget the session.
+    is_retiring: bool,
     out: VecDeque<Output>,
 }
 
@@ -316,6 +324,7 @@ impl Session {
             successes: 0,
             refused_at: HashMap::new(),
             is_draining: false,
+            is_retiring: false,
             out: VecDeque::new(),
             settings,
         };
@@ -389,6 +398,7 @@ impl Session {
             Input::Offer(deliveries) => deliveries.into_iter().for_each(|delivery| self.queue.offer(delivery)),
             Input::OfferWaiting { delivery, retry_at } => self.queue.requeue(delivery, retry_at),
             Input::Drain => self.is_draining = true,
+            Input::Retire => (self.is_draining, self.is_retiring) = (true, true),
         }
         self.pump(now);
     }
@@ -402,7 +412,7 @@ impl Session {
     pub fn deadline(&self) -> Option<Millis> {
         let retry = self.queue.next_due().filter(|_| self.is_up());
         let link = match &self.link {
-            Link::Down { retry_at, .. } => (!self.is_draining).then_some(*retry_at),
+            Link::Down { retry_at, .. } => (!self.is_draining || self.is_retiring).then_some(*retry_at),
             Link::Opening { since, .. } | Link::Greeting { since, .. } => Some(since.plus(self.settings.connect_timeout_ms)),
             Link::Confirming { up, .. } => Some(up.next_timer()),
             Link::Resuming { up } | Link::Serving { up } => {
@@ -417,7 +427,7 @@ impl Session {
 
     /// How many fresh deliveries are wanted: enough that the window never waits for the disk.
     pub fn wants(&self) -> usize {
-        if self.is_draining || self.queue.held() >= HELD_LIMIT {
+        if self.is_draining || self.queue.held() >= HELD_LIMIT || self.queue.ready_bytes() >= READY_BYTES {
             return 0;
         }
         (self.settings.doubt() as usize).saturating_sub(self.queue.ready())
@@ -473,7 +483,7 @@ impl Session {
 
     fn on_tick(&mut self, now: Millis, jitter: u32) {
         let timed_out = match &mut self.link {
-            Link::Down { retry_at, plan } if *retry_at <= now && !self.is_draining => {
+            Link::Down { retry_at, plan } if *retry_at <= now && (!self.is_draining || self.is_retiring) => {
                 let plan = *plan;
                 self.link = Link::Opening { since: now, plan };
                 self.out.push_back(Output::Open);
@@ -544,7 +554,10 @@ impl Session {
         self.silent_closes = 0;
         let up = self.up(now, limits);
         match plan {
-            Plan::Purge => self.reconnect_at_once(now, Plan::Fresh, false),
+            Plan::Purge => {
+                self.is_retiring = false;
+                self.reconnect_at_once(now, Plan::Fresh, false);
+            }
             Plan::Fresh | Plan::Decide if session_present => {
                 // MQTT 5.0 §3.2.2.1.1: after Clean Start that can't be. On 3.1.1 another client may have used the id in between.
                 self.out.push_back(Output::Close);
@@ -669,6 +682,8 @@ impl Session {
         self.out.push_back(Output::Close);
         self.out.push_back(Output::Note(Note::Closed));
         self.link = match self.is_draining && self.in_flight.is_empty() {
+            // A session of 3.1.1 ends with a clean connection only.
+            true if self.is_retiring && self.protocol == Protocol::V311 => Link::Down { retry_at: now, plan: Plan::Purge },
             true => Link::Stopped,
             false => Link::Down { retry_at: now, plan },
         };
@@ -740,6 +755,7 @@ impl Session {
         }
         let retry_at = now.plus(self.settings.retry.backoff_ms(self.failures, jitter));
         self.out.push_back(Output::Note(Note::Disconnected { reason, retry_at }));
+        self.is_retiring = false;
         self.link = if self.is_draining { Link::Stopped } else { Link::Down { retry_at, plan: Plan::Decide } };
     }
 
@@ -904,7 +920,7 @@ impl Session {
                     self.reconnect_at_once(now, Plan::Decide, end_session);
                 }
             }
-            Link::Down { .. } | Link::Opening { .. } | Link::Greeting { .. } if self.is_draining => {
+            Link::Down { .. } | Link::Opening { .. } | Link::Greeting { .. } if self.is_draining && !self.is_retiring => {
                 if !matches!(self.link, Link::Down { .. }) {
                     self.out.push_back(Output::Close);
                 }
@@ -933,9 +949,14 @@ impl Session {
             return false;
         }
         let Some(next) = self.queue.peek() else { return false };
-        let in_window = self.in_flight.values().filter(|send| send.delivery.qos != Qos::AtMostOnce).count();
+        let (mut in_window, mut bytes) = (0, 0);
+        for InFlight { delivery, .. } in self.in_flight.values() {
+            in_window += usize::from(delivery.qos != Qos::AtMostOnce);
+            bytes += delivery.size;
+        }
         let is_window_full = next.qos != Qos::AtMostOnce && in_window >= window;
-        if is_window_full || self.undurable() >= self.settings.doubt() as usize {
+        let is_too_much = bytes > 0 && bytes + next.size > IN_FLIGHT_BYTES;
+        if is_window_full || is_too_much || self.undurable() >= self.settings.doubt() as usize {
             return false;
         }
         // Until a refusal is durable, a restart would not know what it holds up, and take that for what may be on the wire.

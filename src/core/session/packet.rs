@@ -154,6 +154,8 @@ pub enum Input {
     },
     /// No new sends: finish what is in flight, then disconnect.
     Drain,
+    /// As `Drain`, and the broker is to forget the session: the lane is not used any more.
+    Retire,
 }
 
 /// What a session wants done.

@@ -199,6 +199,11 @@ impl Queue {
         self.resent.len() + self.fresh.len()
     }
 
+    /// The size of what is ready to be sent, in bytes.
+    pub fn ready_bytes(&self) -> usize {
+        self.resent.iter().chain(&self.fresh).map(|delivery| delivery.size).sum()
+    }
+
     /// How many are waiting or parked.
     pub fn held(&self) -> usize {
         self.held

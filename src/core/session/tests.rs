@@ -592,3 +592,29 @@ fn a_quiet_run_repeats_nothing() {
     world.check_promises();
     assert_eq!(world.arrived.len(), 60);
 }
+
+/// Plays until the backlog is empty, then ends the session as `input` says; gives back the broker's sessions.
+fn ended_by(input: Input, protocol: Protocol) -> (bool, usize) {
+    let mut world = World::new(Story { protocol, reports: 5, ..calm() }).play();
+    world.give(input);
+    for _ in 0..10_000 {
+        if world.session.is_drained() {
+            break;
+        }
+        world.step();
+    }
+    (world.session.is_drained(), world.broker.len())
+}
+
+#[test]
+fn a_retired_lane_leaves_no_session_at_the_broker() {
+    for protocol in [Protocol::V5, Protocol::V311] {
+        assert_eq!(ended_by(Input::Retire, protocol), (true, 0), "{protocol:?}");
+    }
+}
+
+#[test]
+fn a_drained_lane_disconnects_and_stops() {
+    assert_eq!(ended_by(Input::Drain, Protocol::V5), (true, 0));
+    assert!(ended_by(Input::Drain, Protocol::V311).0);
+}
