@@ -9,9 +9,10 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
-use crate::core::event::{Accepted, LanePurpose, Properties, Source};
+use crate::core::event::{Accepted, Event, LanePurpose, Properties, Source};
 use crate::core::outbox::Outbox;
-use crate::core::types::{ConnectionName, Seq};
+use crate::core::retry::{RetryPolicy, code};
+use crate::core::types::{ConnectionName, LaneKey, Protocol, Seq};
 
 const TOPICS: u64 = 4;
 

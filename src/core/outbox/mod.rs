@@ -14,22 +14,23 @@
 //!
 //! The books of a connection balance at every event: created = pending + delivered + dead + expired + discarded.
 
+mod lane;
+mod requests;
+
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
-use super::event::{Accepted, DeliveryRef, Event, LanePurpose, Proof};
-use super::ranges::{RangeSet, Ranges};
-use super::types::{ConnectionName, LaneKey, Millis, Protocol, SendNo, Seq};
+pub use lane::{Dead, Lane, Moved, Waiting};
+use requests::RequestWindow;
+pub use requests::{DEDUPE_WINDOW_KEYS, DEDUPE_WINDOW_MS, Request};
 
-/// A send can be found by reading at most so many sends of its lane from an anchor on. Costs 24 bytes of memory per so many pending sends.
-const ANCHOR_EVERY: u64 = 1_024;
-
-/// Idempotency keys are remembered for a day: longer than any producer retries.
-pub const DEDUPE_WINDOW_MS: u64 = 24 * 60 * 60 * 1_000;
-
-/// So many idempotency keys are remembered at most: about 10 MB of memory.
-pub const DEDUPE_WINDOW_KEYS: usize = 100_000;
+use super::event::{Event, LanePurpose, Proof};
+use super::ranges::Ranges;
+use super::types::{ConnectionName, LaneKey, SendNo, Seq};
 
 /// The projection of the whole log.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -101,78 +102,6 @@ impl Totals {
     }
 }
 
-/// One lane.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Lane {
-    next_send: SendNo,
-    /// Every send below is settled.
-    cursor: SendNo,
-    settled: RangeSet,
-    /// Sends whose PUBREC is durable, in the order of the PUBRECs.
-    released: Vec<SendNo>,
-    waiting: BTreeMap<SendNo, Waiting>,
-    dead: BTreeMap<SendNo, Dead>,
-    moved: BTreeMap<SendNo, Moved>,
-    anchors: VecDeque<Anchor>,
-    /// Part of the client id.
-    pub epoch: u32,
-    /// Server, port and user of the newest session; empty before the first.
-    pub endpoint: String,
-    /// The protocol of the newest session.
-    pub protocol: Option<Protocol>,
-    /// So many sends may be on the wire without a durable outcome at once.
-    pub doubt: u32,
-}
-
-/// A refused delivery that waits for its retry, under its spent number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Waiting {
-    /// Its id.
-    pub id: Seq,
-    /// The event that holds it.
-    pub located: Seq,
-    /// Refusals charged so far.
-    pub attempts: u32,
-    /// Not before this time is it sent again.
-    pub retry_at: Millis,
-    /// What of its topic was sent up to this number was in flight when it was refused.
-    pub sent_through: SendNo,
-}
-
-/// A dead letter, under its last number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Dead {
-    /// Its id.
-    pub id: Seq,
-    /// The event that holds it.
-    pub located: Seq,
-    /// Since when.
-    pub at: Millis,
-}
-
-/// A pending delivery that is not found by counting sends: it was sent again under a new number, or carried forward.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Moved {
-    /// Its id.
-    pub id: Seq,
-    /// The event that holds it.
-    pub located: Seq,
-    /// Refusals charged so far.
-    pub attempts: u32,
-    /// It has a new number (after a refusal, a requeue, or waiting behind another), rather than only a new place.
-    pub is_resent: bool,
-    /// As in [`Waiting::sent_through`], once it is sent again.
-    pub sent_through: SendNo,
-}
-
-/// Where a send is to be found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-struct Anchor {
-    send: SendNo,
-    seq: Seq,
-    at: Millis,
-}
-
 /// Where a generation begins, lane by lane.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct GenerationMark {
@@ -195,27 +124,6 @@ pub struct Replay {
     pub through: Seq,
     /// Deliveries created so far.
     pub created: u64,
-}
-
-/// Requests that can be recognised when they come again.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-struct RequestWindow {
-    known: BTreeMap<u128, Request>,
-    /// Oldest first.
-    order: VecDeque<u128>,
-}
-
-/// A request that was accepted, and where its deliveries are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Request {
-    /// Its first delivery.
-    pub first: Seq,
-    /// Its last delivery.
-    pub last: Seq,
-    /// Hash of its body.
-    pub body: u64,
-    /// When it was accepted.
-    pub at: Millis,
 }
 
 /// Why an event does not fit what came before. Either a fault of Tidings or a damaged log; never folded.
@@ -299,10 +207,7 @@ impl Outbox {
             Event::Accepted(accepted) => {
                 self.requests.note(seq, accepted);
                 let (lane, totals) = self.lane_mut(&accepted.lane).expect("checked: the lane exists");
-                let send = lane.take_send();
-                if send.0 % ANCHOR_EVERY == 0 || lane.anchors.is_empty() {
-                    lane.anchors.push_back(Anchor { send, seq, at: accepted.at });
-                }
+                lane.accept(seq, accepted.at);
                 if accepted.replay_of.is_some() {
                     totals.replayed += 1;
                 } else {
@@ -591,188 +496,5 @@ impl Connection {
     /// The number that the first lane of a further set gets.
     pub fn next_lane(&self) -> u32 {
         self.sets.iter().map(|set| set.first + set.count).max().unwrap_or(0)
-    }
-}
-
-impl Lane {
-    fn take_send(&mut self) -> SendNo {
-        let send = self.next_send;
-        self.next_send = send.next();
-        send
-    }
-
-    /// Whether the send is neither settled nor still to come.
-    pub fn is_pending(&self, send: SendNo) -> bool {
-        send >= self.cursor && send < self.next_send && !self.settled.contains(send.0)
-    }
-
-    /// Whether every send below `end` is settled.
-    pub fn is_settled_through(&self, end: SendNo) -> bool {
-        self.cursor >= end
-    }
-
-    /// The number of the next send.
-    pub fn next_send(&self) -> SendNo {
-        self.next_send
-    }
-
-    /// The lowest send that may be pending; all below are settled.
-    pub fn cursor(&self) -> SendNo {
-        self.cursor
-    }
-
-    /// Settled sends at or above the cursor.
-    pub fn settled(&self) -> &RangeSet {
-        &self.settled
-    }
-
-    /// Sends whose PUBREC is durable and whose completion is not, in the order of the PUBRECs.
-    pub fn released(&self) -> &[SendNo] {
-        &self.released
-    }
-
-    /// Deliveries that wait for a retry.
-    pub fn waiting(&self) -> &BTreeMap<SendNo, Waiting> {
-        &self.waiting
-    }
-
-    /// Dead letters.
-    pub fn dead(&self) -> &BTreeMap<SendNo, Dead> {
-        &self.dead
-    }
-
-    /// Pending deliveries that are held elsewhere than where counting sends finds them.
-    pub fn moved(&self) -> &BTreeMap<SendNo, Moved> {
-        &self.moved
-    }
-
-    /// How many deliveries are pending, those that wait for a retry included.
-    pub fn pending(&self) -> u64 {
-        self.next_send.0 - self.cursor.0 - self.settled.len() + self.waiting.len() as u64
-    }
-
-    /// A place in the log from which the send is found by reading on.
-    pub fn anchor_for(&self, send: SendNo) -> Option<Seq> {
-        let after = self.anchors.partition_point(|anchor| anchor.send <= send);
-        Some(self.anchors.get(after.saturating_sub(1))?.seq)
-    }
-
-    /// When the oldest pending delivery was accepted, at the earliest: within an anchor's distance.
-    pub fn oldest_pending_at(&self) -> Option<Millis> {
-        if self.pending() == 0 {
-            return None;
-        }
-        let after = self.anchors.partition_point(|anchor| anchor.send <= self.cursor);
-        Some(self.anchors.get(after.saturating_sub(1))?.at)
-    }
-
-    /// Marks sends as settled, and says how many were not.
-    fn settle(&mut self, sends: &Ranges) -> u64 {
-        let mut count = 0;
-        for &(first, last) in &sends.0 {
-            count += self.settled.insert_range(first, last);
-            if !self.moved.is_empty() {
-                let gone: Vec<SendNo> = self.moved.range(SendNo(first)..=SendNo(last)).map(|(send, _)| *send).collect();
-                for send in gone {
-                    self.moved.remove(&send);
-                }
-            }
-            self.released.retain(|send| send.0 < first || send.0 > last);
-        }
-        let cursor = self.settled.next_missing(self.cursor.0);
-        if cursor > self.cursor.0 {
-            self.cursor = SendNo(cursor);
-            self.settled.remove_below(cursor);
-            while self.anchors.get(1).is_some_and(|anchor| anchor.send <= self.cursor) {
-                self.anchors.pop_front();
-            }
-        }
-        count
-    }
-
-    /// What stood before `first` is gone; from there on the lane's sends begin with `begin`.
-    fn forget_anchors_before(&mut self, first: Seq, begin: SendNo) {
-        let mut gone = None;
-        while self.anchors.front().is_some_and(|anchor| anchor.seq < first) {
-            gone = self.anchors.pop_front();
-        }
-        // Sends between the beginning of the generation and its first own anchor have to be found as well.
-        if let Some(gone) = gone
-            && begin < self.next_send
-        {
-            self.anchors.push_front(Anchor { send: begin, seq: first, at: gone.at });
-        }
-    }
-
-    fn carry(&mut self, send: SendNo, id: Seq, located: Seq) {
-        if let Some(waiting) = self.waiting.get_mut(&send) {
-            waiting.located = located;
-        } else if let Some(dead) = self.dead.get_mut(&send) {
-            dead.located = located;
-        } else if self.is_pending(send) {
-            let moved = Moved { id, located, attempts: 0, is_resent: false, sent_through: SendNo(0) };
-            self.moved.entry(send).and_modify(|known| known.located = located).or_insert(moved);
-        }
-    }
-
-    /// Pending sends below `end` that are found by counting.
-    fn plain_pending(&self, end: SendNo) -> impl Iterator<Item = SendNo> + '_ {
-        (self.cursor.0..end.0).map(SendNo).filter(|send| !self.settled.contains(send.0) && !self.moved.contains_key(send))
-    }
-
-    fn plain_pending_below(&self, end: SendNo) -> u64 {
-        if end <= self.cursor {
-            return 0;
-        }
-        let moved = self.moved.range(self.cursor..end).count() as u64;
-        end.0 - self.cursor.0 - self.settled.count_within(self.cursor.0, end.0 - 1) - moved
-    }
-
-    /// What is waiting, dead or moved, and held before `bound`: send number, id, and where it is.
-    fn held_before(&self, bound: Seq) -> impl Iterator<Item = (SendNo, Seq, Seq)> + '_ {
-        let waiting = self.waiting.iter().map(|(send, waiting)| (*send, waiting.id, waiting.located));
-        let dead = self.dead.iter().map(|(send, dead)| (*send, dead.id, dead.located));
-        let moved = self.moved.iter().map(|(send, moved)| (*send, moved.id, moved.located));
-        waiting.chain(dead).chain(moved).filter(move |(_, _, located)| *located < bound)
-    }
-}
-
-impl RequestWindow {
-    fn note(&mut self, seq: Seq, accepted: &Accepted) {
-        let Some(dedupe) = accepted.dedupe else { return };
-        if let Some(known) = self.known.get_mut(&dedupe.key) {
-            known.last = seq;
-            return;
-        }
-        while self.oldest().is_some_and(|oldest| accepted.at.since(oldest.at) > DEDUPE_WINDOW_MS || self.order.len() >= DEDUPE_WINDOW_KEYS)
-        {
-            self.forget_oldest();
-        }
-        self.known.insert(dedupe.key, Request { first: seq, last: seq, body: dedupe.body, at: accepted.at });
-        self.order.push_back(dedupe.key);
-    }
-
-    /// Forgets what is no longer stored, and could not be answered.
-    fn forget_before(&mut self, first: Seq) {
-        while self.oldest().is_some_and(|oldest| oldest.first < first) {
-            self.forget_oldest();
-        }
-    }
-
-    fn oldest(&self) -> Option<&Request> {
-        self.known.get(self.order.front()?)
-    }
-
-    fn forget_oldest(&mut self) {
-        if let Some(key) = self.order.pop_front() {
-            self.known.remove(&key);
-        }
-    }
-}
-
-impl DeliveryRef {
-    /// The reference to a dead letter.
-    pub fn to_dead(lane: LaneKey, send: SendNo, dead: &Dead) -> Self {
-        DeliveryRef { lane, send, id: dead.id, located: dead.located }
     }
 }

@@ -1,0 +1,68 @@
+//! Requests that can be recognised when they come again: a bounded window.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use serde::{Deserialize, Serialize};
+
+use crate::core::event::Accepted;
+use crate::core::types::{Millis, Seq};
+
+/// Idempotency keys are remembered for a day: longer than any producer retries.
+pub const DEDUPE_WINDOW_MS: u64 = 24 * 60 * 60 * 1_000;
+
+/// So many idempotency keys are remembered at most: about 10 MB of memory.
+pub const DEDUPE_WINDOW_KEYS: usize = 100_000;
+
+/// Requests that can be recognised when they come again.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub(super) struct RequestWindow {
+    pub(super) known: BTreeMap<u128, Request>,
+    /// Oldest first.
+    order: VecDeque<u128>,
+}
+
+/// A request that was accepted, and where its deliveries are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// Its first delivery.
+    pub first: Seq,
+    /// Its last delivery.
+    pub last: Seq,
+    /// Hash of its body.
+    pub body: u64,
+    /// When it was accepted.
+    pub at: Millis,
+}
+
+impl RequestWindow {
+    pub(super) fn note(&mut self, seq: Seq, accepted: &Accepted) {
+        let Some(dedupe) = accepted.dedupe else { return };
+        if let Some(known) = self.known.get_mut(&dedupe.key) {
+            known.last = seq;
+            return;
+        }
+        while self.oldest().is_some_and(|oldest| accepted.at.since(oldest.at) > DEDUPE_WINDOW_MS || self.order.len() >= DEDUPE_WINDOW_KEYS)
+        {
+            self.forget_oldest();
+        }
+        self.known.insert(dedupe.key, Request { first: seq, last: seq, body: dedupe.body, at: accepted.at });
+        self.order.push_back(dedupe.key);
+    }
+
+    /// Forgets what is no longer stored, and could not be answered.
+    pub(super) fn forget_before(&mut self, first: Seq) {
+        while self.oldest().is_some_and(|oldest| oldest.first < first) {
+            self.forget_oldest();
+        }
+    }
+
+    fn oldest(&self) -> Option<&Request> {
+        self.known.get(self.order.front()?)
+    }
+
+    fn forget_oldest(&mut self) {
+        if let Some(key) = self.order.pop_front() {
+            self.known.remove(&key);
+        }
+    }
+}

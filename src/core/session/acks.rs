@@ -1,0 +1,147 @@
+//! What the broker says, and what it means for the connection and for each send.
+
+use super::link::{DOUBTFUL, Link, Plan};
+use super::packet::{Ack, Incoming, Output};
+use super::{Send, Session};
+use crate::core::event::Proof;
+use crate::core::retry::{code, reason_name};
+use crate::core::types::{Millis, Qos, SendNo};
+
+impl Session {
+    pub(super) fn on_packet(&mut self, now: Millis, jitter: u32, packet: Incoming) {
+        let outcome = match packet {
+            Incoming::ConnAck { session_present, code: 0, limits, .. } => {
+                self.on_connack(now, jitter, session_present, limits);
+                Ok(())
+            }
+            Incoming::ConnAck { code, reason, .. } => self.on_connection_refused(now, code, reason),
+            Incoming::PubAck(ack) => self.on_puback(now, jitter, ack),
+            Incoming::PubRec(ack) => self.on_pubrec(now, jitter, ack),
+            Incoming::PubComp(ack) => self.on_pubcomp(now, ack),
+            Incoming::PingResp => {
+                if let Link::Confirming { up, .. } | Link::Resuming { up } | Link::Serving { up } = &mut self.link {
+                    up.ping_sent = None;
+                }
+                Ok(())
+            }
+            Incoming::Disconnect { code, reason } => Err(format!("the broker disconnected: {}", describe(code, reason.as_deref()))),
+        };
+        if let Err(reason) = outcome {
+            self.out.push_back(Output::Close);
+            self.on_closed(now, jitter, reason);
+        }
+    }
+
+    pub(super) fn on_connection_refused(&mut self, now: Millis, reason_code: u8, reason: Option<String>) -> Result<(), String> {
+        let speaks_other = reason_code == code::PROTOCOL_VERSION;
+        if speaks_other && self.settings.protocol.is_none() {
+            if !self.in_flight.is_empty() {
+                self.lose_session(now, "the broker no longer speaks the protocol of this session");
+            }
+            self.fall_back();
+        }
+        self.silent_closes = 0;
+        let hint = match reason_code {
+            0x86 | 0x87 => "; check `user` and `password`",
+            0x85 => "; check `client_id`",
+            code::PROTOCOL_VERSION if self.settings.protocol.is_some() => "; check `protocol`",
+            _ => "",
+        };
+        Err(format!("the broker refused the connection: {}{hint}", describe(reason_code, reason.as_deref())))
+    }
+
+    /// The send that a packet id stands for, if it is in flight.
+    pub(super) fn find(&self, packet_id: u16) -> Option<(SendNo, Qos, Send)> {
+        let send = *self.ids.get(&packet_id)?;
+        let in_flight = self.in_flight.get(&send)?;
+        Some((send, in_flight.delivery.qos, in_flight.state))
+    }
+
+    pub(super) fn on_puback(&mut self, now: Millis, jitter: u32, ack: Ack) -> Result<(), String> {
+        match self.find(ack.packet_id) {
+            Some((send, Qos::AtLeastOnce, Send::Sent)) => {
+                self.progress();
+                match ack.code {
+                    0x00..=0x7f => self.done(send, Proof::PubAck),
+                    refused => self.refused(now, jitter, send, refused, ack.reason),
+                }
+                Ok(())
+            }
+            Some((_, Qos::ExactlyOnce, _)) => Err(format!("the broker sent PUBACK for packet {} of QoS 2", ack.packet_id)),
+            // Nothing of ours: harmless, and a broker may be late.
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn on_pubrec(&mut self, now: Millis, jitter: u32, ack: Ack) -> Result<(), String> {
+        match self.find(ack.packet_id) {
+            Some((send, Qos::ExactlyOnce, Send::Sent)) => {
+                let is_resuming = matches!(self.link, Link::Resuming { .. });
+                match ack.code {
+                    // In use: by this very delivery, if the session was resumed (MQTT 5.0 §4.3.3).
+                    code::ID_IN_USE if !is_resuming => {
+                        return Err(format!("the broker has packet {} in use, from a session that should be clean", ack.packet_id));
+                    }
+                    0x00..=0x7f | code::ID_IN_USE => {
+                        self.progress();
+                        if let Some(in_flight) = self.in_flight.get_mut(&send) {
+                            in_flight.state = Send::Recording;
+                        }
+                        self.releases.push_back(send);
+                        self.record.released.push(send);
+                    }
+                    refused => {
+                        self.progress();
+                        self.refused(now, jitter, send, refused, ack.reason);
+                    }
+                }
+                Ok(())
+            }
+            Some((_, Qos::AtLeastOnce, _)) => Err(format!("the broker sent PUBREC for packet {} of QoS 1", ack.packet_id)),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn on_pubcomp(&mut self, now: Millis, ack: Ack) -> Result<(), String> {
+        match self.find(ack.packet_id) {
+            Some((_, Qos::ExactlyOnce, Send::Releasing)) if ack.code == code::ID_NOT_FOUND && self.is_session_doubtful => {
+                self.lose_session(now, DOUBTFUL);
+                self.reconnect_at_once(now, Plan::Decide, false);
+                Ok(())
+            }
+            Some((send, Qos::ExactlyOnce, Send::Releasing)) => {
+                self.progress();
+                let proof = if ack.code == code::ID_NOT_FOUND { Proof::PubCompNotFound } else { Proof::PubComp };
+                self.done(send, proof);
+                Ok(())
+            }
+            Some((_, Qos::AtLeastOnce, _)) => Err(format!("the broker sent PUBCOMP for packet {} of QoS 1", ack.packet_id)),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn progress(&mut self) {
+        self.failures = 0;
+        if let Link::Resuming { up } | Link::Serving { up } = &mut self.link {
+            up.has_progressed = true;
+        }
+    }
+
+    pub(super) fn on_flushed(&mut self, _now: Millis) {
+        if !self.is_up() {
+            return;
+        }
+        let flushed: Vec<SendNo> =
+            self.in_flight.iter().filter(|(_, in_flight)| in_flight.delivery.qos == Qos::AtMostOnce).map(|(send, _)| *send).collect();
+        for send in flushed {
+            self.done(send, Proof::Flushed);
+        }
+    }
+}
+
+fn describe(reason_code: u8, reason: Option<&str>) -> String {
+    match reason {
+        Some(words) => format!("0x{reason_code:02x} ({}): {words}", reason_name(reason_code)),
+        None => format!("0x{reason_code:02x} ({})", reason_name(reason_code)),
+    }
+}

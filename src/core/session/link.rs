@@ -1,0 +1,358 @@
+//! The connection: when to connect and how, what is resumed, and when a session is given up.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::packet::{BrokerLimits, Delivery, Note, Outgoing, Output};
+use super::{InFlight, Send, Session};
+use crate::core::event::Event;
+use crate::core::types::{Millis, Protocol, Qos, SendNo};
+
+/// Why a session is given up after a CONNECT whose answer was lost.
+pub(super) const DOUBTFUL: &str = "it can't be known whether the broker kept the session: its answer to an earlier CONNECT was lost";
+
+/// So many closes without a CONNACK make an automatic protocol choice try the other protocol.
+const SILENT_CLOSES: u32 = 3;
+
+/// A resume that dies so often without progress is given up: some brokers can't resume QoS 2.
+const RESUME_DEATHS: u32 = 3;
+
+/// The state of the connection. See the diagram and the table above.
+#[derive(Debug)]
+pub(super) enum Link {
+    Down { retry_at: Millis, plan: Plan },
+    Opening { since: Millis, plan: Plan },
+    Greeting { since: Millis, plan: Plan },
+    Confirming { up: Up, append: u64 },
+    Resuming { up: Up },
+    Serving { up: Up },
+    Stopped,
+}
+
+/// How to connect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Plan {
+    /// Decide when the time has come: resume what is in doubt, otherwise clean.
+    Decide,
+    /// MQTT 3.1.1: connect clean and leave, because a clean session there ends with its connection.
+    Purge,
+    /// Nothing is in doubt; the broker is to know nothing either.
+    Fresh,
+    /// Go on where the last connection ended.
+    Resume,
+}
+
+/// A live connection.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Up {
+    pub(super) window: usize,
+    pub(super) maximum_packet_size: usize,
+    pub(super) keepalive_ms: u64,
+    pub(super) last_sent: Millis,
+    pub(super) ping_sent: Option<Millis>,
+    /// Something was acknowledged on this connection.
+    pub(super) has_progressed: bool,
+}
+
+impl Session {
+    pub(super) fn on_tick(&mut self, now: Millis, jitter: u32) {
+        let timed_out = match &mut self.link {
+            Link::Down { retry_at, plan } if *retry_at <= now && (!self.is_draining || self.is_retiring) => {
+                let plan = *plan;
+                self.link = Link::Opening { since: now, plan };
+                self.out.push_back(Output::Open);
+                None
+            }
+            Link::Opening { since, .. } if now.since(*since) >= self.settings.connect_timeout_ms => {
+                Some(format!("no connection within {} ms", self.settings.connect_timeout_ms))
+            }
+            Link::Greeting { since, .. } if now.since(*since) >= self.settings.connect_timeout_ms => {
+                Some(format!("the broker did not answer CONNECT within {} ms", self.settings.connect_timeout_ms))
+            }
+            Link::Confirming { up, .. } | Link::Resuming { up } | Link::Serving { up } => match up.ping_sent {
+                Some(sent) if now.since(sent) >= up.ping_timeout_ms() => {
+                    Some(format!("the broker did not answer PINGREQ within {} ms", up.ping_timeout_ms()))
+                }
+                None if now.since(up.last_sent) >= up.keepalive_ms => {
+                    up.ping_sent = Some(now);
+                    up.last_sent = now;
+                    self.out.push_back(Output::Send(Outgoing::PingReq));
+                    None
+                }
+                _ => None,
+            },
+            _ => None,
+        };
+        let timed_out = timed_out.or_else(|| {
+            let oldest = self.oldest_unacknowledged().filter(|_| self.is_up())?;
+            (now.since(oldest) >= self.settings.ack_timeout_ms)
+                .then(|| format!("the broker did not acknowledge within {} ms", self.settings.ack_timeout_ms))
+        });
+        if let Some(reason) = timed_out {
+            self.out.push_back(Output::Close);
+            self.on_closed(now, jitter, reason);
+        }
+    }
+
+    pub(super) fn oldest_unacknowledged(&self) -> Option<Millis> {
+        let is_due = |send: &&InFlight| matches!(send.state, Send::Sent | Send::Releasing) && send.delivery.qos != Qos::AtMostOnce;
+        self.in_flight.values().filter(is_due).map(|send| send.at).min()
+    }
+
+    pub(super) fn on_opened(&mut self, now: Millis) {
+        let Link::Opening { since, plan } = self.link else { return };
+        let plan = match plan {
+            Plan::Decide if !self.in_flight.is_empty() => Plan::Resume,
+            Plan::Decide if self.protocol == Protocol::V311 => Plan::Purge,
+            Plan::Decide => Plan::Fresh,
+            decided => decided,
+        };
+        self.link = Link::Greeting { since, plan };
+        let clean = match (self.protocol, plan) {
+            (_, Plan::Purge) | (Protocol::V5, Plan::Fresh) => true,
+            // On 3.1.1 the broker was purged just before; a clean session would end with the connection.
+            (Protocol::V311, Plan::Fresh) | (_, Plan::Resume | Plan::Decide) => false,
+        };
+        let connect = Outgoing::Connect {
+            protocol: self.protocol,
+            client_id: self.client_id(),
+            clean,
+            session_expiry_s: self.settings.session_expiry_s,
+            keepalive_s: self.settings.keepalive_s,
+        };
+        self.send(now, connect);
+    }
+
+    pub(super) fn on_connack(&mut self, now: Millis, jitter: u32, session_present: bool, limits: BrokerLimits) {
+        let Link::Greeting { plan, .. } = self.link else { return };
+        self.silent_closes = 0;
+        let up = self.up(now, limits);
+        match plan {
+            Plan::Purge => {
+                self.is_retiring = false;
+                self.reconnect_at_once(now, Plan::Fresh, false);
+            }
+            Plan::Fresh | Plan::Decide if session_present => {
+                // MQTT 5.0 §3.2.2.1.1: after Clean Start that can't be. On 3.1.1 another client may have used the id in between.
+                self.out.push_back(Output::Close);
+                self.on_closed(
+                    now,
+                    jitter,
+                    "the broker kept a session that was to be clean; does another service use this client_id?".into(),
+                );
+            }
+            Plan::Fresh | Plan::Decide => {
+                self.out.push_back(Output::Note(Note::Connected { protocol: self.protocol, resumed: false }));
+                self.confirm(up);
+            }
+            Plan::Resume if session_present && self.must_give_up_doubtful() => {
+                self.lose_session(now, DOUBTFUL);
+                self.reconnect_at_once(now, Plan::Decide, false);
+            }
+            Plan::Resume if session_present => {
+                self.out.push_back(Output::Note(Note::Connected { protocol: self.protocol, resumed: true }));
+                self.link = Link::Resuming { up };
+                self.resume(now);
+            }
+            Plan::Resume => {
+                self.lose_session(now, "the broker has no session for this lane any more");
+                self.reconnect_at_once(now, Plan::Decide, true);
+            }
+        }
+    }
+
+    /// A PUBCOMP of 3.1.1 can't tell "completed" from "never heard of it", so that a doubtful session is of no use for a PUBREL.
+    pub(super) fn must_give_up_doubtful(&self) -> bool {
+        self.is_session_doubtful && self.protocol == Protocol::V311 && !self.releases.is_empty()
+    }
+
+    pub(super) fn up(&self, now: Millis, limits: BrokerLimits) -> Up {
+        let window = match self.protocol {
+            // MQTT 5.0 §3.2.2.3.3: 65,535 if absent.
+            Protocol::V5 => self.settings.window_5.min(limits.receive_maximum.unwrap_or(u16::MAX)),
+            Protocol::V311 => self.settings.window_3_1_1,
+        };
+        Up {
+            window: usize::from(window.max(1)),
+            maximum_packet_size: limits.maximum_packet_size.map_or(usize::MAX, |size| size as usize),
+            keepalive_ms: u64::from(limits.keepalive_s.unwrap_or(self.settings.keepalive_s).max(1)) * 1_000,
+            last_sent: now,
+            ping_sent: None,
+            has_progressed: false,
+        }
+    }
+
+    /// The log has to say which session is used before anything is published in it.
+    pub(super) fn confirm(&mut self, up: Up) {
+        self.announce(up.last_sent);
+        // It may have been asked for on an earlier connection, and still be under way.
+        self.link = match self.appends.iter().rev().find(|append| append.opened) {
+            Some(append) => Link::Confirming { up, append: append.number },
+            None => Link::Serving { up },
+        };
+    }
+
+    /// Says in the log which session is used from now on, unless it says so already.
+    pub(super) fn announce(&mut self, now: Millis) {
+        let opened = (self.epoch, Some(self.protocol), self.settings.endpoint.clone(), self.settings.doubt());
+        if self.opened == opened && self.repeated.is_empty() {
+            return;
+        }
+        self.record.events.push(Event::SessionOpened {
+            lane: self.settings.lane.clone(),
+            epoch: self.epoch,
+            protocol: self.protocol,
+            endpoint: self.settings.endpoint.clone(),
+            doubt: self.settings.doubt(),
+            repeated: std::mem::take(&mut self.repeated).to_ranges(),
+            at: now,
+        });
+        self.opened = opened;
+        self.append_now(now, true);
+    }
+
+    /// Everything in flight goes again, in its order (MQTT 5.0 §4.4): PUBRELs as the PUBRECs came, then PUBLISH in send order.
+    pub(super) fn resume(&mut self, now: Millis) {
+        let releases: Vec<SendNo> = self.releases.iter().copied().collect();
+        for send in releases {
+            self.release(now, send);
+        }
+    }
+
+    /// Sends again what may have been sent before, within the window; goes on clean when all of it is settled.
+    pub(super) fn resend_in_doubt(&mut self, now: Millis) {
+        let on_the_wire = self.in_flight.values().filter(|send| send.state != Send::InDoubt).count();
+        let room = self.window().saturating_sub(on_the_wire);
+        let mut qos_before: HashMap<&Arc<str>, Qos> = HashMap::new();
+        let mut next = Vec::new();
+        for (send, in_flight) in &self.in_flight {
+            // What a restart takes for sent may never have been, so the rule about another QoS of the same topic holds here too.
+            let delivery = &in_flight.delivery;
+            let is_other_qos = *qos_before.entry(&delivery.topic).or_insert(delivery.qos) != delivery.qos;
+            if next.len() >= room || is_other_qos {
+                break;
+            }
+            if in_flight.state == Send::InDoubt {
+                next.push(*send);
+            }
+        }
+        for send in next {
+            if let Some(in_flight) = self.in_flight.get_mut(&send) {
+                in_flight.state = Send::Sent;
+                in_flight.at = now;
+            }
+            self.send(now, Outgoing::Publish { send, packet_id: Some(send.packet_id()), dup: true });
+        }
+        if self.in_flight.is_empty() {
+            self.resume_deaths = 0;
+            self.is_session_doubtful = false;
+            self.reconnect_at_once(now, Plan::Decide, false);
+        }
+    }
+
+    /// Leaves this connection, which has done its work, for the next.
+    pub(super) fn reconnect_at_once(&mut self, now: Millis, plan: Plan, end_session: bool) {
+        self.out.push_back(Output::Send(Outgoing::Disconnect { end_session }));
+        self.out.push_back(Output::Close);
+        self.out.push_back(Output::Note(Note::Closed));
+        self.link = match self.is_draining && self.in_flight.is_empty() {
+            // A session of 3.1.1 ends with a clean connection only.
+            true if self.is_retiring && self.protocol == Protocol::V311 => Link::Down { retry_at: now, plan: Plan::Purge },
+            true => Link::Stopped,
+            false => Link::Down { retry_at: now, plan },
+        };
+    }
+
+    /// The broker's session is gone, or of no use. All that may have arrived is sent again, under another client id. The log says so at
+    /// once: a restart that still believed in the old session would take the empty one, which asking for it has made, for the real one.
+    pub(super) fn lose_session(&mut self, now: Millis, reason: &str) {
+        self.epoch += 1;
+        let in_doubt: Vec<SendNo> = self.in_flight.keys().copied().collect();
+        for send in &in_doubt {
+            self.repeated.insert(send.0);
+        }
+        let deliveries: Vec<Delivery> = std::mem::take(&mut self.in_flight).into_values().map(|send| send.delivery).collect();
+        for delivery in &deliveries {
+            self.ids.remove(&delivery.send.packet_id());
+        }
+        self.topics.clear();
+        self.releases.clear();
+        self.record.released.clear();
+        self.queue.give_back(deliveries);
+        self.resume_deaths = 0;
+        self.is_session_doubtful = false;
+        self.announce(now);
+        self.out.push_back(Output::Note(Note::SessionLost { in_doubt: in_doubt.len() as u64, reason: reason.into() }));
+    }
+
+    pub(super) fn on_closed(&mut self, now: Millis, jitter: u32, reason: String) {
+        let (was_greeting, was_resuming, has_progressed) = match &self.link {
+            Link::Down { .. } | Link::Stopped => return,
+            Link::Opening { .. } => (false, false, false),
+            Link::Greeting { plan, .. } => (true, *plan == Plan::Resume, false),
+            Link::Resuming { up } => (false, true, up.has_progressed),
+            Link::Confirming { up, .. } | Link::Serving { up } => (false, false, up.has_progressed),
+        };
+        let was_up = self.is_up();
+        self.failures = if has_progressed { 1 } else { self.failures.saturating_add(1) };
+        let mut unsent = Vec::new();
+        for (send, in_flight) in &mut self.in_flight {
+            match in_flight.state {
+                // At most once: what did not leave was not sent. What left is done by then.
+                Send::Sent if in_flight.delivery.qos == Qos::AtMostOnce => unsent.push(*send),
+                Send::Sent => in_flight.state = Send::InDoubt,
+                Send::Releasing => in_flight.state = Send::Releasable,
+                Send::InDoubt | Send::Recording | Send::Releasable => {}
+            }
+        }
+        let unsent: Vec<Delivery> =
+            unsent.iter().filter_map(|send| self.in_flight.remove(send)).map(|in_flight| in_flight.delivery).collect();
+        for delivery in &unsent {
+            self.ids.remove(&delivery.send.packet_id());
+            self.uncount_topic(delivery);
+        }
+        self.queue.give_back(unsent);
+        if was_greeting {
+            self.is_session_doubtful |= was_resuming;
+            self.silent_closes += 1;
+            if self.settings.protocol.is_none() && self.in_flight.is_empty() && self.silent_closes >= SILENT_CLOSES {
+                self.fall_back();
+            }
+        }
+        if was_resuming && was_up && !has_progressed {
+            self.resume_deaths += 1;
+            if self.resume_deaths >= RESUME_DEATHS {
+                self.lose_session(now, "resuming the session failed again and again; this broker can't resume it");
+            }
+        } else if has_progressed {
+            self.resume_deaths = 0;
+        }
+        let retry_at = now.plus(self.settings.retry.backoff_ms(self.failures, jitter));
+        self.out.push_back(Output::Note(Note::Disconnected { reason, retry_at }));
+        self.is_retiring = false;
+        self.link = if self.is_draining { Link::Stopped } else { Link::Down { retry_at, plan: Plan::Decide } };
+    }
+
+    pub(super) fn fall_back(&mut self) {
+        self.silent_closes = 0;
+        self.protocol = match self.protocol {
+            Protocol::V5 => Protocol::V311,
+            Protocol::V311 => Protocol::V5,
+        };
+        self.out.push_back(Output::Note(Note::FellBack { protocol: self.protocol }));
+    }
+}
+
+impl Up {
+    /// The broker has as long for a PINGRESP as it has for the client: half the keepalive, 5 to 30 seconds.
+    pub(super) fn ping_timeout_ms(&self) -> u64 {
+        (self.keepalive_ms / 2).clamp(5_000, 30_000)
+    }
+
+    pub(super) fn next_timer(&self) -> Millis {
+        match self.ping_sent {
+            Some(sent) => sent.plus(self.ping_timeout_ms()),
+            None => self.last_sent.plus(self.keepalive_ms),
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! What is handed to the log, and what follows when it is durable.
+
+use super::link::Link;
+use super::packet::{Delivery, Note, Output};
+use super::{End, Send, Session};
+use crate::core::event::{Event, Proof};
+use crate::core::ranges::RangeSet;
+use crate::core::types::{Millis, SendNo};
+
+/// Appends under way at once: while one is made durable the next can form.
+const APPENDS: usize = 2;
+
+/// Events to append next.
+#[derive(Debug, Default)]
+pub(super) struct Record {
+    pub(super) released: Vec<SendNo>,
+    pub(super) delivered: Vec<(SendNo, Proof)>,
+    /// In order, before the others: what changes numbers.
+    pub(super) events: Vec<Event>,
+    /// How many of `events` are `Resent`.
+    pub(super) resents: usize,
+    pub(super) settled: Vec<SendNo>,
+}
+
+/// What follows when an append is durable.
+#[derive(Debug, Default)]
+pub(super) struct Effects {
+    pub(super) number: u64,
+    pub(super) released: Vec<SendNo>,
+    pub(super) settled: Vec<SendNo>,
+    pub(super) resents: usize,
+    pub(super) opened: bool,
+}
+
+impl Session {
+    pub(super) fn append_if_needed(&mut self, now: Millis) {
+        if !self.record.is_empty() && self.appends.len() < APPENDS {
+            self.append_now(now, false);
+        }
+    }
+
+    /// Hands everything that is to be recorded to the log.
+    pub(super) fn append_now(&mut self, now: Millis, opened: bool) {
+        let record = std::mem::take(&mut self.record);
+        let lane = &self.settings.lane;
+        let mut events = record.events;
+        if !record.released.is_empty() {
+            events.push(Event::Released { lane: lane.clone(), sends: record.released.clone() });
+        }
+        for proof in [Proof::Flushed, Proof::PubAck, Proof::PubComp, Proof::PubCompNotFound] {
+            let sends: RangeSet = record.delivered.iter().filter(|(_, by)| *by == proof).map(|(send, _)| send.0).collect();
+            if !sends.is_empty() {
+                events.push(Event::Delivered { lane: lane.clone(), sends: sends.to_ranges(), proof, at: now });
+            }
+        }
+        self.append_number += 1;
+        let number = self.append_number;
+        let effects = Effects { number, released: record.released, settled: record.settled, resents: record.resents, opened };
+        self.appends.push_back(effects);
+        self.out.push_back(Output::Append(events));
+    }
+
+    pub(super) fn on_committed(&mut self, now: Millis, resent: Vec<SendNo>) {
+        let Some(effects) = self.appends.pop_front() else { return };
+        if let Link::Confirming { up, append } = &self.link
+            && *append == effects.number
+        {
+            self.link = Link::Serving { up: *up };
+        }
+        debug_assert_eq!(effects.resents, resent.len(), "each Resent has its number");
+        for send in resent {
+            let Some(delivery) = self.renumbering.pop_front() else { break };
+            self.out.push_back(Output::Note(Note::Renumbered { from: delivery.send, to: send }));
+            self.queue.push_resent(Delivery { send, is_resent: true, ..delivery });
+        }
+        if !effects.released.is_empty() {
+            self.out.push_back(Output::Note(Note::Releasable { sends: effects.released.clone() }));
+        }
+        for send in effects.released {
+            if let Some(in_flight) = self.in_flight.get_mut(&send)
+                && in_flight.state == Send::Recording
+            {
+                in_flight.state = Send::Releasable;
+                if self.is_up() {
+                    self.release(now, send);
+                }
+            }
+        }
+        let mut settled = Vec::new();
+        for send in effects.settled {
+            let Some(finished) = self.finishing.remove(&send) else { continue };
+            if finished.end == End::Refused {
+                continue;
+            }
+            if self.ids.get(&send.packet_id()) == Some(&send) {
+                self.ids.remove(&send.packet_id());
+            }
+            if finished.is_resent {
+                self.queue.release_if_free(&finished.topic);
+            }
+            settled.push(send);
+        }
+        if !settled.is_empty() {
+            self.out.push_back(Output::Note(Note::Settled { sends: settled }));
+        }
+    }
+}
+
+impl Record {
+    pub(super) fn is_empty(&self) -> bool {
+        self.released.is_empty() && self.delivered.is_empty() && self.events.is_empty()
+    }
+}

@@ -1,0 +1,214 @@
+//! Sends: what may go next, and how each one ends.
+
+use std::sync::Arc;
+
+use super::link::{Link, Plan};
+use super::packet::{Delivery, Note, Outgoing, Output};
+use super::{End, Finishing, InFlight, Send, Session};
+use crate::core::event::{DeadReason, DeliveryRef, Event, Proof};
+use crate::core::retry::{self, Verdict};
+use crate::core::types::{Millis, Qos, SendNo};
+
+/// So many bytes are in flight on a lane at most, or one delivery: a broker that stops reading leaves no more than this to be buffered.
+const IN_FLIGHT_BYTES: usize = 8 << 20;
+
+impl Session {
+    pub(super) fn pump(&mut self, now: Millis) {
+        match self.link {
+            Link::Resuming { .. } => {
+                self.renumber_due(now);
+                self.resend_in_doubt(now);
+            }
+            Link::Serving { .. } => {
+                self.renumber_due(now);
+                if now >= self.paused_until {
+                    self.paused_until = Millis(0);
+                }
+                if !self.is_draining {
+                    while self.send_next(now) {}
+                } else if self.in_flight.is_empty() && self.finishing.is_empty() && self.appends.is_empty() && self.record.is_empty() {
+                    let end_session = self.queue.ready() == 0 && self.queue.held() == 0;
+                    self.reconnect_at_once(now, Plan::Decide, end_session);
+                }
+            }
+            Link::Down { .. } | Link::Opening { .. } | Link::Greeting { .. } if self.is_draining && !self.is_retiring => {
+                if !matches!(self.link, Link::Down { .. }) {
+                    self.out.push_back(Output::Close);
+                }
+                self.link = Link::Stopped;
+            }
+            _ => {}
+        }
+        self.append_if_needed(now);
+    }
+
+    /// Asks for new numbers for what is to be sent again.
+    pub(super) fn renumber_due(&mut self, now: Millis) {
+        for delivery in self.queue.take_due(now) {
+            let reference = self.reference(&delivery);
+            self.record.events.push(Event::Resent { delivery: reference, at: now });
+            self.record.resents += 1;
+            self.renumbering.push_back(delivery);
+        }
+    }
+
+    /// Sends the next delivery, if there is one and it may go.
+    pub(super) fn send_next(&mut self, now: Millis) -> bool {
+        let Link::Serving { up } = &self.link else { return false };
+        let (window, maximum_packet_size) = (up.window, up.maximum_packet_size);
+        if now < self.paused_until {
+            return false;
+        }
+        let Some(next) = self.queue.peek() else { return false };
+        let (mut in_window, mut bytes) = (0, 0);
+        for InFlight { delivery, .. } in self.in_flight.values() {
+            in_window += usize::from(delivery.qos != Qos::AtMostOnce);
+            bytes += delivery.size;
+        }
+        let is_window_full = next.qos != Qos::AtMostOnce && in_window >= window;
+        let is_too_much = bytes > 0 && bytes + next.size > IN_FLIGHT_BYTES;
+        if is_window_full || is_too_much || self.undurable() >= self.settings.doubt() as usize {
+            return false;
+        }
+        // Until a refusal is durable, a restart would not know what it holds up, and take that for what may be on the wire.
+        if !next.is_resent && self.finishing.values().any(|finishing| finishing.end == End::Refused) {
+            return false;
+        }
+        // A QoS 0 could overtake a QoS 2: of one topic, another QoS waits until those before are done.
+        if self.topics.get(&next.topic).is_some_and(|(qos, _)| *qos != next.qos) {
+            return false;
+        }
+        let packet_id = next.send.packet_id();
+        if self.ids.contains_key(&packet_id) {
+            return false;
+        }
+        let Some(delivery) = self.queue.pop() else { return false };
+        if delivery.size > maximum_packet_size {
+            let message = format!(
+                "its packet of {} bytes is larger than the broker's Maximum Packet Size of {maximum_packet_size}; raise that, then requeue it",
+                delivery.size
+            );
+            self.dead(now, delivery, DeadReason { code: "too_large".into(), broker_code: None, message });
+            return true;
+        }
+        let send = delivery.send;
+        if !delivery.is_resent {
+            self.highest_sent = self.highest_sent.max(send);
+        }
+        self.ids.insert(packet_id, send);
+        self.count_topic(&delivery);
+        let packet_id = (delivery.qos != Qos::AtMostOnce).then_some(packet_id);
+        self.in_flight.insert(send, InFlight { delivery, state: Send::Sent, at: now });
+        // Also what is sent again after a lost session is new to this one: DUP is about one session's packets (MQTT 5.0 §3.3.1.1).
+        self.send(now, Outgoing::Publish { send, packet_id, dup: false });
+        true
+    }
+
+    /// Sends that a restart would not find as released or done.
+    pub(super) fn undurable(&self) -> usize {
+        let in_flight = self.in_flight.values().filter(|send| !matches!(send.state, Send::Releasable | Send::Releasing)).count();
+        in_flight + self.finishing.values().filter(|finishing| finishing.end != End::DoneReleased).count()
+    }
+
+    pub(super) fn release(&mut self, now: Millis, send: SendNo) {
+        let Some(in_flight) = self.in_flight.get_mut(&send) else { return };
+        if in_flight.state != Send::Releasable {
+            return;
+        }
+        in_flight.state = Send::Releasing;
+        in_flight.at = now;
+        self.send(now, Outgoing::PubRel { send, packet_id: send.packet_id() });
+    }
+
+    pub(super) fn done(&mut self, send: SendNo, proof: Proof) {
+        let Some(in_flight) = self.in_flight.remove(&send) else { return };
+        let delivery = in_flight.delivery;
+        self.successes += 1;
+        self.refused_at.remove(&delivery.id);
+        self.uncount_topic(&delivery);
+        if proof != Proof::Flushed && proof != Proof::PubAck {
+            self.releases.retain(|released| *released != send);
+        }
+        self.record.delivered.push((send, proof));
+        self.out.push_back(Output::Note(Note::Done { send, qos: delivery.qos, accepted_at: delivery.accepted_at }));
+        let end = match in_flight.state {
+            Send::Releasable | Send::Releasing => End::DoneReleased,
+            Send::InDoubt | Send::Sent | Send::Recording => End::Done,
+        };
+        self.finish(&delivery, end);
+    }
+
+    /// The outcome of a send is known, and will be durable.
+    pub(super) fn finish(&mut self, delivery: &Delivery, end: End) {
+        if delivery.is_resent && end != End::Refused {
+            // In the same append as the outcome, what was parked behind gets its new numbers: between the two a restart would take it
+            // for something that may be on the wire.
+            self.queue.resent_done(&delivery.topic);
+        }
+        self.record.settled.push(delivery.send);
+        self.finishing.insert(delivery.send, Finishing { topic: Arc::clone(&delivery.topic), is_resent: delivery.is_resent, end });
+    }
+
+    pub(super) fn refused(&mut self, now: Millis, jitter: u32, send: SendNo, reason_code: u8, reason: Option<String>) {
+        let Some(in_flight) = self.in_flight.remove(&send) else { return };
+        let delivery = in_flight.delivery;
+        self.uncount_topic(&delivery);
+        self.ids.remove(&send.packet_id());
+        let others_succeed = self.refused_at.get(&delivery.id).is_some_and(|successes| self.successes > *successes);
+        self.refused_at.insert(delivery.id, self.successes);
+        let (retry_at, attempts) = match retry::judge(&self.settings.retry, reason_code, delivery.attempts, others_succeed, now, jitter) {
+            Verdict::Dead(mut verdict) => {
+                if let Some(words) = reason {
+                    verdict.message.push_str(&format!(" (the broker said: {words})"));
+                }
+                return self.dead(now, delivery, verdict);
+            }
+            Verdict::Pause { at } => {
+                self.paused_until = at;
+                (at, delivery.attempts)
+            }
+            Verdict::Retry { at, attempts } => (at, attempts),
+        };
+        let (id, reference) = (delivery.id, self.reference(&delivery));
+        self.finish(&delivery, End::Refused);
+        let sent_through = self.queue.wait(Delivery { attempts, ..delivery }, retry_at, self.highest_sent);
+        self.record.events.push(Event::Refused { delivery: reference, code: reason_code, attempts, retry_at, sent_through, at: now });
+        self.out.push_back(Output::Note(Note::Refused { id, send, code: reason_code, reason, retry_at }));
+    }
+
+    pub(super) fn dead(&mut self, now: Millis, delivery: Delivery, reason: DeadReason) {
+        self.refused_at.remove(&delivery.id);
+        let (id, send, qos) = (delivery.id, delivery.send, delivery.qos);
+        self.out.push_back(Output::Note(Note::Dead { id, send, qos, reason: reason.message.clone() }));
+        let reference = self.reference(&delivery);
+        let attempts = delivery.attempts + u32::from(reason.broker_code.is_some());
+        self.record.events.push(Event::DeadLettered { delivery: reference, reason, attempts, at: now });
+        self.finish(&delivery, End::Dead);
+    }
+
+    pub(super) fn reference(&self, delivery: &Delivery) -> DeliveryRef {
+        DeliveryRef { lane: self.settings.lane.clone(), send: delivery.send, id: delivery.id, located: delivery.located }
+    }
+
+    pub(super) fn count_topic(&mut self, delivery: &Delivery) {
+        let entry = self.topics.entry(Arc::clone(&delivery.topic)).or_insert((delivery.qos, 0));
+        entry.0 = delivery.qos;
+        entry.1 += 1;
+    }
+
+    pub(super) fn uncount_topic(&mut self, delivery: &Delivery) {
+        if let Some(entry) = self.topics.get_mut(&delivery.topic) {
+            entry.1 -= 1;
+            if entry.1 == 0 {
+                self.topics.remove(&delivery.topic);
+            }
+        }
+    }
+
+    pub(super) fn send(&mut self, now: Millis, packet: Outgoing) {
+        if let Link::Confirming { up, .. } | Link::Resuming { up } | Link::Serving { up } = &mut self.link {
+            up.last_sent = now;
+        }
+        self.out.push_back(Output::Send(packet));
+    }
+}

@@ -1,0 +1,189 @@
+//! The way to the committer, for every room.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+
+use super::answer::{Appended, CommitError, Progress};
+use super::proof::Committed;
+use crate::core::event::Event;
+use crate::core::outbox::Outbox;
+use crate::core::types::Seq;
+use crate::log::{LogReader, Page, ReadError, StoreId};
+
+/// So many requests wait in the channel at most; further ones wait outside, with a limit.
+pub(super) const QUEUE_REQUESTS: usize = 4_096;
+
+/// So many bytes of reports wait for a commit at most. Twice what one NDJSON body may be at its largest setting, fan-out apart.
+pub(super) const QUEUE_BYTES: usize = 128 << 20;
+
+/// A producer waits so long for a place in the queue before it is told to come back.
+const ACCEPT_PATIENCE: Duration = Duration::from_secs(5);
+
+pub(super) type Reply = oneshot::Sender<Result<Committed<Appended>, CommitError>>;
+
+pub(super) enum Command {
+    Append(Append),
+    Ask(Box<dyn FnOnce(&Outbox) + Send>),
+    CarriedForward,
+    AdoptCopy(oneshot::Sender<Result<(), CommitError>>),
+    Stop(oneshot::Sender<Result<(), CommitError>>),
+}
+
+pub(super) struct Append {
+    pub(super) events: Vec<Event>,
+    pub(super) bytes: usize,
+    /// Reports are refused when the store is full; outcomes never are.
+    pub(super) is_accept: bool,
+    pub(super) reply: Reply,
+    pub(super) place: Option<OwnedSemaphorePermit>,
+}
+
+/// The way to the committer, for every room. Cheap to clone.
+#[derive(Clone)]
+pub struct LogHandle {
+    pub(super) commands: mpsc::Sender<Command>,
+    pub(super) places: Arc<Semaphore>,
+    pub(super) progress: watch::Receiver<Progress>,
+    pub(super) reader: Arc<dyn LogReader>,
+    pub(super) busy: Arc<Busy>,
+    pub(super) store_id: StoreId,
+}
+
+/// An append that is under way.
+#[derive(Debug)]
+pub struct Ticket(oneshot::Receiver<Result<Committed<Appended>, CommitError>>);
+
+impl Ticket {
+    /// What became of it. May be asked again if the wait was given up, until it has answered.
+    ///
+    /// # Errors
+    /// As [`LogHandle::record`].
+    pub async fn answer(&mut self) -> Result<Committed<Appended>, CommitError> {
+        (&mut self.0).await.unwrap_or(Err(CommitError::Stopped))
+    }
+}
+
+/// Since when the committer has been at one thing, for the watchdog.
+#[derive(Default)]
+pub(super) struct Busy {
+    pub(super) since: Mutex<Option<Instant>>,
+    pub(super) commits: AtomicU64,
+}
+
+impl LogHandle {
+    /// Appends the deliveries of one request. All of them become durable, or none.
+    ///
+    /// # Errors
+    /// [`CommitError::Full`], [`CommitError::Conflict`], [`CommitError::Overloaded`] and [`CommitError::Stopped`] are the producer's to handle.
+    pub async fn accept(&self, events: Vec<Event>) -> Result<Committed<Appended>, CommitError> {
+        let bytes: usize = events.iter().map(size_of_event).sum();
+        let wanted = u32::try_from(bytes.min(QUEUE_BYTES)).expect("the queue's bound fits 32 bits");
+        let place = tokio::time::timeout(ACCEPT_PATIENCE, self.places.clone().acquire_many_owned(wanted));
+        let place = place.await.map_err(|_| CommitError::Overloaded)?.map_err(|_| CommitError::Stopped)?;
+        let (reply, answer) = oneshot::channel();
+        let append = Command::Append(Append { events, bytes, is_accept: true, reply, place: Some(place) });
+        match tokio::time::timeout(ACCEPT_PATIENCE, self.commands.send(append)).await {
+            Err(_) => return Err(CommitError::Overloaded),
+            Ok(Err(_)) => return Err(CommitError::Stopped),
+            Ok(Ok(())) => {}
+        }
+        answer.await.unwrap_or(Err(CommitError::Stopped))
+    }
+
+    /// Appends outcomes and other events of Tidings' own making. Goes on when the store is full, in the reserve kept for them.
+    ///
+    /// # Errors
+    /// [`CommitError::Stopped`], [`CommitError::DoesNotFit`] and [`CommitError::Store`]; the last is fatal.
+    pub async fn record(&self, events: Vec<Event>) -> Result<Committed<Appended>, CommitError> {
+        self.submit(events).await?.answer().await
+    }
+
+    /// As [`LogHandle::record`], but returns as soon as the events have their place in the order of commits.
+    ///
+    /// # Errors
+    /// [`CommitError::Stopped`].
+    pub async fn submit(&self, events: Vec<Event>) -> Result<Ticket, CommitError> {
+        let (reply, answer) = oneshot::channel();
+        let bytes = events.iter().map(size_of_event).sum();
+        let append = Append { events, bytes, is_accept: false, reply, place: None };
+        self.commands.send(Command::Append(append)).await.map_err(|_| CommitError::Stopped)?;
+        Ok(Ticket(answer))
+    }
+
+    /// Asks the outbox something. The answer is as of the last commit, and durable.
+    ///
+    /// # Errors
+    /// [`CommitError::Stopped`] if the committer has stopped.
+    pub async fn ask<T: Send + 'static>(&self, question: impl FnOnce(&Outbox) -> T + Send + 'static) -> Result<Committed<T>, CommitError> {
+        let (reply, answer) = oneshot::channel();
+        let ask = Box::new(move |outbox: &Outbox| {
+            // Nobody waits any more: the answer is not needed.
+            let _ = reply.send(Committed(question(outbox)));
+        });
+        self.commands.send(Command::Ask(ask)).await.map_err(|_| CommitError::Stopped)?;
+        answer.await.map_err(|_| CommitError::Stopped)
+    }
+
+    /// The page that holds `seq`, or none if that is not durable yet. Blocks on the disk: call it where that is allowed.
+    ///
+    /// # Errors
+    /// See [`LogReader::page`].
+    pub fn page(&self, seq: Seq) -> Result<Option<Committed<Arc<Page>>>, ReadError> {
+        Ok(self.reader.page(seq)?.map(Committed))
+    }
+
+    /// How far the log is; changes with every commit.
+    pub fn progress(&self) -> watch::Receiver<Progress> {
+        self.progress.clone()
+    }
+
+    /// The id of the store.
+    pub fn store_id(&self) -> StoreId {
+        self.store_id
+    }
+
+    /// How long the committer has been at one commit; none if it is waiting for work.
+    pub fn busy_for(&self) -> Option<Duration> {
+        let since = *self.busy.since.lock().unwrap_or_else(PoisonError::into_inner);
+        since.map(|since| since.elapsed())
+    }
+
+    /// Commits since the start.
+    pub fn commits(&self) -> u64 {
+        self.busy.commits.load(Ordering::Relaxed)
+    }
+
+    /// The epochs have been bumped: the copied store is this service's own from now on.
+    ///
+    /// # Errors
+    /// [`CommitError::Stopped`] and [`CommitError::Store`].
+    pub async fn adopt_copy(&self) -> Result<(), CommitError> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(Command::AdoptCopy(reply)).await.map_err(|_| CommitError::Stopped)?;
+        answer.await.unwrap_or(Err(CommitError::Stopped))
+    }
+
+    /// Commits what waits, writes the checkpoint and closes the log. Later appends get [`CommitError::Stopped`].
+    ///
+    /// # Errors
+    /// [`CommitError::Store`] if the log could not be closed cleanly; nothing that was accepted is lost then.
+    pub async fn stop(&self) -> Result<(), CommitError> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(Command::Stop(reply)).await.map_err(|_| CommitError::Stopped)?;
+        answer.await.unwrap_or(Err(CommitError::Stopped))
+    }
+}
+
+/// About what an event takes in memory and in a page, in bytes.
+pub(super) fn size_of_event(event: &Event) -> usize {
+    /// Strings and numbers of a delivery, without its payload.
+    const OVERHEAD: usize = 256;
+    match event {
+        Event::Accepted(accepted) => OVERHEAD + accepted.payload.len(),
+        Event::Carried(carried) => OVERHEAD + carried.accepted.payload.len(),
+        _ => OVERHEAD,
+    }
+}

@@ -1,0 +1,393 @@
+//! The committer: one thread that owns the log and the outbox.
+//!
+//! ```text
+//!   append() ─▶ channel ─▶ take one, then all that waits (≤ 1,024 events, ≤ 4 MiB)
+//!                           ├─ refuse: store full · request known · does not fit
+//!                           ├─ fold into the outbox
+//!                           ├─ append to the log: durable ── fails ─▶ answer everyone, stop for good
+//!                           └─ publish the progress, answer every waiter with Committed
+//! ```
+//!
+//! There is no timer: while one commit syncs, the next forms in the channel. A request is never torn: its events are in one commit.
+//!
+//! [`Committed`] is the proof that what it holds is durable. Only the committer can make one; what may leave the process (an accept, a
+//! PUBLISH, a PUBREL) is written to take it, so "published before durable" does not compile.
+
+mod answer;
+mod handle;
+mod proof;
+mod recover;
+mod retain;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+
+pub use answer::{Appended, Books, CommitError, Progress};
+use handle::{Append, Busy, Command, QUEUE_BYTES, QUEUE_REQUESTS, Reply, size_of_event};
+pub use handle::{LogHandle, Ticket};
+pub use proof::Committed;
+pub use recover::{RecoverError, encode_checkpoint, recover};
+
+use super::{AppendError, EventLog, LogReader, codec};
+use crate::core::event::{Dedupe, Event};
+use crate::core::outbox::{Outbox, Request};
+use crate::core::types::{LaneKey, Millis, SendNo, Seq};
+use crate::metrics::Metrics;
+
+/// A commit takes no further request once it has so many events: bounds the time until the first waiter is answered.
+const COMMIT_EVENTS: usize = 1_024;
+
+/// A commit takes no further request once it has so many bytes.
+const COMMIT_BYTES: usize = 4 << 20;
+
+/// Housekeeping: witness, retention, space.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Accepts stop when the file system has less than this left, so that outcomes and a clean stop still fit: two generations' segments.
+const FREE_SPACE_FLOOR: u64 = 128 << 20;
+
+/// The largest event that is handed to the log, in bytes: what its codec takes, less what names and numbers can add.
+const LARGEST_EVENT: usize = codec::MAX_EVENT - (128 << 10);
+
+/// Limits that the operator sets.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Accepts are refused when the store takes more than this, in bytes.
+    pub max_size: u64,
+    /// Generations older than this are dropped once nothing in them is needed, in milliseconds.
+    pub retention_ms: u64,
+}
+
+/// Starts the committer's thread.
+///
+/// # Errors
+/// [`RecoverError::Thread`] if the system gives no thread.
+pub fn start(log: Box<dyn EventLog>, outbox: Outbox, limits: Limits, metrics: Arc<Metrics>) -> Result<LogHandle, RecoverError> {
+    let (commands, inbox) = mpsc::channel(QUEUE_REQUESTS);
+    let busy = Arc::new(Busy::default());
+    let (reader, store_id) = (log.reader(), log.store_id());
+    let (publish, progress) = watch::channel(Progress::default());
+    let handle = LogHandle { commands, places: Arc::new(Semaphore::new(QUEUE_BYTES)), progress, reader, busy: Arc::clone(&busy), store_id };
+    let mut committer = Committer {
+        log: Some(log),
+        outbox,
+        limits,
+        metrics,
+        publish,
+        busy,
+        inbox,
+        runtime: tokio::runtime::Handle::current(),
+        own: handle.commands.downgrade(),
+        is_carrying: false,
+        reader: Arc::clone(&handle.reader),
+    };
+    committer.publish_progress();
+    std::thread::Builder::new()
+        .name("committer".into())
+        .spawn(move || committer.run())
+        .map_err(|error| RecoverError::Thread(error.to_string()))?;
+    Ok(handle)
+}
+
+struct Committer {
+    /// None once it has failed or been closed.
+    log: Option<Box<dyn EventLog>>,
+    outbox: Outbox,
+    limits: Limits,
+    metrics: Arc<Metrics>,
+    publish: watch::Sender<Progress>,
+    busy: Arc<Busy>,
+    inbox: mpsc::Receiver<Command>,
+    runtime: tokio::runtime::Handle,
+    own: mpsc::WeakSender<Command>,
+    is_carrying: bool,
+    reader: Arc<dyn LogReader>,
+}
+
+/// What one commit is made of.
+#[derive(Default)]
+struct Batch {
+    events: Vec<Event>,
+    bytes: usize,
+    waiters: Vec<(Reply, Appended)>,
+    /// The next send number of each lane that has a send in the batch, before the batch.
+    sends: BTreeMap<LaneKey, SendNo>,
+    places: Vec<OwnedSemaphorePermit>,
+}
+
+impl Committer {
+    fn run(&mut self) {
+        let mut last_tick = Instant::now();
+        loop {
+            let wait = TICK.saturating_sub(last_tick.elapsed());
+            let command = self.runtime.block_on(async { tokio::time::timeout(wait, self.inbox.recv()).await });
+            *self.busy.since.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+            let stop = match command {
+                Ok(None) => Some(None),
+                Ok(Some(command)) => self.take(command),
+                Err(_) => None,
+            };
+            if let Some(reply) = stop {
+                self.close(reply);
+                return;
+            }
+            if last_tick.elapsed() >= TICK {
+                last_tick = Instant::now();
+                self.tick();
+            }
+            *self.busy.since.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+    }
+
+    /// Takes one command, and all that waits behind it, into one commit. Returns `Some` when it is to stop.
+    fn take(&mut self, first: Command) -> Option<Option<oneshot::Sender<Result<(), CommitError>>>> {
+        let mut batch = Batch::default();
+        let mut next = Some(first);
+        let mut after: Vec<Command> = Vec::new();
+        while let Some(command) = next {
+            match command {
+                Command::Append(append) => self.admit(append, &mut batch),
+                // Everything else sees the outbox as of a commit, so it ends the gathering.
+                other => {
+                    after.push(other);
+                    break;
+                }
+            }
+            if batch.events.len() >= COMMIT_EVENTS || batch.bytes >= COMMIT_BYTES {
+                break;
+            }
+            next = self.inbox.try_recv().ok();
+        }
+        self.commit(batch);
+        for command in after {
+            match command {
+                Command::Ask(question) => question(&self.outbox),
+                Command::CarriedForward => self.is_carrying = false,
+                Command::AdoptCopy(reply) => {
+                    let result = self.with_log(|log, _| log.adopt_copy());
+                    let _ = reply.send(result);
+                }
+                Command::Stop(reply) => return Some(Some(reply)),
+                Command::Append(append) => self.refuse(append, CommitError::Stopped),
+            }
+        }
+        None
+    }
+
+    fn refuse(&self, append: Append, error: CommitError) {
+        // A producer that went away needs no answer.
+        let _ = append.reply.send(Err(error));
+    }
+
+    /// Folds a request into the batch, or refuses it.
+    fn admit(&mut self, append: Append, batch: &mut Batch) {
+        if self.log.is_none() {
+            return self.refuse(append, CommitError::Stopped);
+        }
+        if let Some(known) = known_request(&self.outbox, &append.events) {
+            let same_body = dedupe_of(&append.events).is_some_and(|dedupe| dedupe.body == known.body);
+            match same_body {
+                // Answered after the commit: the first request may be in this very batch.
+                true => batch.waiters.push((append.reply, Appended::Known(known))),
+                false => self.refuse(append, CommitError::Conflict),
+            }
+            return;
+        }
+        if append.is_accept
+            && let Some(reason) = self.full()
+        {
+            return self.refuse(append, CommitError::Full(reason));
+        }
+        // The log would fail for good, and everybody with it.
+        if let Some(size) = append.events.iter().map(size_of_event).find(|size| *size > LARGEST_EVENT) {
+            return self.refuse(append, AppendError::TooLarge { size, limit: LARGEST_EVENT }.into());
+        }
+        if let Some(error) = append.events.iter().find_map(|event| self.outbox.check(event).err()) {
+            tracing::error!(%error, "events that do not fit the log were not appended: a fault in Tidings");
+            return self.refuse(append, error.into());
+        }
+        let first = self.outbox.next();
+        let mut resent = Vec::new();
+        for event in &append.events {
+            if let Event::Accepted(accepted) = event {
+                note_send(&mut batch.sends, &self.outbox, &accepted.lane);
+            } else if let Event::Resent { delivery, .. } = event {
+                note_send(&mut batch.sends, &self.outbox, &delivery.lane);
+                resent.push(self.outbox.next_send(&delivery.lane));
+            }
+            self.outbox.apply(event).expect("checked just now, and events of one request do not contradict each other");
+        }
+        batch.bytes += append.bytes;
+        batch.waiters.push((append.reply, Appended::New { first, last: Seq(self.outbox.next().0 - 1), resent }));
+        batch.events.extend(append.events);
+        batch.places.extend(append.place);
+    }
+
+    /// Makes the batch durable, and answers.
+    fn commit(&mut self, batch: Batch) {
+        if batch.waiters.is_empty() {
+            return;
+        }
+        let result = if batch.events.is_empty() { Ok(()) } else { self.write(&batch) };
+        match result {
+            Ok(()) => {
+                self.publish_progress();
+                for (reply, appended) in batch.waiters {
+                    let _ = reply.send(Ok(Committed(appended)));
+                }
+                self.roll_if_full();
+            }
+            Err(error) => {
+                for (reply, _) in batch.waiters {
+                    let _ = reply.send(Err(error.clone()));
+                }
+            }
+        }
+    }
+
+    fn write(&mut self, batch: &Batch) -> Result<(), CommitError> {
+        let started = Instant::now();
+        let next_send = |lane: &LaneKey| batch.sends.get(lane).copied().unwrap_or_default();
+        let result = self.with_log(|log, outbox| {
+            let last = log.append(&batch.events, &next_send)?;
+            assert_eq!(last.next(), outbox.next(), "log and outbox count the same events");
+            Ok(())
+        });
+        self.metrics.tidings_commit_seconds.observe(started.elapsed().as_secs_f64());
+        self.metrics.tidings_commit_events.observe(batch.events.len() as f64);
+        self.busy.commits.fetch_add(1, Ordering::Relaxed);
+        result
+    }
+
+    /// Runs something on the log. The first failure is final: the outbox may be ahead of the disk, so the process has to restart.
+    fn with_log(&mut self, act: impl FnOnce(&mut dyn EventLog, &Outbox) -> Result<(), AppendError>) -> Result<(), CommitError> {
+        let Some(log) = self.log.as_mut() else { return Err(CommitError::Stopped) };
+        let outbox = &self.outbox;
+        let result = catch_unwind(AssertUnwindSafe(|| act(log.as_mut(), outbox)))
+            .unwrap_or_else(|_| Err(AppendError::Io("the store panicked; its message is in the log".into())));
+        result.map_err(|error| {
+            self.fail(&error.to_string());
+            error.into()
+        })
+    }
+
+    fn fail(&mut self, what: &str) {
+        tracing::error!(error = what, "the store has failed; the service stops, nothing that was accepted is lost");
+        // Closing a log that has failed could hang or make it worse; the process is about to end.
+        std::mem::forget(self.log.take());
+        self.publish.send_modify(|progress| progress.failed = Some(what.to_owned()));
+    }
+
+    fn roll_if_full(&mut self) {
+        if self.log.as_ref().is_some_and(|log| log.is_generation_full()) {
+            self.outbox.begin_generation();
+            let checkpoint = encode_checkpoint(&self.outbox);
+            // A failure is published and stops the service; what was answered before is durable.
+            let _ = self.with_log(|log, _| log.begin_generation(&checkpoint));
+        }
+    }
+
+    fn tick(&mut self) {
+        if self.with_log(|log, _| log.tick()).is_ok() {
+            self.retain();
+            self.publish_progress();
+        }
+    }
+
+    fn full(&self) -> Option<String> {
+        let space = self.log.as_ref()?.space();
+        if space.used >= self.limits.max_size {
+            return Some(format!(
+                "it takes {} bytes and `store.max_size` is {}; reports are accepted again when deliveries have made room",
+                space.used, self.limits.max_size
+            ));
+        }
+        if space.free < FREE_SPACE_FLOOR {
+            return Some(format!(
+                "only {} bytes are free on its disk and {FREE_SPACE_FLOOR} are kept for outcomes; free some space, and reports are accepted again",
+                space.free
+            ));
+        }
+        None
+    }
+
+    fn publish_progress(&mut self) {
+        let space = self.log.as_ref().map(|log| log.space()).unwrap_or_default();
+        let full = self.full();
+        self.metrics.tidings_store_bytes.set(i64::try_from(space.used).unwrap_or(i64::MAX));
+        self.metrics.tidings_store_full.set(i64::from(full.is_some()));
+        let outbox = &self.outbox;
+        self.publish.send_modify(|progress| {
+            if progress.full.is_some() != full.is_some() {
+                match &full {
+                    Some(reason) => tracing::warn!(reason, "the store is full: reports are refused, deliveries go on"),
+                    None => tracing::info!("the store has room again: reports are accepted"),
+                }
+            }
+            progress.committed = Seq(outbox.next().0 - 1);
+            progress.space = space;
+            progress.full = full;
+            progress.replays = outbox.replays().len();
+            for (name, connection) in outbox.connections() {
+                let books = match progress.connections.get_mut(name) {
+                    Some(books) => books,
+                    None => progress.connections.entry(name.clone()).or_default(),
+                };
+                books.totals = connection.totals;
+                books.lanes.clear();
+                books.lanes.extend(connection.lanes.iter().map(|(number, lane)| (*number, lane.pending())));
+                books.oldest_pending_at = connection.lanes.values().filter_map(|lane| lane.oldest_pending_at()).min();
+            }
+        });
+    }
+
+    fn close(&mut self, reply: Option<oneshot::Sender<Result<(), CommitError>>>) {
+        self.inbox.close();
+        while let Ok(command) = self.inbox.try_recv() {
+            if let Command::Append(append) = command {
+                self.refuse(append, CommitError::Stopped);
+            }
+        }
+        let checkpoint = encode_checkpoint(&self.outbox);
+        let result = match self.log.take() {
+            Some(log) => catch_unwind(AssertUnwindSafe(|| log.close(&checkpoint)))
+                .unwrap_or_else(|_| Err(AppendError::Io("the store panicked at its close".into())))
+                .map_err(CommitError::from),
+            None => Err(CommitError::Stopped),
+        };
+        if let Some(reply) = reply {
+            let _ = reply.send(result);
+        }
+    }
+}
+
+fn note_send(sends: &mut BTreeMap<LaneKey, SendNo>, outbox: &Outbox, lane: &LaneKey) {
+    if !sends.contains_key(lane) {
+        sends.insert(lane.clone(), outbox.next_send(lane));
+    }
+}
+
+fn dedupe_of(events: &[Event]) -> Option<Dedupe> {
+    match events.first() {
+        Some(Event::Accepted(accepted)) => accepted.dedupe,
+        _ => None,
+    }
+}
+
+fn known_request(outbox: &Outbox, events: &[Event]) -> Option<Request> {
+    outbox.request(dedupe_of(events)?.key).copied()
+}
+
+/// The wall clock.
+pub fn now() -> Millis {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Millis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}

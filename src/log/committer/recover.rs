@@ -1,0 +1,75 @@
+//! Recovery: log → outbox at the start.
+
+use crate::core::outbox::{FoldError, Outbox};
+use crate::core::types::Seq;
+use crate::log::{Checkpoint, Opened, ReadError};
+
+/// The version of the encoded outbox. Another version is not read: the log is folded from its start instead.
+const CHECKPOINT_VERSION: u16 = 1;
+
+/// Why recovery failed.
+#[derive(Debug, thiserror::Error)]
+pub enum RecoverError {
+    /// The log could not be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// The events do not fit each other.
+    #[error("the store is damaged at event {seq}: {error}. Nothing was changed; see the runbook")]
+    Fold {
+        /// Where.
+        seq: Seq,
+        /// What does not fit.
+        error: FoldError,
+    },
+    /// The checkpoint can't be read.
+    #[error("the store's checkpoint before event {next} can't be read: {what}. Nothing was changed; see the runbook")]
+    Checkpoint {
+        /// The first event that is not in it.
+        next: Seq,
+        /// What is wrong.
+        what: String,
+    },
+    /// The thread could not be started.
+    #[error("starting the committer failed: {0}")]
+    Thread(String),
+}
+
+/// Rebuilds the outbox: the newest checkpoint, and every event since.
+///
+/// # Errors
+/// If the log can't be read, or its events do not fit each other.
+pub fn recover(opened: &Opened) -> Result<Outbox, RecoverError> {
+    let mut outbox = match &opened.checkpoint {
+        None => Outbox::new(),
+        Some(checkpoint) => decode_checkpoint(checkpoint)?,
+    };
+    let reader = opened.log.reader();
+    while outbox.next() < opened.log.next_seq() {
+        let seq = outbox.next();
+        let missing = || ReadError::Damaged { seq, what: "the event is missing".into() };
+        let page = reader.page(seq)?.ok_or_else(missing)?;
+        let skip = usize::try_from(seq.0 - page.first.0).map_err(|_| missing())?;
+        for event in &page.events[skip..] {
+            let seq = outbox.next();
+            outbox.apply(event).map_err(|error| RecoverError::Fold { seq, error })?;
+        }
+    }
+    Ok(outbox)
+}
+
+fn decode_checkpoint(checkpoint: &Checkpoint) -> Result<Outbox, RecoverError> {
+    let unreadable = |what: String| RecoverError::Checkpoint { next: checkpoint.next, what };
+    let (version, outbox): (u16, Outbox) = postcard::from_bytes(&checkpoint.bytes).map_err(|error| unreadable(error.to_string()))?;
+    if version != CHECKPOINT_VERSION {
+        return Err(unreadable(format!("it has version {version}, this release knows {CHECKPOINT_VERSION}")));
+    }
+    if outbox.next() != checkpoint.next {
+        return Err(unreadable(format!("it says that the next event is {}", outbox.next())));
+    }
+    Ok(outbox)
+}
+
+/// The outbox as bytes, as it goes into a checkpoint.
+pub fn encode_checkpoint(outbox: &Outbox) -> Vec<u8> {
+    postcard::to_stdvec(&(CHECKPOINT_VERSION, outbox)).expect("an outbox is plain data and memory is there")
+}
