@@ -15,7 +15,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("migrations", &["core"]),
     // The format's number decides whether a store is opened.
     ("log", &["core", "metrics", "migrations"]),
-    ("ingest", &["core", "metrics", "server", LOG_HANDLE, LOG_PAGE, LOG_READ_ERROR]),
+    // What the log takes as one event is a limit of requests, too: refused at the door it costs one request, and inside the service.
+    ("ingest", &["core", "metrics", "server", LOG_HANDLE, LOG_PAGE, LOG_READ_ERROR, "log::codec::MAX_EVENT"]),
     // A password is a `Secret` up to the byte that is written to the broker.
     ("delivery", &["core", "metrics", "config::Secret", LOG_HANDLE, LOG_PAGE, LOG_READ_ERROR]),
     // The board is what lanes publish for whoever shows it.
