@@ -49,6 +49,9 @@ const CONNECT_TIMEOUT_MS: u64 = 10_000;
 /// From a packet to its acknowledgement, in milliseconds: long enough for a broker that writes to a slow disk.
 const ACK_TIMEOUT_MS: u64 = 30_000;
 
+/// A lane that panicked starts again after this: soon, but not in a busy loop.
+const AFTER_PANIC: Duration = Duration::from_secs(5);
+
 /// Why the service could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -91,7 +94,7 @@ pub struct Running {
     stopping: watch::Sender<bool>,
     drain: watch::Sender<bool>,
     http: JoinHandle<()>,
-    lanes: JoinSet<Result<(), lane::LaneError>>,
+    lanes: JoinSet<()>,
     store: PathBuf,
 }
 
@@ -131,10 +134,28 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let around = Surroundings { log: log.clone(), board: Arc::clone(&board), metrics: Arc::clone(&metrics), drain: drained };
     for lane in lanes.to_run {
         metrics.touch_connection(lane.settings.lane.connection.as_str());
-        tasks.spawn(lane::run(lane, around.clone()));
+        tasks.spawn(supervise(lane, around.clone()));
     }
     tracing::info!(%address, store = %config.store.path.display(), store_id = %log.store_id(), "tidings is accepting reports");
     Ok(Running { address, log, board, metrics, stopping, drain, http, lanes: tasks, store: config.store.path })
+}
+
+/// Runs a lane, and again if it panics: a fault in one lane must not end in reports that wait for ever, and the log has all that it needs.
+async fn supervise(config: LaneConfig, around: Surroundings) {
+    let config = Arc::new(config);
+    loop {
+        let (lane, around_it) = (Arc::clone(&config), around.clone());
+        match tokio::spawn(async move { lane::run(&lane, &around_it).await }).await {
+            // How it ended is logged, and on the board.
+            Ok(_) => return,
+            Err(error) if error.is_panic() => {
+                let key = &config.settings.lane;
+                tracing::error!(lane = %key, "the lane panicked, which is a fault in Tidings: please report it; it starts again from the log");
+                tokio::time::sleep(AFTER_PANIC).await;
+            }
+            Err(_) => return,
+        }
+    }
 }
 
 /// Opens and recovers the store, off the runtime's threads.

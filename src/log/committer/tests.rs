@@ -1,1 +1,164 @@
-//! Tests of the committer.
+//! Tests of the committer over a log in memory.
+
+use bytes::Bytes;
+
+use super::*;
+use crate::core::event::{Accepted, LanePurpose, Proof, Properties, Source};
+use crate::core::ranges::Ranges;
+use crate::core::types::{ConnectionName, Qos};
+use crate::log::memory_log::{Disk, MemoryLog};
+
+const LIMITS: Limits = Limits { max_size: u64::MAX, retention_ms: 0 };
+
+fn lane() -> LaneKey {
+    LaneKey { connection: ConnectionName::from("mqtt"), lane: 0 }
+}
+
+fn accepted(number: u64, dedupe: Option<Dedupe>) -> Event {
+    Event::Accepted(Box::new(Accepted {
+        at: Millis(number),
+        source: Source::Http,
+        user: String::new(),
+        tenant: String::new(),
+        pipeline: String::new(),
+        action: String::new(),
+        project: String::new(),
+        change: String::new(),
+        lane: lane(),
+        topic: format!("topic/{}", number % 3),
+        qos: Qos::AtLeastOnce,
+        retain: false,
+        expiry_s: None,
+        properties: Properties::default(),
+        payload: Bytes::from(format!("report {number}")),
+        dedupe,
+        replay_of: None,
+    }))
+}
+
+fn keyed(key: u128, body: u64) -> Vec<Event> {
+    vec![accepted(1, Some(Dedupe { key, body, line: 0, lines: 1, batch: false }))]
+}
+
+fn open(disk: &Disk) -> LogHandle {
+    let opened = MemoryLog::open(disk).unwrap();
+    let outbox = recover(&opened).unwrap();
+    start(opened.log, outbox, LIMITS, Arc::new(Metrics::new())).unwrap()
+}
+
+async fn with_lane(disk: &Disk) -> LogHandle {
+    let log = open(disk);
+    let connection = lane().connection;
+    log.record(vec![Event::LanesChanged { connection, first: 0, count: 1, purpose: LanePurpose::Fresh, at: Millis(0) }]).await.unwrap();
+    log
+}
+
+fn delivered(first: u64, last: u64) -> Event {
+    Event::Delivered { lane: lane(), sends: Ranges(vec![(first, last)]), proof: Proof::PubAck, at: Millis(0) }
+}
+
+#[tokio::test]
+async fn a_request_that_comes_again_is_not_stored_again_even_while_the_first_is_under_way() {
+    let log = with_lane(&Disk::new(1 << 20)).await;
+    let (first, second) = tokio::join!(log.accept(keyed(7, 1)), log.accept(keyed(7, 1)));
+    let answers = [first.unwrap().into_inner(), second.unwrap().into_inner()];
+    let new = answers.iter().filter(|answer| matches!(answer, Appended::New { .. })).count();
+    assert_eq!(new, 1, "{answers:?}");
+    assert!(matches!(log.accept(keyed(7, 2)).await, Err(CommitError::Conflict)));
+    assert!(matches!(log.accept(keyed(8, 2)).await.unwrap().get(), Appended::New { .. }));
+}
+
+#[tokio::test]
+async fn a_request_is_recognised_after_a_restart() {
+    let disk = Disk::new(1 << 20);
+    let log = with_lane(&disk).await;
+    let first = log.accept(keyed(7, 1)).await.unwrap().into_inner();
+    log.stop().await.unwrap();
+    let Appended::New { first, .. } = first else { panic!("the first one is new") };
+    let again = open(&disk).accept(keyed(7, 1)).await.unwrap().into_inner();
+    assert!(matches!(again, Appended::Known(request) if request.first == first), "{again:?}");
+}
+
+#[tokio::test]
+async fn events_that_do_not_fit_are_refused_and_the_next_ones_are_not_harmed() {
+    let log = with_lane(&Disk::new(1 << 20)).await;
+    let refused = log.record(vec![accepted(1, None), delivered(5, 5)]).await;
+    assert!(matches!(refused, Err(CommitError::DoesNotFit(_))), "{refused:?}");
+    let pending = log.ask(|outbox| outbox.lane(&lane()).map(|lane| lane.pending())).await.unwrap().into_inner();
+    assert_eq!(pending, Some(0), "all or nothing");
+    log.accept(vec![accepted(1, None)]).await.unwrap();
+    log.record(vec![delivered(0, 0)]).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_disk_that_fails_accepts_nothing_and_stops_everything() {
+    let disk = Disk::new(1 << 20);
+    let log = with_lane(&disk).await;
+    disk.fail_after(0);
+    assert!(matches!(log.accept(vec![accepted(1, None)]).await, Err(CommitError::Store(_))));
+    assert!(log.progress().borrow().failed.is_some(), "whoever runs the service is told");
+    assert!(matches!(log.accept(vec![accepted(2, None)]).await, Err(CommitError::Stopped)));
+}
+
+#[tokio::test]
+async fn a_full_disk_refuses_reports_and_still_takes_outcomes() {
+    let disk = Disk::new(1 << 20);
+    let log = with_lane(&disk).await;
+    log.accept(vec![accepted(1, None)]).await.unwrap();
+    disk.set_free(FREE_SPACE_FLOOR - 1);
+    assert!(matches!(log.accept(vec![accepted(2, None)]).await, Err(CommitError::Full(_))));
+    log.record(vec![delivered(0, 0)]).await.unwrap();
+    disk.set_free(FREE_SPACE_FLOOR);
+    log.accept(vec![accepted(3, None)]).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_report_beyond_what_the_log_takes_is_refused_alone() {
+    let log = with_lane(&Disk::new(1 << 20)).await;
+    let Event::Accepted(mut huge) = accepted(1, None) else { unreachable!("that is what it makes") };
+    huge.payload = Bytes::from(vec![0; LARGEST_EVENT + 1]);
+    let refused = log.accept(vec![Event::Accepted(huge)]).await;
+    assert!(matches!(refused, Err(CommitError::Store(AppendError::TooLarge { .. }))), "{refused:?}");
+    log.accept(vec![accepted(2, None)]).await.unwrap();
+}
+
+/// Waits until the oldest generation begins behind `first`.
+async fn oldest_is_dropped(log: &LogHandle, first: Seq) {
+    let dropped = async {
+        while log.page(first).is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), dropped).await.expect("a generation past its retention is dropped");
+}
+
+#[tokio::test]
+async fn what_is_not_done_is_carried_forward_before_its_generation_is_dropped() {
+    // Generations of a few kilobytes: some hundred reports make several.
+    let disk = Disk::new(4 << 10);
+    let log = with_lane(&disk).await;
+    for number in 0..400 {
+        log.accept(vec![accepted(number, None)]).await.unwrap();
+    }
+    // All but two are delivered; one of these two is the very first.
+    log.record(vec![delivered(1, 199), delivered(201, 399)]).await.unwrap();
+    oldest_is_dropped(&log, Seq(2)).await;
+    let (pending, moved) = log
+        .ask(|outbox| {
+            let lane = outbox.lane(&lane()).expect("the lane is there");
+            (lane.pending(), lane.moved().clone())
+        })
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(pending, 2);
+    let carried = moved[&SendNo(0)];
+    assert_eq!(carried.id, Seq(2), "it keeps its id");
+    let page = log.page(carried.located).unwrap().expect("it is durable");
+    let Some(Event::Carried(copy)) = page.get().get(carried.located) else { panic!("it was carried") };
+    assert_eq!(copy.accepted.payload, "report 0");
+    // And it is still there after a restart.
+    log.stop().await.unwrap();
+    let again = open(&disk).ask(|outbox| outbox.lane(&lane()).map(|lane| lane.pending())).await.unwrap().into_inner();
+    assert_eq!(again, Some(2));
+}

@@ -1,0 +1,357 @@
+//! A lane at work: drives one [`Session`] over a socket.
+//!
+//! One task owns everything. It waits for whatever comes first (`wait` gives a typed [`Event`]), hands it to the session, and then does what
+//! the session wants done. There are no locks, and no other way in.
+//!
+//! What leaves takes its proof along: a PUBLISH is written from a [`Payload`], which is read from the log; a PUBREL takes the permit that
+//! the commit of its `Released` has left behind.
+
+mod notes;
+mod reading;
+mod socket;
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+
+use reading::{Reading, reading};
+use socket::{Connection, Socket, network};
+
+use super::board::{Board, LaneState};
+use super::codec::Credentials;
+use super::feed::{Feed, Payload, Piece};
+use crate::core::event::Event as LogEvent;
+use crate::core::session::{Input, Note, Output, Session, Settings};
+use crate::core::types::{LaneKey, Millis, Protocol, SendNo, Seq};
+use crate::log::ReadError;
+use crate::log::committer::{Appended, CommitError, Committed, LogHandle, Progress, Ticket, now};
+use crate::metrics::Metrics;
+
+/// What a lane is made of.
+pub struct LaneConfig {
+    /// The session's settings.
+    pub settings: Settings,
+    /// Host name or address of the broker.
+    pub server: String,
+    /// Its port.
+    pub port: u16,
+    /// User and password.
+    pub credentials: Credentials,
+    /// This set of lanes begins when those below this number are empty.
+    pub after: Option<u32>,
+    /// It takes no new deliveries, and ends when it is empty.
+    pub is_retired: bool,
+}
+
+/// What a lane works with.
+#[derive(Clone)]
+pub struct Surroundings {
+    /// The log.
+    pub log: LogHandle,
+    /// Where it says what it is doing.
+    pub board: Arc<Board>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// Turns true when lanes are to finish what is in flight and stop.
+    pub drain: watch::Receiver<bool>,
+}
+
+/// Why a lane ended.
+#[derive(Debug, thiserror::Error)]
+pub enum LaneError {
+    /// The log has stopped or failed.
+    #[error(transparent)]
+    Log(#[from] CommitError),
+    /// The log can't be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// A fault in Tidings.
+    #[error("internal fault, please report it: {0}")]
+    Internal(String),
+}
+
+/// Runs a lane until it is drained, or the log is gone.
+///
+/// # Errors
+/// See [`LaneError`]; deliveries stay in the log.
+pub async fn run(config: &LaneConfig, around: &Surroundings) -> Result<(), LaneError> {
+    let key = config.settings.lane.clone();
+    around.board.post(&key, |status| status.state = LaneState::Idle);
+    let outcome = drive(config, around).await;
+    match &outcome {
+        Ok(()) => around.board.remove(&key),
+        Err(error) => {
+            tracing::error!(lane = %key, %error, "the lane has stopped; its deliveries stay in the log");
+            around.board.post(&key, |status| {
+                status.state = LaneState::Stopped;
+                status.last_error = Some((now(), error.to_string()));
+            });
+        }
+    }
+    outcome
+}
+
+async fn drive(config: &LaneConfig, around: &Surroundings) -> Result<(), LaneError> {
+    if !turn_has_come(config, around).await {
+        return Ok(());
+    }
+    loop {
+        let mut lane = Lane::start(config, around).await?;
+        match lane.work().await {
+            // What was to be read next has been carried forward meanwhile: start anew from what the log says now.
+            Err(LaneError::Read(ReadError::Gone(_))) => continue,
+            other => return other,
+        }
+    }
+}
+
+/// Waits until earlier sets of lanes are empty; false if the service stops before.
+async fn turn_has_come(config: &LaneConfig, around: &Surroundings) -> bool {
+    let Some(after) = config.after else { return true };
+    let (mut progress, mut drain) = (around.log.progress(), around.drain.clone());
+    let connection = &config.settings.lane.connection;
+    loop {
+        let is_empty = {
+            let known = progress.borrow_and_update();
+            known.connections.get(connection).is_none_or(|books| books.lanes.range(..after).all(|(_, pending)| *pending == 0))
+        };
+        if is_empty {
+            return true;
+        }
+        tokio::select! {
+            changed = progress.changed() => if changed.is_err() { return false },
+            _ = drain.wait_for(|drain| *drain) => return false,
+        }
+    }
+}
+
+/// What a lane waits for.
+enum Event {
+    Opened(TcpStream),
+    Closed(String),
+    Arrived,
+    Written,
+    Committed(Result<Committed<Appended>, CommitError>),
+    Read(Box<Feed>, Result<Piece, ReadError>),
+    LogGrew,
+    Drain,
+    Tick,
+}
+
+struct Lane<'a> {
+    key: LaneKey,
+    config: &'a LaneConfig,
+    around: &'a Surroundings,
+    session: Session,
+    clock: Clock,
+    connection: Connection,
+    protocol: Protocol,
+    appends: VecDeque<Ticket>,
+    feed: Reading,
+    progress: watch::Receiver<Progress>,
+    payloads: HashMap<SendNo, Payload>,
+    /// Sends whose PUBREL may leave.
+    permits: HashMap<SendNo, Committed<()>>,
+    is_drained: bool,
+    state: LaneState,
+}
+
+/// The wall clock, made steady: it never jumps while the process runs.
+struct Clock {
+    at_start: Millis,
+    started: Instant,
+}
+
+impl Clock {
+    fn now(&self) -> Millis {
+        self.at_start.plus(u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX))
+    }
+}
+
+impl<'a> Lane<'a> {
+    async fn start(config: &'a LaneConfig, around: &'a Surroundings) -> Result<Self, LaneError> {
+        let key = config.settings.lane.clone();
+        let progress = around.log.progress();
+        let asked = key.clone();
+        let snapshot = around.log.ask(move |outbox| outbox.lane(&asked).cloned().map(|lane| (lane, outbox.next()))).await?;
+        let released = snapshot.map_ref(|_| ());
+        let Some((lane, next)) = snapshot.into_inner() else {
+            return Err(LaneError::Internal(format!("lane {key} is not in the log")));
+        };
+        let through = Seq(next.0 - 1);
+        let mut feed = Feed::new(around.log.clone(), key.clone(), lane, through);
+        let reading = tokio::task::spawn_blocking(move || {
+            let start = feed.start();
+            (feed, start)
+        });
+        let (feed, start) = reading.await.map_err(|error| LaneError::Internal(error.to_string()))?;
+        let (mut start, payloads) = start?;
+        let clock = Clock { at_start: now(), started: Instant::now() };
+        // A clock that was set back must not make anybody wait longer than the longest wait.
+        let latest = clock.now().plus(config.settings.retry.max_ms);
+        for (_, retry_at, _) in &mut start.waiting {
+            *retry_at = latest.min(*retry_at);
+        }
+        let permits = start.released.iter().map(|send| (*send, released.map_ref(|()| ()))).collect();
+        Ok(Lane {
+            key,
+            config,
+            around,
+            session: Session::new(config.settings.clone(), start),
+            clock,
+            connection: Connection::None,
+            protocol: Protocol::V5,
+            appends: VecDeque::new(),
+            feed: Reading::Here { feed: Box::new(feed), is_at_end: false, not_before: None },
+            progress,
+            payloads: payloads.into_iter().collect(),
+            permits,
+            is_drained: false,
+            state: LaneState::Idle,
+        })
+    }
+
+    async fn work(&mut self) -> Result<(), LaneError> {
+        let mut drain = self.around.drain.clone();
+        if *drain.borrow_and_update() {
+            return Ok(());
+        }
+        self.give(Input::Tick).await?;
+        while !self.session.is_drained() {
+            self.read_ahead();
+            self.post();
+            let event = self.wait(&mut drain).await;
+            self.apply(event).await?;
+        }
+        self.finish_writing().await;
+        Ok(())
+    }
+
+    /// Waits for what comes first.
+    async fn wait(&mut self, drain: &mut watch::Receiver<bool>) -> Event {
+        let now = self.clock.now();
+        let deadline = self.session.deadline().map(|at| Duration::from_millis(at.since(now)));
+        let tick = tokio::time::sleep(deadline.unwrap_or(Duration::from_secs(3_600)));
+        let is_reading_wanted = self.session.wants() > 0;
+        let append = async {
+            match self.appends.front_mut() {
+                Some(ticket) => ticket.answer().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            event = network(&mut self.connection) => event,
+            result = append => Event::Committed(result),
+            event = reading(&mut self.feed, &mut self.progress, is_reading_wanted) => event,
+            () = tick => Event::Tick,
+            _ = drain.wait_for(|drain| *drain), if !self.is_drained => Event::Drain,
+        }
+    }
+
+    async fn apply(&mut self, event: Event) -> Result<(), LaneError> {
+        match event {
+            Event::Opened(stream) => {
+                // Acknowledgements are small and wait for nobody.
+                if let Err(error) = stream.set_nodelay(true) {
+                    tracing::debug!(lane = %self.key, %error, "TCP_NODELAY could not be set");
+                }
+                let (reader, writer) = stream.into_split();
+                let (arrived, outgoing) = (BytesMut::with_capacity(8 << 10), BytesMut::with_capacity(64 << 10));
+                let socket = Socket { reader, writer, arrived, outgoing, stuck_since: None, is_flush_due: false };
+                self.connection = Connection::Open(Box::new(socket));
+                self.give(Input::Opened).await
+            }
+            Event::Closed(reason) => {
+                self.connection = Connection::None;
+                self.give(Input::Closed { reason }).await
+            }
+            Event::Arrived => self.take_packets().await,
+            Event::Written => self.flushed().await,
+            Event::Committed(result) => {
+                self.appends.pop_front();
+                self.committed(result?).await
+            }
+            Event::Read(feed, piece) => self.take_piece(feed, piece).await,
+            Event::LogGrew => {
+                if let Reading::Here { is_at_end, not_before, .. } = &mut self.feed {
+                    (*is_at_end, *not_before) = (false, None);
+                }
+                Ok(())
+            }
+            Event::Drain => {
+                self.is_drained = true;
+                self.give(Input::Drain).await
+            }
+            Event::Tick => self.give(Input::Tick).await,
+        }
+    }
+
+    async fn give(&mut self, input: Input) -> Result<(), LaneError> {
+        self.session.handle(self.clock.now(), jitter(), input);
+        while let Some(output) = self.session.next_output() {
+            self.act(output).await?;
+        }
+        self.end_if_retired().await
+    }
+
+    async fn act(&mut self, output: Output) -> Result<(), LaneError> {
+        match output {
+            Output::Open => {
+                self.set_state(LaneState::Connecting);
+                let address = (self.config.server.clone(), self.config.port);
+                self.connection = Connection::Opening(Box::pin(TcpStream::connect(address)));
+            }
+            Output::Close => self.finish_writing().await,
+            Output::Send(packet) => self.write(packet)?,
+            Output::Append(events) => self.append(events).await?,
+            Output::Note(note) => self.note(note),
+        }
+        Ok(())
+    }
+
+    async fn append(&mut self, events: Vec<LogEvent>) -> Result<(), LaneError> {
+        self.appends.push_back(self.around.log.submit(events).await?);
+        Ok(())
+    }
+
+    async fn committed(&mut self, appended: Committed<Appended>) -> Result<(), LaneError> {
+        let proof = appended.map_ref(|_| ());
+        let resent = match appended.into_inner() {
+            Appended::New { resent, .. } => resent,
+            Appended::Known(_) => Vec::new(),
+        };
+        self.session.handle(self.clock.now(), jitter(), Input::Committed { resent });
+        while let Some(output) = self.session.next_output() {
+            match output {
+                Output::Note(Note::Releasable { sends }) => {
+                    self.permits.extend(sends.into_iter().map(|send| (send, proof.map_ref(|()| ()))));
+                }
+                other => self.act(other).await?,
+            }
+        }
+        self.end_if_retired().await
+    }
+
+    /// A retired lane that is empty leaves its broker session behind and ends.
+    async fn end_if_retired(&mut self) -> Result<(), LaneError> {
+        let is_at_end = matches!(&self.feed, Reading::Here { is_at_end: true, .. });
+        if self.config.is_retired && !self.is_drained && is_at_end && self.session.is_empty() {
+            self.is_drained = true;
+            self.session.handle(self.clock.now(), jitter(), Input::Retire);
+            while let Some(output) = self.session.next_output() {
+                self.act(output).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A random number for backoff.
+fn jitter() -> u32 {
+    // Without randomness lanes come back together, which is no harm in itself.
+    getrandom::u32().unwrap_or(u32::MAX / 2)
+}

@@ -1,0 +1,151 @@
+//! The socket of a lane: bytes out and in. Reading and writing go on side by side, so that a broker which stops reading while it writes
+//! can't hang both.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+
+use super::{Event, Lane, LaneError};
+use crate::core::session::{Input, Outgoing};
+use crate::core::types::Protocol;
+use crate::delivery::codec::{self, Connect};
+use crate::delivery::feed::Payload;
+use crate::log::committer::Committed;
+
+/// A broker that takes nothing for so long has stopped: half a keepalive of a minute.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A connection on its way.
+pub(super) type Connecting = Pin<Box<dyn Future<Output = std::io::Result<TcpStream>> + Send>>;
+
+/// Where the connection stands.
+pub(super) enum Connection {
+    None,
+    Opening(Connecting),
+    Open(Box<Socket>),
+}
+
+/// A connection that is open.
+pub(super) struct Socket {
+    pub(super) reader: OwnedReadHalf,
+    pub(super) writer: OwnedWriteHalf,
+    pub(super) arrived: BytesMut,
+    pub(super) outgoing: BytesMut,
+    /// Since when the broker has taken nothing of what is to be written.
+    pub(super) stuck_since: Option<tokio::time::Instant>,
+    /// Something was written since the session was told of a flush.
+    pub(super) is_flush_due: bool,
+}
+
+impl Lane<'_> {
+    pub(super) fn write(&mut self, packet: Outgoing) -> Result<(), LaneError> {
+        let Connection::Open(socket) = &mut self.connection else { return Ok(()) };
+        let out = &mut socket.outgoing;
+        match packet {
+            Outgoing::Connect { protocol, client_id, clean, session_expiry_s, keepalive_s } => {
+                self.protocol = protocol;
+                let credentials = &self.config.credentials;
+                codec::write_connect(protocol, &Connect { client_id: &client_id, clean, session_expiry_s, keepalive_s, credentials }, out);
+            }
+            Outgoing::Publish { send, packet_id, dup } => {
+                let payload = self.payloads.get(&send).ok_or_else(|| LaneError::Internal(format!("send {send} has no payload")))?;
+                write_publish(self.protocol, payload, packet_id, dup, out)?;
+            }
+            Outgoing::PubRel { send, packet_id } => {
+                let permit = self.permits.get(&send).ok_or_else(|| LaneError::Internal(format!("send {send} is not released")))?;
+                write_pubrel(self.protocol, permit, packet_id, out);
+            }
+            Outgoing::PingReq => codec::write_pingreq(out),
+            Outgoing::Disconnect { end_session } => codec::write_disconnect(self.protocol, end_session, out),
+        }
+        socket.is_flush_due = true;
+        socket.stuck_since.get_or_insert_with(tokio::time::Instant::now);
+        Ok(())
+    }
+
+    pub(super) async fn take_packets(&mut self) -> Result<(), LaneError> {
+        loop {
+            let Connection::Open(socket) = &mut self.connection else { return Ok(()) };
+            match codec::read(self.protocol, &mut socket.arrived) {
+                Ok(Some(packet)) => self.give(Input::Received(packet)).await?,
+                Ok(None) => return Ok(()),
+                Err(error) => {
+                    self.connection = Connection::None;
+                    return self.give(Input::Closed { reason: error.to_string() }).await;
+                }
+            }
+        }
+    }
+
+    pub(super) async fn flushed(&mut self) -> Result<(), LaneError> {
+        let Connection::Open(socket) = &mut self.connection else { return Ok(()) };
+        if !socket.outgoing.is_empty() || !std::mem::take(&mut socket.is_flush_due) {
+            return Ok(());
+        }
+        self.give(Input::Flushed).await
+    }
+
+    /// Writes what is left, for a moment at most, and closes: DISCONNECT should arrive, but nothing depends on it.
+    pub(super) async fn finish_writing(&mut self) {
+        const PATIENCE: Duration = Duration::from_secs(1);
+        if let Connection::Open(mut socket) = std::mem::replace(&mut self.connection, Connection::None) {
+            let last = async {
+                let Socket { writer, outgoing, .. } = socket.as_mut();
+                writer.write_all_buf(outgoing).await?;
+                writer.shutdown().await
+            };
+            if !matches!(tokio::time::timeout(PATIENCE, last).await, Ok(Ok(()))) {
+                tracing::debug!(lane = %self.key, "the connection was closed before everything was written");
+            }
+        }
+    }
+}
+
+/// What happens on the network: a connection made, bytes come or gone, or an end.
+pub(super) async fn network(connection: &mut Connection) -> Event {
+    match connection {
+        Connection::None => std::future::pending().await,
+        Connection::Opening(opening) => match opening.await {
+            Ok(stream) => Event::Opened(stream),
+            Err(error) => Event::Closed(format!("the broker can't be reached: {error}")),
+        },
+        Connection::Open(socket) => {
+            let Socket { reader, writer, arrived, outgoing, stuck_since, .. } = socket.as_mut();
+            let is_writing = !outgoing.is_empty();
+            let stuck = stuck_since.unwrap_or_else(tokio::time::Instant::now) + WRITE_TIMEOUT;
+            tokio::select! {
+                read = reader.read_buf(arrived) => match read {
+                    Ok(0) => Event::Closed("the broker closed the connection".into()),
+                    Ok(_) => Event::Arrived,
+                    Err(error) => Event::Closed(format!("the connection was lost: {error}")),
+                },
+                written = writer.write_buf(outgoing), if is_writing => match written {
+                    Ok(_) => {
+                        *stuck_since = (!outgoing.is_empty()).then(tokio::time::Instant::now);
+                        Event::Written
+                    }
+                    Err(error) => Event::Closed(format!("the connection was lost: {error}")),
+                },
+                () = tokio::time::sleep_until(stuck), if is_writing => {
+                    Event::Closed(format!("the broker took nothing for {} s", WRITE_TIMEOUT.as_secs()))
+                }
+            }
+        }
+    }
+}
+
+/// A PUBLISH leaves only for what is durable: the log's reader makes no other payloads.
+fn write_publish(protocol: Protocol, payload: &Payload, packet_id: Option<u16>, dup: bool, out: &mut BytesMut) -> Result<(), LaneError> {
+    let accepted = payload.get().accepted();
+    codec::write_publish(protocol, accepted, packet_id, dup, out).map_err(|error| LaneError::Internal(error.to_string()))
+}
+
+/// A PUBREL leaves only with the permit of its committed release.
+fn write_pubrel(protocol: Protocol, _permit: &Committed<()>, packet_id: u16, out: &mut BytesMut) {
+    codec::write_pubrel(protocol, packet_id, out);
+}
