@@ -36,9 +36,10 @@ struct Posted {
 pub struct Checker {
     run: String,
     posted: Vec<Posted>,
-    /// Per topic, the place after the latest report that has arrived.
-    frontier: HashMap<Arc<str>, u32>,
-    out_of_order: u64,
+    /// Per topic, the latest report that has arrived.
+    latest: HashMap<Arc<str>, usize>,
+    /// Reports that came after a later one of their topic, and that one.
+    overtaken: Vec<(usize, usize)>,
     strangers: u64,
     arrived: u64,
     /// Reports at QoS 1 and 2 that have arrived.
@@ -53,8 +54,8 @@ impl Checker {
         Checker {
             run: run.to_owned(),
             posted: Vec::new(),
-            frontier: HashMap::new(),
-            out_of_order: 0,
+            latest: HashMap::new(),
+            overtaken: Vec::new(),
             strangers: 0,
             arrived: 0,
             delivered: 0,
@@ -75,7 +76,8 @@ impl Checker {
             demo: Marker,
         }
         let marker = serde_json::from_slice::<Marked>(payload).ok().map(|marked| marked.demo).filter(|marker| marker.run == self.run);
-        let posted = marker.and_then(|marker| self.posted.get_mut(marker.report));
+        let number = marker.map_or(usize::MAX, |marker| marker.report);
+        let posted = self.posted.get_mut(number);
         let Some(posted) = posted.filter(|posted| *posted.topic == *topic && posted.qos == qos && posted.hash == xxh3_64(payload)) else {
             self.strangers += 1;
             return;
@@ -86,11 +88,12 @@ impl Checker {
         }
         self.arrived += 1;
         self.delivered += u64::from(posted.qos != Qos::AtMostOnce);
-        let frontier = self.frontier.entry(Arc::clone(&posted.topic)).or_default();
-        if posted.of_topic < *frontier {
-            self.out_of_order += 1;
+        let latest = self.latest.entry(Arc::clone(&posted.topic)).or_insert(number);
+        // Reports are numbered as they are posted, so of one topic the later one has the larger number.
+        if number < *latest {
+            self.overtaken.push((number, *latest));
         } else {
-            *frontier = posted.of_topic + 1;
+            *latest = number;
         }
     }
 
@@ -104,13 +107,20 @@ impl Checker {
         self.delivered == self.owed
     }
 
-    /// The first few reports that may not be lost and have not arrived, in words.
-    pub fn missing(&self, most: usize) -> Vec<String> {
+    /// The first few of what went wrong, in words.
+    pub fn complaints(&self, most: usize) -> Vec<String> {
         let missing = self.posted.iter().enumerate().filter(|(_, posted)| posted.qos != Qos::AtMostOnce && posted.arrivals == 0);
-        let name = |(number, posted): (usize, &Posted)| {
-            format!("report {number}, QoS {}, number {} of topic {}", posted.qos.label(), posted.of_topic, posted.topic)
-        };
-        missing.take(most).map(name).collect()
+        let missing = missing.map(|(number, _)| format!("missing: {}", self.name(number)));
+        let repeated = self.posted.iter().enumerate().filter(|(_, posted)| posted.qos != Qos::AtLeastOnce && posted.arrivals > 1);
+        let repeated = repeated.map(|(number, posted)| format!("arrived {} times: {}", posted.arrivals, self.name(number)));
+        let overtaken =
+            self.overtaken.iter().map(|(number, by)| format!("out of order: {} came after {}", self.name(*number), self.name(*by)));
+        missing.take(most).chain(repeated.take(most)).chain(overtaken.take(most)).collect()
+    }
+
+    fn name(&self, number: usize) -> String {
+        let Posted { topic, of_topic, qos, .. } = &self.posted[number];
+        format!("report {number} (QoS {}, number {of_topic} of topic {topic})", qos.label())
     }
 
     /// The verdict, as of now.
@@ -121,7 +131,7 @@ impl Checker {
             posted: self.owed,
             delivered: self.delivered,
             duplicates: repeats(Qos::ExactlyOnce),
-            out_of_order: self.out_of_order,
+            out_of_order: self.overtaken.len() as u64,
             repeated_at_qos_1: repeats(Qos::AtLeastOnce),
             posted_at_qos_0: of(Qos::AtMostOnce).count() as u64,
             lost_at_qos_0: of(Qos::AtMostOnce).filter(|posted| posted.arrivals == 0).count() as u64,
@@ -216,7 +226,7 @@ mod tests {
         for &report in arrivals {
             checker.arrived(ORDERED[report].0, ORDERED[report].1, &payload(report));
         }
-        assert_eq!(checker.is_complete(), checker.missing(9).is_empty());
+        assert_eq!(checker.is_complete(), !checker.complaints(9).iter().any(|complaint| complaint.starts_with("missing")));
         checker.verdict()
     }
 
@@ -274,6 +284,6 @@ mod tests {
         let verdict = checker.verdict();
         assert_eq!((verdict.strangers, verdict.delivered), (6, 0));
         assert!(!verdict.is_good() && verdict.alarm().is_some());
-        assert_eq!(checker.missing(9), ["report 0, QoS 2, number 0 of topic a"]);
+        assert_eq!(checker.complaints(9), ["missing: report 0 (QoS 2, number 0 of topic a)"]);
     }
 }

@@ -14,10 +14,13 @@ use super::check::Marker;
 use crate::core::types::Qos;
 
 /// The pipelines, as they stand in a `tidings.toml`: the template is that of Zuul's documentation, and every QoS is in use.
+///
+/// What is at QoS 0 has topics of its own, because a broker owes order only within one topic *and* QoS (MQTT 5.0 §4.6), and this one has a queue of its own for
+/// QoS 0. QoS 1 and 2 go through one queue, and share topics.
 pub const PIPELINES: &str = r#"
 [[pipeline]]
 name = "check"
-start.mqtt = { topic = "{tenant}/zuul/{pipeline}/{project}/{branch}/{change}" }
+start.mqtt = { topic = "{tenant}/zuul/{pipeline}/{project}/{branch}/{change}/started" }
 success.mqtt = { topic = "{tenant}/zuul/{pipeline}/{project}/{branch}/{change}", qos = 2 }
 failure.mqtt = { topic = "{tenant}/zuul/{pipeline}/{project}/{branch}/{change}", qos = 2 }
 
@@ -29,7 +32,7 @@ failure.mqtt = { topic = "{tenant}/zuul/{pipeline}/{project}/{branch}/{change}",
 
 [[pipeline]]
 name = "periodic"
-start.mqtt = { topic = "{tenant}/zuul/{pipeline}/{project}/{branch}" }
+start.mqtt = { topic = "{tenant}/zuul/{pipeline}/{project}/{branch}/started" }
 success.mqtt = { topic = "{tenant}/zuul/{pipeline}/{project}/{branch}", qos = 1 }
 failure.mqtt = { topic = "{tenant}/zuul/{pipeline}/{project}/{branch}", qos = 1 }
 "#;
@@ -124,7 +127,8 @@ impl Generator {
     fn report(&mut self, item: &Item, is_start: bool) -> DemoReport {
         let failed = !is_start && self.dice.below(8) == 0;
         let action = if is_start { "start" } else { ["success", "failure"][usize::from(failed)] };
-        let topic = item.topic();
+        let qos = qos_of(item.pipeline, is_start);
+        let topic = item.topic(qos);
         let next_number = self.topics.len();
         let (topic, counts) = match self.topics.get_key_value(&*topic) {
             Some((topic, counts)) => (Arc::clone(topic), *counts),
@@ -147,7 +151,7 @@ impl Generator {
         report["buildset"] = json!({ "uuid": item.uuid, "result": (!is_start).then(|| action.to_uppercase()), "builds": builds });
         report["demo"] = json!(marker);
         self.made += 1;
-        DemoReport { topic, topic_number, of_topic, qos: qos_of(item.pipeline, is_start), payload: report.to_string().into() }
+        DemoReport { topic, topic_number, of_topic, qos, payload: report.to_string().into() }
     }
 
     fn build(&mut self, item: &Item, job: &str, is_start: bool, failed: bool) -> Value {
@@ -196,10 +200,16 @@ impl Iterator for Generator {
 }
 
 impl Item {
-    fn topic(&self) -> String {
+    fn topic(&self, qos: Qos) -> String {
         let Item { tenant, pipeline, project, branch, .. } = self;
-        let place = format!("{tenant}/zuul/{pipeline}/{project}/{branch}");
-        self.change.map_or(place.clone(), |(change, _)| format!("{place}/{change}"))
+        let mut topic = format!("{tenant}/zuul/{pipeline}/{project}/{branch}");
+        if let Some((change, _)) = self.change {
+            topic.push_str(&format!("/{change}"));
+        }
+        if qos == Qos::AtMostOnce {
+            topic.push_str("/started");
+        }
+        topic
     }
 
     /// What every report of the item says.
@@ -282,7 +292,7 @@ mod tests {
             assert!((1_024..=8_192).contains(&size), "{size} bytes: {:?}", report.payload);
             let parsed = Report::parse(report.payload.clone()).unwrap();
             assert!(report.topic.starts_with(&format!("{}/zuul/{}/", parsed.tenant(), parsed.pipeline())));
-            assert_eq!(report.topic.ends_with(parsed.change().unwrap_or("-")), parsed.change().is_some());
+            assert!(report.topic.contains(&format!("/{}", parsed.change().unwrap_or_default())));
         }
     }
 
@@ -307,7 +317,7 @@ mod tests {
             *expected += 1;
             assert!(report.topic_number < next.len());
         }
-        assert!(next.values().any(|count| *count > 20), "an order that is worth checking");
+        assert!(next.values().any(|count| *count > 10), "an order that is worth checking");
     }
 
     #[test]

@@ -51,7 +51,7 @@ const LOOK: Duration = Duration::from_millis(20);
 /// How often they are shown.
 const SHOW: Duration = Duration::from_millis(100);
 
-/// Missing reports that are named.
+/// Reports of each kind of failure that are named.
 const NAMED: usize = 5;
 
 /// Why there is no verdict, or none that counts.
@@ -158,8 +158,8 @@ impl Stage {
         let plan = Plan::of(args);
         tell(&plan.introduction());
         let verdict = self.play(plan).await?;
-        for missing in books(&self.books).missing(NAMED) {
-            tell(&format!("missing: {missing}"));
+        for complaint in books(&self.books).complaints(NAMED) {
+            tell(&complaint);
         }
         if let Some(alarm) = verdict.alarm() {
             tell(&alarm);
@@ -320,7 +320,7 @@ fn tell(what: &str) {
 fn said(what: &str, cut: &Cut) -> String {
     let mut lost: Vec<String> = cut.lost.iter().map(ToString::to_string).collect();
     lost.dedup();
-    format!("{what}: {} deliveries are in flight, and {} gets lost.", cut.in_flight, lost.join(", "))
+    format!("{what}: {} deliveries are in flight; lost on the way: {}.", cut.in_flight, lost.join(", "))
 }
 
 /// What is missing, for who has waited in vain.
@@ -365,7 +365,7 @@ mod tests {
         let cut = Cut { in_flight: 7, lost: vec![Moment::Pubrec, Moment::Pubrec, Moment::Puback] };
         assert_eq!(
             said("The broker goes away", &cut),
-            "The broker goes away: 7 deliveries are in flight, and a PUBREC, a PUBACK gets lost."
+            "The broker goes away: 7 deliveries are in flight; lost on the way: a PUBREC, a PUBACK."
         );
     }
 }

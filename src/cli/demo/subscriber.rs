@@ -137,7 +137,7 @@ mod tests {
         };
         timeout(Duration::from_secs(10), all).await.unwrap_or_else(|_| panic!("{:?}", books.lock().unwrap().verdict()));
         let verdict = books.lock().unwrap().verdict();
-        // A QoS 0 message can overtake a QoS 2 one: here nobody holds it back, which is the service's work. Everything else is as promised.
+        // Where topics change their QoS, nobody holds back the next report here: that is the service's work.
         assert!(verdict.delivered == verdict.posted && verdict.duplicates + verdict.strangers + verdict.lost_at_qos_0 == 0, "{verdict:?}");
         publisher.abort();
         broker.stop().await;
