@@ -1,5 +1,5 @@
 //! The demo, as a newcomer runs it: the real binary, with all that is in it.
-#![cfg(feature = "demo")]
+#![cfg(all(unix, feature = "demo"))]
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -53,7 +53,7 @@ fn keeps_its_promise(args: &[&str]) -> (String, String) {
 #[test]
 fn an_outage_loses_repeats_and_reorders_nothing() {
     let (_, stderr) = keeps_its_promise(&["--reports", "300", "--outage", "1s"]);
-    assert!(stderr.contains("The broker goes away: ") && stderr.contains("The broker is back: "), "{stderr}");
+    assert!(stderr.contains("The broker goes away. In flight: ") && stderr.contains("The broker is back. "), "{stderr}");
 }
 
 #[test]
@@ -76,8 +76,24 @@ fn it_stays_on_request_and_leaves_nothing_behind_when_it_is_told_to_stop() {
     assert!(kill.success());
     // What else it says is read, or it would wait for its reader.
     let rest = std::thread::spawn(move || lines.map_while(Result::ok).collect::<Vec<_>>());
-    assert!(finished(child).stdout.ends_with(b"duplicates 0, out of order 0\n"));
+    let output = finished(child);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(output.stdout.ends_with(b"duplicates 0, out of order 0\n"));
     assert!(is_empty(scratch.path()), "{:?}", rest.join().unwrap());
+}
+
+#[test]
+fn interrupted_it_says_so_and_leaves_nothing_behind() {
+    let scratch = tempfile::tempdir().unwrap();
+    let mut child = demo(scratch.path(), &["--outage", "1m"]);
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().starts_with("The broker goes away.")));
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let rest = std::thread::spawn(move || lines.map_while(Result::ok).collect::<Vec<_>>());
+    let output = finished(child);
+    assert_eq!((output.status.code(), output.stdout), (Some(1), vec![]));
+    assert!(rest.join().unwrap().contains(&"error: interrupted".to_owned()));
+    assert!(is_empty(scratch.path()));
 }
 
 #[test]

@@ -1,7 +1,6 @@
 //! What happens in the demo, in its order, and within which time.
 
 use std::cell::Cell;
-use std::future::pending;
 use std::io::{self, Write};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -96,17 +95,24 @@ pub fn run(args: &DemoArgs) -> ExitCode {
     }
 }
 
-/// Sets up, plays, takes down, whatever happens in between.
+/// Sets up, plays, stays if asked to, and takes down, whatever happens in between. True if all is well.
 async fn demo(args: &DemoArgs) -> Result<bool, DemoError> {
     let mut signals = Signals::new()?;
     let mut stage = Stage::set_up().await?;
-    let outcome = tokio::select! {
-        outcome = stage.run(args) => outcome,
+    let mut outcome = tokio::select! {
+        outcome = stage.run(Plan::of(args)) => outcome,
         () = signals.any() => Err(DemoError::Interrupted),
     };
+    if args.stay && outcome.is_ok() {
+        tokio::select! {
+            why = stage.stay() => outcome = Err(DemoError::Failed(why)),
+            // That is how it is meant to end.
+            () = signals.any() => {}
+        }
+    }
     tokio::select! {
         () = stage.take_down() => {}
-        // Asked twice, it doesn't wait for the service. The scratch store is gone either way.
+        // Asked once more, it doesn't wait for the service. The scratch store goes either way.
         () = signals.any() => {}
     }
     outcome
@@ -114,21 +120,21 @@ async fn demo(args: &DemoArgs) -> Result<bool, DemoError> {
 
 /// Everybody who plays, in the order in which they leave.
 struct Stage {
-    service: Option<Running>,
+    service: Running,
     proxy: Proxy,
     subscriber: Subscriber,
-    broker: Option<Broker>,
-    /// The store; removed at the end.
-    _scratch: TempDir,
+    broker: Broker,
+    /// The store's folder; removed at the end.
+    scratch: TempDir,
     books: Arc<Mutex<Checker>>,
-    generator: Option<Generator>,
+    /// The name of the run.
+    run: String,
 }
 
 impl Stage {
     async fn set_up() -> Result<Stage, DemoError> {
         let scratch = tempfile::Builder::new().prefix("tidings-demo-").tempdir()?;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let run = format!("{:x}-{:x}", now.as_micros(), std::process::id());
+        let run = format!("{:x}-{:x}", since_1970().as_micros(), std::process::id());
         let books = Arc::new(Mutex::new(Checker::new(&run)));
         let broker = Broker::start().await?;
         let proxy = Proxy::start(broker.addr()).await?;
@@ -136,26 +142,23 @@ impl Stage {
         let starting = app::start(settings(&scratch.path().join("store"), proxy.addr())?);
         let started = timeout(START, starting).await.map_err(|_| DemoError::Start(format!("it took more than {START:?}")))?;
         let service = started.map_err(|error| DemoError::Start(error.to_string()))?;
-        let generator = Some(Generator::new(&run, now.as_secs_f64()));
-        Ok(Stage { service: Some(service), proxy, subscriber, broker: Some(broker), _scratch: scratch, books, generator })
+        Ok(Stage { service, proxy, subscriber, broker, scratch, books, run })
     }
 
-    async fn take_down(&mut self) {
-        if let Some(service) = self.service.take() {
-            match timeout(STOP, service.stop()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => _ = output::complain(&format!("the service did not stop as it should: {error}")),
-                Err(_) => _ = output::complain(&format!("the service did not stop within {STOP:?}")),
-            }
+    async fn take_down(self) {
+        match timeout(STOP, self.service.stop()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => _ = output::complain(&format!("the service did not stop as it should: {error}")),
+            Err(_) => _ = output::complain(&format!("the service did not stop within {STOP:?}")),
         }
-        if let Some(broker) = self.broker.take() {
-            broker.stop().await;
+        self.broker.stop().await;
+        if let Err(error) = self.scratch.close() {
+            output::complain(&format!("the scratch store could not be removed: {error}"));
         }
     }
 
-    /// Plays, says what came of it, and stays if asked to. True if all is well.
-    async fn run(&mut self, args: &DemoArgs) -> Result<bool, DemoError> {
-        let plan = Plan::of(args);
+    /// Plays, and says what came of it. True if all is well.
+    async fn run(&mut self, plan: Plan) -> Result<bool, DemoError> {
         tell(&plan.introduction());
         let verdict = self.play(plan).await?;
         for complaint in books(&self.books).complaints(NAMED) {
@@ -165,17 +168,12 @@ impl Stage {
             tell(&alarm);
         }
         output::print(&format!("{}\n{verdict}\n", verdict.allowance()));
-        if args.stay {
-            self.stay().await?;
-        }
         Ok(verdict.is_good())
     }
 
     /// Everything up to the verdict.
     async fn play(&mut self, plan: Plan) -> Result<Verdict, DemoError> {
-        let Stage { service: Some(service), proxy, subscriber, broker: Some(_), books: shared, generator, .. } = self else {
-            pending().await
-        };
+        let Stage { service, proxy, subscriber, books: shared, run, .. } = self;
         let accepted = Arc::new(AtomicU64::new(0));
         let progress = Progress::new(plan.load.reports);
         let away = Cell::new(false);
@@ -189,9 +187,8 @@ impl Stage {
         };
 
         let posting = async {
-            if let Some(generator) = generator.take() {
-                post_all(service.http_addr(), plan.load, generator, shared, &accepted).await?;
-            }
+            let generator = Generator::new(run, since_1970().as_secs_f64());
+            post_all(service.http_addr(), plan.load, generator, shared, &accepted).await?;
             all_posted.set(true);
             Ok::<_, DemoError>(())
         };
@@ -204,7 +201,7 @@ impl Stage {
             proxy.bring_back().map_err(CutError::Port)?;
             away.set(false);
             let waiting = backlog();
-            progress.say(&format!("The broker is back: {waiting} deliveries have waited for it."));
+            progress.say(&format!("The broker is back. Waiting for it: {waiting}."));
             // The worst time for a second cut is while the first one is being made good.
             let _ = timeout(CATCH_UP, until(|| backlog() <= waiting / 2)).await;
             match proxy.take_away(CATCH_UP).await {
@@ -249,10 +246,9 @@ impl Stage {
         Ok(books(shared).verdict())
     }
 
-    /// Goes on serving until the service fails or the demo is interrupted.
-    async fn stay(&self) -> Result<(), DemoError> {
-        let Stage { service: Some(service), broker: Some(broker), .. } = self else { return Ok(()) };
-        let (url, broker) = (service.http_addr(), broker.addr());
+    /// Goes on serving, and says where; ends with the reason if the service fails.
+    async fn stay(&self) -> String {
+        let (url, broker) = (self.service.http_addr(), self.broker.addr());
         tell(&format!(
             "The service goes on until Ctrl-C:\n  \
              dashboard, API and metrics   http://{url}/  http://{url}/v1/status  http://{url}/metrics\n  \
@@ -261,8 +257,7 @@ impl Stage {
             broker.ip(),
             broker.port()
         ));
-        let why = service.failed().await;
-        Err(DemoError::Failed(why))
+        self.service.failed().await
     }
 }
 
@@ -300,6 +295,10 @@ impl Plan {
     }
 }
 
+fn since_1970() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
 fn books(books: &Mutex<Checker>) -> MutexGuard<'_, Checker> {
     books.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -320,7 +319,7 @@ fn tell(what: &str) {
 fn said(what: &str, cut: &Cut) -> String {
     let mut lost: Vec<String> = cut.lost.iter().map(ToString::to_string).collect();
     lost.dedup();
-    format!("{what}: {} deliveries are in flight; lost on the way: {}.", cut.in_flight, lost.join(", "))
+    format!("{what}. In flight: {}; lost on the way: {}.", cut.in_flight, lost.join(", "))
 }
 
 /// What is missing, for who has waited in vain.
@@ -363,9 +362,6 @@ mod tests {
     #[test]
     fn a_cut_is_told_in_one_line() {
         let cut = Cut { in_flight: 7, lost: vec![Moment::Pubrec, Moment::Pubrec, Moment::Puback] };
-        assert_eq!(
-            said("The broker goes away", &cut),
-            "The broker goes away: 7 deliveries are in flight; lost on the way: a PUBREC, a PUBACK."
-        );
+        assert_eq!(said("The broker goes away", &cut), "The broker goes away. In flight: 7; lost on the way: a PUBREC, a PUBACK.");
     }
 }
