@@ -288,11 +288,15 @@ impl Committer {
 
     fn roll_if_full(&mut self) {
         if self.log.as_ref().is_some_and(|log| log.is_generation_full()) {
-            self.outbox.begin_generation();
-            let checkpoint = encode_checkpoint(&self.outbox);
-            // A failure is published and stops the service; what was answered before is durable.
-            let _ = self.with_log(|log, _| log.begin_generation(&checkpoint));
+            self.begin_generation();
         }
+    }
+
+    fn begin_generation(&mut self) {
+        self.outbox.begin_generation();
+        let checkpoint = encode_checkpoint(&self.outbox);
+        // A failure is published and stops the service; what was answered before is durable.
+        let _ = self.with_log(|log, _| log.begin_generation(&checkpoint));
     }
 
     fn tick(&mut self) {
@@ -300,6 +304,13 @@ impl Committer {
             self.retain();
             self.publish_progress();
         }
+    }
+
+    /// Whether space is so short that the history of delivered reports has to make room.
+    fn is_tight(&self) -> bool {
+        let Some(log) = self.log.as_ref() else { return false };
+        let space = log.space();
+        space.used >= self.limits.max_size / 10 * 9 || space.free < FREE_SPACE_FLOOR / 2 * 3
     }
 
     fn full(&self) -> Option<String> {

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use super::handle::{Append, Command, size_of_event};
-use super::{COMMIT_EVENTS, Committer, now};
+use super::{Committer, now};
 use crate::core::event::{Accepted, Carried, Event};
 use crate::core::outbox::Straggler;
 use crate::core::types::{LaneKey, SendNo, Seq};
@@ -15,49 +15,69 @@ use crate::log::{LogReader, Page, ReadError};
 /// A generation with at most so many deliveries that are not done is emptied by carrying them forward; one with more stays.
 const CARRY_AT_MOST: u64 = 4_096;
 
+/// A generation that is being written is replaced to free space only if it takes so many bytes: less is not worth it, and what was carried
+/// out of it just before must not be carried again and again.
+const WORTH_ROLLING: u64 = 32 << 20;
+
+/// What is carried is appended in pieces of so many bytes: no commit of others waits long behind one.
+const PIECE_BYTES: usize = 1 << 20;
+
 impl Committer {
-    /// Drops the oldest generation when it is past its retention and nothing in it is needed; has stragglers carried forward first.
+    /// Drops the oldest generation when nothing in it is needed and it is past its retention, or space is short: reports to come are worth
+    /// more than the history of those that are delivered. What is left in it is carried forward first.
     pub(super) fn retain(&mut self) {
+        let is_tight = self.is_tight();
+        if is_tight {
+            self.roll_to_free();
+        }
         let Some(log) = self.log.as_ref() else { return };
         let generations = log.generations();
-        let now = now();
         let [oldest, _, ..] = generations.as_slice() else { return };
-        if oldest.newest.is_some_and(|newest| now.since(newest) < self.limits.retention_ms) {
+        let is_past = oldest.newest.is_none_or(|newest| now().since(newest) >= self.limits.retention_ms);
+        if !is_past && !is_tight {
             return;
         }
         match self.outbox.needed_in_oldest_generation() {
-            None => {}
             Some(0) => {
                 let first = oldest.first;
                 if self.with_log(|log, _| log.drop_oldest_generation()).is_ok() {
                     self.outbox.drop_oldest_generation();
-                    tracing::info!(generation = %first, "a generation past its retention was deleted");
+                    match is_past {
+                        true => tracing::info!(generation = %first, "a generation past its retention was deleted"),
+                        false => {
+                            tracing::warn!(generation = %first, "space is short: delivered reports were deleted before their retention")
+                        }
+                    }
                 }
             }
             Some(count) if count <= CARRY_AT_MOST && !self.is_carrying => self.start_carrying(),
-            Some(_) => {}
+            Some(_) | None => {}
+        }
+    }
+
+    /// The generation that is being written can't be dropped. Where almost nothing in the whole store is needed any more, a new one is
+    /// begun, so that it can.
+    fn roll_to_free(&mut self) {
+        let Some(log) = self.log.as_ref() else { return };
+        let generations = log.generations();
+        let [newest] = generations.as_slice() else { return };
+        let is_worth_it = newest.bytes >= WORTH_ROLLING && newest.first < log.next_seq();
+        let needed: u64 = self.outbox.connections().values().map(|connection| connection.totals.pending + connection.totals.dead).sum();
+        if is_worth_it && needed <= CARRY_AT_MOST && !self.is_carrying {
+            self.begin_generation();
         }
     }
 
     /// Reads the stragglers on a thread of its own, so that commits go on, and appends copies of them.
-    pub(super) fn start_carrying(&mut self) {
+    fn start_carrying(&mut self) {
         let (stragglers, reader) = (self.outbox.stragglers(), Arc::clone(&self.reader));
         let anchors: BTreeMap<LaneKey, Option<Seq>> =
             self.outbox.lanes().map(|(key, lane)| (key, lane.anchor_for(lane.cursor()))).collect();
         let Some(commands) = self.own.upgrade() else { return };
         let carry = move || {
-            match collect_stragglers(reader.as_ref(), &stragglers, &anchors) {
-                Ok(carried) => {
-                    for events in carried.chunks(COMMIT_EVENTS / 4) {
-                        let (reply, _) = oneshot::channel();
-                        let events: Vec<Event> = events.to_vec();
-                        let bytes = events.iter().map(size_of_event).sum();
-                        let append = Append { events, bytes, is_accept: false, reply, place: None };
-                        if commands.blocking_send(Command::Append(append)).is_err() {
-                            return;
-                        }
-                    }
-                }
+            let mut carrier = Carrier { commands: &commands, events: Vec::new(), bytes: 0 };
+            match carry_stragglers(reader.as_ref(), &stragglers, &anchors, &mut carrier) {
+                Ok(()) => carrier.append(),
                 Err(error) => tracing::warn!(%error, "stragglers could not be carried forward; their generation stays"),
             }
             // The committer is gone: nothing to tell.
@@ -67,13 +87,43 @@ impl Committer {
     }
 }
 
+/// Appends what is carried, a piece at a time.
+struct Carrier<'a> {
+    commands: &'a mpsc::Sender<Command>,
+    events: Vec<Event>,
+    bytes: usize,
+}
+
+impl Carrier<'_> {
+    fn carry(&mut self, carried: Carried) {
+        let event = Event::Carried(Box::new(carried));
+        self.bytes += size_of_event(&event);
+        self.events.push(event);
+        if self.bytes >= PIECE_BYTES {
+            self.append();
+        }
+    }
+
+    fn append(&mut self) {
+        let (events, bytes) = (std::mem::take(&mut self.events), std::mem::take(&mut self.bytes));
+        if !events.is_empty() {
+            let (reply, answer) = oneshot::channel();
+            let append = Append { events, bytes, is_accept: false, reply, place: None };
+            // One piece at a time: what waits for the disk stays bounded. If the committer is gone, nothing is carried.
+            if self.commands.blocking_send(Command::Append(append)).is_ok() {
+                let _ = answer.blocking_recv();
+            }
+        }
+    }
+}
+
 /// Finds what is to be carried: reads the sends that are found by counting, and looks up the others.
-fn collect_stragglers(
+fn carry_stragglers(
     reader: &dyn LogReader,
     stragglers: &[Straggler],
     anchors: &BTreeMap<LaneKey, Option<Seq>>,
-) -> Result<Vec<Event>, ReadError> {
-    let mut carried = Vec::new();
+    carrier: &mut Carrier<'_>,
+) -> Result<(), ReadError> {
     let mut wanted: BTreeMap<&LaneKey, Vec<SendNo>> = BTreeMap::new();
     for straggler in stragglers {
         match straggler.known {
@@ -84,7 +134,7 @@ fn collect_stragglers(
                     Some(Event::Carried(carried)) => (carried.accepted.clone(), carried.history.clone()),
                     _ => return Err(ReadError::Damaged { seq: located, what: "a delivery should be here".into() }),
                 };
-                carried.push(Event::Carried(Box::new(Carried { id, send: straggler.send, accepted, history })));
+                carrier.carry(Carried { id, send: straggler.send, accepted, history });
             }
             None => wanted.entry(&straggler.lane).or_default().push(straggler.send),
         }
@@ -97,13 +147,13 @@ fn collect_stragglers(
             let page = reader.page(at)?.ok_or(ReadError::Damaged { seq: at, what: format!("send {wanted} of lane {lane} is missing") })?;
             for (send, seq, accepted) in sends_of(&page, lane) {
                 if sends.next_if_eq(&send).is_some() {
-                    carried.push(Event::Carried(Box::new(Carried { id: seq, send, accepted: accepted.clone(), history: Vec::new() })));
+                    carrier.carry(Carried { id: seq, send, accepted: accepted.clone(), history: Vec::new() });
                 }
             }
             at = page.last().next();
         }
     }
-    Ok(carried)
+    Ok(())
 }
 
 /// The accepted deliveries of one lane in a page, with their send numbers and positions.

@@ -162,3 +162,24 @@ async fn what_is_not_done_is_carried_forward_before_its_generation_is_dropped() 
     let again = open(&disk).ask(|outbox| outbox.lane(&lane()).map(|lane| lane.pending())).await.unwrap().into_inner();
     assert_eq!(again, Some(2));
 }
+
+#[tokio::test]
+async fn history_makes_room_before_reports_are_refused() {
+    let disk = Disk::new(4 << 10);
+    let opened = MemoryLog::open(&disk).unwrap();
+    let outbox = recover(&opened).unwrap();
+    let limits = Limits { retention_ms: u64::MAX, ..LIMITS };
+    let log = start(opened.log, outbox, limits, Arc::new(Metrics::new())).unwrap();
+    let connection = lane().connection;
+    log.record(vec![Event::LanesChanged { connection, first: 0, count: 1, purpose: LanePurpose::Fresh, at: Millis(0) }]).await.unwrap();
+    for number in 0..100 {
+        log.accept(vec![accepted(number, None)]).await.unwrap();
+    }
+    log.record(vec![delivered(0, 98)]).await.unwrap();
+    let before = log.page(Seq(2));
+    assert!(before.is_ok(), "history is kept as long as there is room");
+    disk.set_free(FREE_SPACE_FLOOR);
+    oldest_is_dropped(&log, Seq(90)).await;
+    let pending = log.ask(|outbox| outbox.lane(&lane()).map(|lane| lane.pending())).await.unwrap().into_inner();
+    assert_eq!(pending, Some(1), "what is not delivered stays");
+}
