@@ -210,10 +210,10 @@ async fn arrange_lanes(config: &Config, log: &LogHandle) -> Result<Lanes, StartE
             let key = LaneKey { connection: name.clone(), lane: number };
             lane_config(connection, config, log, key, after, is_retired)
         };
-        for (number, after) in &known.older_with_backlog {
-            to_run.push(lane(*number, Some(*after), true));
-        }
-        let after = (!known.older_with_backlog.is_empty()).then_some(set.first);
+        // Also those of the set that was the newest until just now.
+        let older: Vec<_> = known.with_backlog.iter().filter(|(_, first)| *first != set.first).collect();
+        let after = (!older.is_empty()).then_some(set.first);
+        to_run.extend(older.into_iter().map(|(number, first)| lane(*number, Some(*first), true)));
         to_run.extend((set.first..set.first + set.count).map(|number| lane(number, after, false)));
     }
     Ok(Lanes { directory: directory.into_iter().collect(), to_run })
@@ -224,17 +224,16 @@ struct KnownLanes {
     newest: Option<LaneSet>,
     next_lane: u32,
     /// Lanes with a backlog, each with the first number of its set.
-    older_with_backlog: Vec<(u32, u32)>,
+    with_backlog: Vec<(u32, u32)>,
 }
 
 fn known_lanes(connection: &crate::core::outbox::Connection) -> KnownLanes {
     let newest = connection.newest_set(LanePurpose::Fresh);
-    let is_older = |set: &&LaneSet| newest.is_none_or(|newest| set.first != newest.first);
-    let backlog = |number: &u32| connection.lanes.get(number).is_some_and(|lane| lane.pending() > 0);
-    let older = connection.sets.iter().filter(is_older);
-    let older_with_backlog =
-        older.flat_map(|set| (set.first..set.first + set.count).filter(backlog).map(|number| (number, set.first))).collect();
-    KnownLanes { newest, next_lane: connection.next_lane(), older_with_backlog }
+    let has_backlog = |number: &u32| connection.lanes.get(number).is_some_and(|lane| lane.pending() > 0);
+    let lanes =
+        |set: &LaneSet| (set.first..set.first + set.count).filter(has_backlog).map(|number| (number, set.first)).collect::<Vec<_>>();
+    let with_backlog = connection.sets.iter().flat_map(lanes).collect();
+    KnownLanes { newest, next_lane: connection.next_lane(), with_backlog }
 }
 
 fn lane_config(

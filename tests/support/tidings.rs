@@ -1,0 +1,273 @@
+//! The service as a process, with a store of its own.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::{PATIENCE, signal, wait_for_end, wait_within};
+
+/// One reporter for each QoS, all to the same topic: the action chooses.
+pub const PIPELINES: &str = r#"
+[[pipeline]]
+name = "check"
+start.mqtt = { topic = "zuul/{project}" }
+failure.mqtt = { topic = "zuul/{project}", qos = 1 }
+success.mqtt = { topic = "zuul/{project}", qos = 2 }
+"#;
+
+/// The connection `mqtt` to a broker on this machine, with these further lines.
+pub fn connection(port: u16, more: &str) -> String {
+    named_connection("mqtt", port, more)
+}
+
+/// A connection to a broker on this machine, with these further lines.
+pub fn named_connection(name: &str, port: u16, more: &str) -> String {
+    format!("[connection.{name}]\ndriver = \"mqtt\"\nserver = \"127.0.0.1\"\nport = {port}\n{more}\n")
+}
+
+/// Retries and reconnects come soon.
+pub const SOON: &str = "[retry]\ninitial = \"20ms\"\nmax = \"200ms\"\nattempts = 3\n";
+
+pub struct Tidings {
+    folder: TempDir,
+    running: Option<Process>,
+    /// What it logged, over all its runs.
+    log: Arc<Mutex<Vec<Value>>>,
+    agent: ureq::Agent,
+}
+
+struct Process {
+    child: Child,
+    address: SocketAddr,
+    reading: Option<JoinHandle<()>>,
+}
+
+/// An answer.
+#[derive(Debug)]
+pub struct Reply {
+    pub status: u16,
+    pub text: String,
+}
+
+impl Reply {
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+}
+
+impl Tidings {
+    /// A running service with a new store. The configuration is what the test gives, and a store and a port.
+    pub fn start(config: &str) -> Tidings {
+        let mut tidings = Tidings::prepare(config);
+        tidings.run();
+        tidings
+    }
+
+    /// A service that has its configuration, and does not run yet.
+    pub fn prepare(config: &str) -> Tidings {
+        let agent = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .proxy(None)
+            .max_idle_connections(0)
+            .timeout_global(Some(PATIENCE))
+            .build()
+            .new_agent();
+        let tidings = Tidings { folder: tempfile::tempdir().unwrap(), running: None, log: Arc::default(), agent };
+        tidings.configure(config);
+        tidings
+    }
+
+    /// Writes the configuration for the next start.
+    pub fn configure(&self, config: &str) {
+        let store = self.store();
+        let common = format!("[store]\npath = \"{}\"\n[http]\nlisten = \"127.0.0.1:0\"\n", store.display());
+        fs::write(self.config_file(), common + config).unwrap();
+    }
+
+    pub fn store(&self) -> PathBuf {
+        self.folder.path().join("store")
+    }
+
+    pub fn config_file(&self) -> PathBuf {
+        self.folder.path().join("tidings.toml")
+    }
+
+    /// Starts it, and waits until it takes reports.
+    pub fn run(&mut self) {
+        assert!(self.running.is_none(), "it runs already");
+        let mut child = self.spawn();
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let log = Arc::clone(&self.log);
+        let (tell, told) = std::sync::mpsc::channel();
+        let reading = std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                let line = serde_json::from_str(&line).unwrap_or(Value::String(line));
+                if let Some(address) = line["address"].as_str() {
+                    let _ = tell.send(address.parse().unwrap());
+                }
+                log.lock().unwrap().push(line);
+            }
+        });
+        let Ok(address) = told.recv_timeout(PATIENCE) else {
+            let _ = child.kill();
+            let _ = child.wait();
+            panic!("the service did not start: {:#?}", self.log.lock().unwrap());
+        };
+        self.running = Some(Process { child, address, reading: Some(reading) });
+        wait_within(PATIENCE, "the service is ready", || self.get("/readyz").is_some_and(|reply| reply.status == 200));
+    }
+
+    fn spawn(&self) -> Child {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tidings"));
+        command.args(["serve", "--log-format", "json", "--config"]).arg(self.config_file());
+        for variable in ["TIDINGS_CONFIG", "TIDINGS_URL", "TIDINGS_TOKEN", "TIDINGS_LOG", "NOTIFY_SOCKET"] {
+            command.env_remove(variable);
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    /// Starts it where it should refuse to: its exit code, and what it logged.
+    pub fn refused(&self) -> (Option<i32>, String) {
+        let mut child = self.spawn();
+        let code = wait_for_end(&mut child, "the service refuses to start");
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        (code, lines.map_while(Result::ok).collect::<Vec<_>>().join("\n"))
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        let process = self.running.as_mut().expect("it runs");
+        process.child.kill().unwrap();
+        self.end();
+    }
+
+    pub fn terminate(&self) {
+        signal(&self.running.as_ref().expect("it runs").child, "TERM");
+    }
+
+    /// Waits until it has ended, and gives its exit code.
+    pub fn end(&mut self) -> Option<i32> {
+        let mut process = self.running.take().expect("it runs");
+        let code = wait_for_end(&mut process.child, "the service ends");
+        process.reading.take().unwrap().join().unwrap();
+        code
+    }
+
+    /// SIGTERM, and then the exit code.
+    pub fn stop(&mut self) -> Option<i32> {
+        self.terminate();
+        self.end()
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.running.as_ref().expect("it runs").address
+    }
+
+    pub fn get(&self, path: &str) -> Option<Reply> {
+        let mut response = self.agent.get(format!("http://{}{path}", self.address())).call().ok()?;
+        let text = response.body_mut().read_to_string().ok()?;
+        Some(Reply { status: response.status().as_u16(), text })
+    }
+
+    /// The books of a connection, and its lanes.
+    pub fn status(&self, connection: &str) -> Value {
+        let status = self.get("/v1/status").expect("the service answers").json();
+        let found = status["connections"].as_array().unwrap().iter().find(|known| known["name"] == connection);
+        found.unwrap_or_else(|| panic!("no connection {connection}: {status}")).clone()
+    }
+
+    /// One of the books of the connection `mqtt`.
+    pub fn total(&self, name: &str) -> u64 {
+        self.status("mqtt")["totals"][name].as_u64().unwrap()
+    }
+
+    /// The value of one series of the metrics; 0 if it is not there.
+    pub fn metric(&self, series: &str) -> f64 {
+        let text = self.get("/metrics").expect("the service answers").text;
+        let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        line.map_or(0.0, |value| value.parse().unwrap())
+    }
+
+    pub fn wait_for_total(&self, name: &str, at_least: u64) {
+        wait_within(PATIENCE, &format!("{name} is {at_least}"), || self.total(name) >= at_least);
+    }
+
+    /// Waits until nothing is pending on any connection.
+    pub fn wait_until_delivered(&self) {
+        self.wait_until_delivered_within(PATIENCE);
+    }
+
+    pub fn wait_until_delivered_within(&self, limit: Duration) {
+        wait_within(limit, "everything is delivered", || {
+            let status = self.get("/v1/status").expect("the service answers").json();
+            status["connections"].as_array().unwrap().iter().all(|connection| connection["backlog"] == 0)
+        });
+    }
+
+    /// Nothing is missing in the books, and the equation of the promise holds for the numbers as they stand.
+    pub fn assert_balanced(&self) {
+        let status = self.get("/v1/status").expect("the service answers").json();
+        for connection in status["connections"].as_array().unwrap() {
+            let totals = &connection["totals"];
+            let of = |name: &str| totals[name].as_u64().unwrap();
+            let ended = of("acknowledged") + of("sent") + of("dead") + of("expired") + of("discarded");
+            assert_eq!(of("created"), of("pending") + ended, "{totals}");
+            assert_eq!(totals["balanced"], true, "{totals}");
+        }
+    }
+
+    /// The lines logged so far that hold this text.
+    pub fn logged(&self, text: &str) -> Vec<Value> {
+        self.log.lock().unwrap().iter().filter(|line| line.to_string().contains(text)).cloned().collect()
+    }
+
+    pub fn client(&self) -> Client {
+        Client { agent: self.agent.clone(), address: self.address() }
+    }
+
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+}
+
+impl Drop for Tidings {
+    fn drop(&mut self) {
+        if let Some(mut process) = self.running.take() {
+            let _ = process.child.kill();
+            let _ = process.child.wait();
+        }
+        if std::thread::panicking() {
+            for line in self.log.lock().unwrap().iter().rev().take(40).rev() {
+                eprintln!("{line}");
+            }
+        }
+    }
+}
+
+/// Posts reports; may be given to a thread.
+#[derive(Clone)]
+pub struct Client {
+    agent: ureq::Agent,
+    pub address: SocketAddr,
+}
+
+impl Client {
+    /// Posts a body; none if there was no answer.
+    pub fn post(&self, body: &[u8], content_type: &str, key: Option<&str>) -> Option<Reply> {
+        let mut request = self.agent.post(format!("http://{}/v1/reports", self.address)).content_type(content_type);
+        if let Some(key) = key {
+            request = request.header("Idempotency-Key", key);
+        }
+        let mut response = request.send(body).ok()?;
+        let text = response.body_mut().read_to_string().ok()?;
+        Some(Reply { status: response.status().as_u16(), text })
+    }
+}
