@@ -36,7 +36,7 @@ const USED_IN: &[(&str, &[&str])] = &[
     // The codec; and the subscriber of the demo, which has to be another program's client.
     ("rumqttc", &["delivery", "cli"]),
     ("mqtt5", &["cli"]),
-    ("axum", &["server", "ingest", "admin"]),
+    ("axum", &["server", "ingest", "admin", "cli"]),
     ("hyper", &["server", "cli"]),
     ("hyper_util", &["server", "cli"]),
     ("prometheus", &["metrics"]),
