@@ -8,9 +8,6 @@ use super::{InFlight, Send, Session};
 use crate::core::event::Event;
 use crate::core::types::{Millis, Protocol, Qos, SendNo};
 
-/// Why a session is given up after a CONNECT whose answer was lost.
-pub(super) const DOUBTFUL: &str = "it can't be known whether the broker kept the session: its answer to an earlier CONNECT was lost";
-
 /// So many closes without a CONNACK make an automatic protocol choice try the other protocol.
 const SILENT_CLOSES: u32 = 3;
 
@@ -145,10 +142,6 @@ impl Session {
                 self.out.push_back(Output::Note(Note::Connected { protocol: self.protocol, resumed: false }));
                 self.confirm(up);
             }
-            Plan::Resume if session_present && self.must_give_up_doubtful() => {
-                self.lose_session(now, DOUBTFUL);
-                self.reconnect_at_once(now, Plan::Decide, false);
-            }
             Plan::Resume if session_present => {
                 self.out.push_back(Output::Note(Note::Connected { protocol: self.protocol, resumed: true }));
                 self.link = Link::Resuming { up };
@@ -159,11 +152,6 @@ impl Session {
                 self.reconnect_at_once(now, Plan::Decide, true);
             }
         }
-    }
-
-    /// A PUBCOMP of 3.1.1 can't tell "completed" from "never heard of it", so that a doubtful session is of no use for a PUBREL.
-    pub(super) fn must_give_up_doubtful(&self) -> bool {
-        self.is_session_doubtful && self.protocol == Protocol::V311 && !self.releases.is_empty()
     }
 
     pub(super) fn up(&self, now: Millis, limits: BrokerLimits) -> Up {
@@ -245,7 +233,6 @@ impl Session {
         }
         if self.in_flight.is_empty() {
             self.resume_deaths = 0;
-            self.is_session_doubtful = false;
             self.reconnect_at_once(now, Plan::Decide, false);
         }
     }
@@ -280,7 +267,6 @@ impl Session {
         self.record.released.clear();
         self.queue.give_back(deliveries);
         self.resume_deaths = 0;
-        self.is_session_doubtful = false;
         self.announce(now);
         self.out.push_back(Output::Note(Note::SessionLost { in_doubt: in_doubt.len() as u64, reason: reason.into() }));
     }
@@ -313,7 +299,6 @@ impl Session {
         }
         self.queue.give_back(unsent);
         if was_greeting {
-            self.is_session_doubtful |= was_resuming;
             self.silent_closes += 1;
             if self.settings.protocol.is_none() && self.in_flight.is_empty() && self.silent_closes >= SILENT_CLOSES {
                 self.fall_back();
