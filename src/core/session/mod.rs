@@ -12,13 +12,14 @@
 //! | In | On | Do | Then |
 //! |---|---|---|---|
 //! | Down | `retry_at` has come | open a transport | Opening |
-//! | Opening | opened | CONNECT: clean if nothing is in doubt, else to resume | Greeting |
-//! | Greeting | CONNACK, 3.1.1, to purge | DISCONNECT | Down, at once, then clean |
-//! | Greeting | CONNACK, clean | `SessionOpened`, where it says something new | Confirming |
+//! | Opening | opened | CONNECT: to begin anew if nothing is in doubt, else to resume | Greeting |
+//! | Greeting | CONNACK, to begin anew, no session | `SessionOpened`, where it says something new | Confirming |
+//! | Greeting | CONNACK, to begin anew, session present | DISCONNECT | Down, at once, to purge |
+//! | Greeting | CONNACK, to purge | DISCONNECT | Down, at once, to begin anew |
 //! | Greeting | CONNACK, session present | PUBRELs in PUBREC order, then PUBLISH with DUP in send order | Resuming |
 //! | Greeting | CONNACK, no session | next epoch; what is in doubt is sent again and counted | Down, at once |
 //! | Confirming | durable | | Serving |
-//! | Resuming | everything is settled | DISCONNECT | Down, at once, then clean |
+//! | Resuming | everything is settled | DISCONNECT, which ends the session | Down, at once, to begin anew |
 //! | Serving | room in the window | PUBLISH | |
 //! | any | closed, a timer | | Down, with backoff |
 //!

@@ -386,7 +386,7 @@ impl World {
 
     fn broker_reads(&mut self, packet: Outgoing, id: Option<Seq>) {
         match packet {
-            Outgoing::Connect { protocol, client_id, clean, .. } => {
+            Outgoing::Connect { protocol, client_id, clean, session_expiry_s, .. } => {
                 if clean {
                     self.broker.remove(&client_id);
                 }
@@ -398,7 +398,7 @@ impl World {
                 let session_present = self.broker.contains_key(&client_id);
                 self.broker.entry(client_id.clone()).or_default();
                 let limits = BrokerLimits { receive_maximum: Some(8), ..BrokerLimits::default() };
-                self.client = Some((client_id, clean && protocol == Protocol::V311));
+                self.client = Some((client_id, clean && (protocol == Protocol::V311 || session_expiry_s == 0)));
                 self.to_client.push_back(Incoming::ConnAck { session_present, code: 0, limits, reason: None });
             }
             Outgoing::Publish { packet_id, .. } => {
