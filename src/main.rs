@@ -7,7 +7,7 @@ use tidings::{cli, telemetry};
 
 fn main() -> ExitCode {
     let arguments = cli::Arguments::parse();
-    if let Err(error) = telemetry::start(arguments.log_format) {
+    if let Err(error) = telemetry::start(arguments.log_format, arguments.command.log_filter()) {
         cli::output::complain(&error.to_string());
         return ExitCode::from(cli::WRONG_USAGE);
     }

@@ -13,7 +13,10 @@ use tracing_subscriber::EnvFilter;
 pub const FILTER_VARIABLE: &str = "TIDINGS_LOG";
 
 /// What is logged where nobody says otherwise: what an operator should know, and nothing per report.
-const DEFAULT_FILTER: &str = "info";
+pub const DEFAULT_FILTER: &str = "info";
+
+/// Stands before every filter. The demo's embedded broker logs what only its own developers want to know; `TIDINGS_LOG=info,mqtt5=info` brings it back.
+const ALWAYS: &str = "mqtt5=off";
 
 /// The form of a log line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -40,13 +43,13 @@ pub enum TelemetryError {
     Twice(String),
 }
 
-/// Sets up logging for the whole process.
+/// Sets up logging for the whole process; `default_filter` counts where `TIDINGS_LOG` says nothing.
 ///
 /// # Errors
 /// If the filter makes no sense, or logging was set up before.
-pub fn start(format: Option<LogFormat>) -> Result<(), TelemetryError> {
+pub fn start(format: Option<LogFormat>, default_filter: &str) -> Result<(), TelemetryError> {
     let filter = std::env::var(FILTER_VARIABLE).ok().filter(|filter| !filter.trim().is_empty());
-    let filter = filter_of(filter.as_deref().unwrap_or(DEFAULT_FILTER))?;
+    let filter = filter_of(filter.as_deref().unwrap_or(default_filter))?;
     let is_terminal = io::stderr().is_terminal();
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(is_terminal);
     let started = match format.unwrap_or(if is_terminal { LogFormat::Pretty } else { LogFormat::Json }) {
@@ -57,7 +60,9 @@ pub fn start(format: Option<LogFormat>) -> Result<(), TelemetryError> {
 }
 
 fn filter_of(text: &str) -> Result<EnvFilter, TelemetryError> {
-    EnvFilter::builder().parse(text).map_err(|error| TelemetryError::Filter { filter: text.to_owned(), what: error.to_string() })
+    EnvFilter::builder()
+        .parse(format!("{ALWAYS},{text}"))
+        .map_err(|error| TelemetryError::Filter { filter: text.to_owned(), what: error.to_string() })
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::telemetry::LogFormat;
+use crate::telemetry::{self, LogFormat};
 
 /// Exit code: it could not be done.
 pub const FAILED: u8 = 1;
@@ -65,6 +65,16 @@ pub enum Command {
     Status(status::StatusArgs),
     /// Print completions for a shell
     Completions(completions::CompletionsArgs),
+}
+
+impl Command {
+    /// What is logged if `TIDINGS_LOG` doesn't say.
+    pub fn log_filter(&self) -> &'static str {
+        match self {
+            Command::Demo(_) => demo::LOG_FILTER,
+            _ => telemetry::DEFAULT_FILTER,
+        }
+    }
 }
 
 /// Runs a command.

@@ -81,10 +81,15 @@ fn troubles(status: &Status) -> Vec<String> {
     for connection in &status.connections {
         let name = &connection.name;
         if !connection.configured && connection.backlog > 0 {
-            troubles.push(format!("{} deliveries wait for {name}, which is no longer configured", connection.backlog));
+            troubles.push(format!(
+                "{} deliveries wait for {name}, which is no longer configured: configure it again, and they are delivered",
+                connection.backlog
+            ));
         }
-        if connection.dead_letters > 0 {
-            troubles.push(format!("{} dead letters of {name} wait for you", connection.dead_letters));
+        match connection.dead_letters {
+            0 => {}
+            1 => troubles.push(format!("1 dead letter of {name} waits for you; the log has its reason")),
+            count => troubles.push(format!("{count} dead letters of {name} wait for you; the log has their reasons")),
         }
         if !connection.totals.balanced {
             troubles.push(format!("the books of {name} do not balance: please report it"));
@@ -141,7 +146,7 @@ mod tests {
 tidings 0.1.0, up 1h 1m, store 00000000000000ab
 store: 1.5 KiB of 10.0 GiB, 1.0 GiB free on its disk; delivered reports stay 7days
 ! the store is full and reports are refused: it takes too much
-! 3 deliveries wait for mqtt, which is no longer configured
+! 3 deliveries wait for mqtt, which is no longer configured: configure it again, and they are delivered
 
 CONNECTION  BACKLOG  OLDEST  IN FLIGHT  DEAD  CREATED  ACKNOWLEDGED  SENT
 mqtt        3        2m 5s   2          0     5        1             1

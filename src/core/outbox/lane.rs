@@ -87,7 +87,7 @@ impl Lane {
     /// Gives the next number to what is accepted at `seq`.
     pub(super) fn accept(&mut self, seq: Seq, at: Millis) {
         let send = self.take_send();
-        if send.0 % ANCHOR_EVERY == 0 || self.anchors.is_empty() {
+        if send.0.is_multiple_of(ANCHOR_EVERY) || self.anchors.is_empty() {
             self.anchors.push_back(Anchor { send, seq, at });
         }
     }

@@ -8,7 +8,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 use super::answer::{Appended, CommitError, Progress};
 use super::proof::Committed;
-use crate::core::event::Event;
+use crate::core::event::{Accepted, Event};
 use crate::core::outbox::Outbox;
 use crate::core::types::Seq;
 use crate::log::{LogReader, Page, ReadError, StoreId};
@@ -177,13 +177,20 @@ impl LogHandle {
     }
 }
 
-/// About what an event takes in memory and in a page, in bytes.
+/// What an event takes in memory and in a page, in bytes: a little more than it really is.
 pub(super) fn size_of_event(event: &Event) -> usize {
-    /// Strings and numbers of a delivery, without its payload.
+    /// Numbers, short names, and the lengths of strings.
     const OVERHEAD: usize = 256;
     match event {
-        Event::Accepted(accepted) => OVERHEAD + accepted.payload.len(),
-        Event::Carried(carried) => OVERHEAD + carried.accepted.payload.len(),
+        Event::Accepted(accepted) => OVERHEAD + size_of_accepted(accepted),
+        Event::Carried(carried) => {
+            OVERHEAD + size_of_accepted(&carried.accepted) + carried.history.iter().map(|line| line.len() + 8).sum::<usize>()
+        }
         _ => OVERHEAD,
     }
+}
+
+fn size_of_accepted(accepted: &Accepted) -> usize {
+    let names = [&accepted.user, &accepted.tenant, &accepted.pipeline, &accepted.action, &accepted.project, &accepted.change];
+    names.iter().map(|name| name.len()).sum::<usize>() + accepted.topic.len() + accepted.payload.len()
 }

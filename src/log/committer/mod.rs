@@ -54,8 +54,8 @@ const TICK: Duration = Duration::from_secs(1);
 /// Accepts stop when the file system has less than this left, so that outcomes and a clean stop still fit: two generations' segments.
 const FREE_SPACE_FLOOR: u64 = 128 << 20;
 
-/// The largest event that is handed to the log, in bytes: what its codec takes, less what names and numbers can add.
-const LARGEST_EVENT: usize = codec::MAX_EVENT - (128 << 10);
+/// The largest event that is handed to the log, in bytes: what its codec takes.
+const LARGEST_EVENT: usize = codec::MAX_EVENT;
 
 /// Limits that the operator sets.
 #[derive(Debug, Clone, Copy)]
