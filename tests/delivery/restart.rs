@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::ledger::{Ledger, action_for, report};
 use crate::support::mosquitto::{IN_ORDER, Mosquitto, PERSISTENT};
-use crate::support::scripted::{Act, Packet, ScriptedBroker};
+use crate::support::scripted::{Act, Heard, Packet, ScriptedBroker};
 use crate::support::subscriber::Subscriber;
 use crate::support::tidings::{PIPELINES, SOON, Tidings, connection};
 use crate::support::wait_until;
@@ -89,6 +89,39 @@ fn a_kill_between_pubrec_and_pubrel_or_pubrel_and_pubcomp_repeats_no_qos_2() {
             assert_eq!(tidings.total("possible_duplicates"), 0);
             broker.assert_no_violations();
         }
+    }
+}
+
+#[test]
+fn a_kill_at_the_moment_when_a_resumed_session_is_left_repeats_no_qos_2() {
+    for protocol in ["5", "3.1.1"] {
+        let broker = ScriptedBroker::usual();
+        let config = connection(broker.port, &format!("protocol = \"{protocol}\"\nworkers = 1")) + SOON + PIPELINES;
+        let mut tidings = Tidings::start(&config);
+        let mut ledger = Ledger::default();
+        for round in 0..8 {
+            broker.change(|packet| if packet.is_pubrel() { vec![] } else { vec![Act::Usual] });
+            let pubrels = broker.count(Packet::is_pubrel);
+            let reports: Vec<String> = (0..5).map(|number| report("success", "one", round * 5 + number)).collect();
+            ledger.post_many(&tidings.client(), &reports);
+            wait_until("PUBREL comes for all", || broker.count(Packet::is_pubrel) >= pubrels + 5);
+            // Everything is done then, but that it is done may not be durable yet.
+            let mut killer = tidings.killer();
+            broker.change(move |packet| {
+                if packet.heard == Heard::Disconnect {
+                    killer.kill();
+                }
+                vec![Act::Usual]
+            });
+            broker.hang_up();
+            tidings.end();
+            broker.behave();
+            tidings.run();
+            tidings.wait_until_delivered();
+        }
+        ledger.assert_kept_exactly(&broker.arrivals());
+        assert_eq!(tidings.total("possible_duplicates"), 0);
+        broker.assert_no_violations();
     }
 }
 
