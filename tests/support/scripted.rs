@@ -332,7 +332,7 @@ impl Shared {
     fn usual(&mut self, peer: &mut Peer, heard: &Heard, frame: &Frame, answer: &mut Vec<u8>) {
         match heard {
             Heard::Connect(connect) => {
-                peer.ends_clean = connect.level == 4 && connect.clean;
+                peer.ends_clean = connect.ends_with_connection;
                 if connect.clean {
                     self.sessions.remove(&connect.client_id);
                 }

@@ -166,6 +166,8 @@ pub struct Connect {
     pub clean: bool,
     pub keepalive_s: u16,
     pub client_id: String,
+    /// The broker is to forget the session when the connection ends.
+    pub ends_with_connection: bool,
 }
 
 impl Connect {
@@ -175,9 +177,14 @@ impl Connect {
         let level = rest.u8();
         let clean = rest.u8() & 2 == 2;
         let keepalive_s = rest.u16();
-        if level == 5 {
-            rest.properties();
-        }
-        Connect { level, clean, keepalive_s, client_id: rest.text() }
+        // On 3.1.1 a clean session ends with its connection. On MQTT 5 all do that have no Session Expiry Interval (0x11), or one of 0.
+        let ends_with_connection = match level {
+            5 => {
+                let properties = rest.properties();
+                !properties.windows(5).any(|property| property[0] == 0x11 && property[1..] != [0; 4])
+            }
+            _ => clean,
+        };
+        Connect { level, clean, keepalive_s, client_id: rest.text(), ends_with_connection }
     }
 }
