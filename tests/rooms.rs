@@ -36,7 +36,6 @@ const USED_IN: &[(&str, &[&str])] = &[
     // The codec; and the subscriber of the demo, which has to be another program's client.
     ("rumqttc", &["delivery", "cli"]),
     ("mqtt5", &["cli"]),
-    // The demo posts, and takes what axum has for bodies and headers along.
     ("axum", &["server", "ingest", "admin", "cli"]),
     ("hyper", &["server", "cli"]),
     ("hyper_util", &["server", "cli"]),
