@@ -1,6 +1,6 @@
 //! What the broker says, and what it means for the connection and for each send.
 
-use super::link::{DOUBTFUL, Link, Plan};
+use super::link::Link;
 use super::packet::{Ack, Incoming, Output};
 use super::{Send, Session};
 use crate::core::event::Proof;
@@ -17,7 +17,7 @@ impl Session {
             Incoming::ConnAck { code, reason, .. } => self.on_connection_refused(now, code, reason),
             Incoming::PubAck(ack) => self.on_puback(now, jitter, ack),
             Incoming::PubRec(ack) => self.on_pubrec(now, jitter, ack),
-            Incoming::PubComp(ack) => self.on_pubcomp(now, ack),
+            Incoming::PubComp(ack) => self.on_pubcomp(ack),
             Incoming::PingResp => {
                 if let Link::Confirming { up, .. } | Link::Resuming { up } | Link::Serving { up } = &mut self.link {
                     up.ping_sent = None;
@@ -102,13 +102,8 @@ impl Session {
         }
     }
 
-    pub(super) fn on_pubcomp(&mut self, now: Millis, ack: Ack) -> Result<(), String> {
+    pub(super) fn on_pubcomp(&mut self, ack: Ack) -> Result<(), String> {
         match self.find(ack.packet_id) {
-            Some((_, Qos::ExactlyOnce, Send::Releasing)) if ack.code == code::ID_NOT_FOUND && self.is_session_doubtful => {
-                self.lose_session(now, DOUBTFUL);
-                self.reconnect_at_once(now, Plan::Decide, false);
-                Ok(())
-            }
             Some((send, Qos::ExactlyOnce, Send::Releasing)) => {
                 self.progress();
                 let proof = if ack.code == code::ID_NOT_FOUND { Proof::PubCompNotFound } else { Proof::PubComp };

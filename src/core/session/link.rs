@@ -8,9 +8,6 @@ use super::{InFlight, Send, Session};
 use crate::core::event::Event;
 use crate::core::types::{Millis, Protocol, Qos, SendNo};
 
-/// Why a session is given up after a CONNECT whose answer was lost.
-pub(super) const DOUBTFUL: &str = "it can't be known whether the broker kept the session: its answer to an earlier CONNECT was lost";
-
 /// So many closes without a CONNACK make an automatic protocol choice try the other protocol.
 const SILENT_CLOSES: u32 = 3;
 
@@ -34,10 +31,14 @@ pub(super) enum Link {
 pub(super) enum Plan {
     /// Decide when the time has come: resume what is in doubt, otherwise clean.
     Decide,
-    /// MQTT 3.1.1: connect clean and leave, because a clean session there ends with its connection.
+    /// Connect clean and leave, so that the broker forgets.
     Purge,
-    /// Nothing is in doubt; the broker is to know nothing either.
-    Fresh,
+    /// Nothing is in doubt; the broker is to know nothing either. The session is made without asking for a clean one: on 3.1.1 that would
+    /// end with its connection, and mosquitto (2.0.11) does not write sessions that began clean to its disk, on MQTT 5 either.
+    Fresh {
+        /// It was purged just before.
+        is_purged: bool,
+    },
     /// Go on where the last connection ended.
     Resume,
 }
@@ -103,21 +104,18 @@ impl Session {
         let Link::Opening { since, plan } = self.link else { return };
         let plan = match plan {
             Plan::Decide if !self.in_flight.is_empty() => Plan::Resume,
+            // On MQTT 5 a session ends with its DISCONNECT; on 3.1.1 it is still there.
             Plan::Decide if self.protocol == Protocol::V311 => Plan::Purge,
-            Plan::Decide => Plan::Fresh,
+            Plan::Decide => Plan::Fresh { is_purged: false },
             decided => decided,
         };
         self.link = Link::Greeting { since, plan };
-        let clean = match (self.protocol, plan) {
-            (_, Plan::Purge) | (Protocol::V5, Plan::Fresh) => true,
-            // On 3.1.1 the broker was purged just before; a clean session would end with the connection.
-            (Protocol::V311, Plan::Fresh) | (_, Plan::Resume | Plan::Decide) => false,
-        };
+        let is_purge = plan == Plan::Purge;
         let connect = Outgoing::Connect {
             protocol: self.protocol,
             client_id: self.client_id(),
-            clean,
-            session_expiry_s: self.settings.session_expiry_s,
+            clean: is_purge,
+            session_expiry_s: if is_purge { 0 } else { self.settings.session_expiry_s },
             keepalive_s: self.settings.keepalive_s,
         };
         self.send(now, connect);
@@ -130,10 +128,10 @@ impl Session {
         match plan {
             Plan::Purge => {
                 self.is_retiring = false;
-                self.reconnect_at_once(now, Plan::Fresh, false);
+                self.reconnect_at_once(now, Plan::Fresh { is_purged: true }, false);
             }
-            Plan::Fresh | Plan::Decide if session_present => {
-                // MQTT 5.0 §3.2.2.1.1: after Clean Start that can't be. On 3.1.1 another client may have used the id in between.
+            Plan::Fresh { is_purged: false } | Plan::Decide if session_present => self.reconnect_at_once(now, Plan::Purge, false),
+            Plan::Fresh { .. } if session_present => {
                 self.out.push_back(Output::Close);
                 self.on_closed(
                     now,
@@ -141,13 +139,9 @@ impl Session {
                     "the broker kept a session that was to be clean; does another service use this client_id?".into(),
                 );
             }
-            Plan::Fresh | Plan::Decide => {
+            Plan::Fresh { .. } | Plan::Decide => {
                 self.out.push_back(Output::Note(Note::Connected { protocol: self.protocol, resumed: false }));
                 self.confirm(up);
-            }
-            Plan::Resume if session_present && self.must_give_up_doubtful() => {
-                self.lose_session(now, DOUBTFUL);
-                self.reconnect_at_once(now, Plan::Decide, false);
             }
             Plan::Resume if session_present => {
                 self.out.push_back(Output::Note(Note::Connected { protocol: self.protocol, resumed: true }));
@@ -159,11 +153,6 @@ impl Session {
                 self.reconnect_at_once(now, Plan::Decide, true);
             }
         }
-    }
-
-    /// A PUBCOMP of 3.1.1 can't tell "completed" from "never heard of it", so that a doubtful session is of no use for a PUBREL.
-    pub(super) fn must_give_up_doubtful(&self) -> bool {
-        self.is_session_doubtful && self.protocol == Protocol::V311 && !self.releases.is_empty()
     }
 
     pub(super) fn up(&self, now: Millis, limits: BrokerLimits) -> Up {
@@ -245,8 +234,7 @@ impl Session {
         }
         if self.in_flight.is_empty() {
             self.resume_deaths = 0;
-            self.is_session_doubtful = false;
-            self.reconnect_at_once(now, Plan::Decide, false);
+            self.reconnect_at_once(now, Plan::Decide, true);
         }
     }
 
@@ -280,7 +268,6 @@ impl Session {
         self.record.released.clear();
         self.queue.give_back(deliveries);
         self.resume_deaths = 0;
-        self.is_session_doubtful = false;
         self.announce(now);
         self.out.push_back(Output::Note(Note::SessionLost { in_doubt: in_doubt.len() as u64, reason: reason.into() }));
     }
@@ -313,7 +300,6 @@ impl Session {
         }
         self.queue.give_back(unsent);
         if was_greeting {
-            self.is_session_doubtful |= was_resuming;
             self.silent_closes += 1;
             if self.settings.protocol.is_none() && self.in_flight.is_empty() && self.silent_closes >= SILENT_CLOSES {
                 self.fall_back();

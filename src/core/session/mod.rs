@@ -12,13 +12,14 @@
 //! | In | On | Do | Then |
 //! |---|---|---|---|
 //! | Down | `retry_at` has come | open a transport | Opening |
-//! | Opening | opened | CONNECT: clean if nothing is in doubt, else to resume | Greeting |
-//! | Greeting | CONNACK, 3.1.1, to purge | DISCONNECT | Down, at once, then clean |
-//! | Greeting | CONNACK, clean | `SessionOpened`, where it says something new | Confirming |
+//! | Opening | opened | CONNECT: to begin anew if nothing is in doubt, else to resume | Greeting |
+//! | Greeting | CONNACK, to begin anew, no session | `SessionOpened`, where it says something new | Confirming |
+//! | Greeting | CONNACK, to begin anew, session present | DISCONNECT | Down, at once, to purge |
+//! | Greeting | CONNACK, to purge | DISCONNECT | Down, at once, to begin anew |
 //! | Greeting | CONNACK, session present | PUBRELs in PUBREC order, then PUBLISH with DUP in send order | Resuming |
 //! | Greeting | CONNACK, no session | next epoch; what is in doubt is sent again and counted | Down, at once |
 //! | Confirming | durable | | Serving |
-//! | Resuming | everything is settled | DISCONNECT | Down, at once, then clean |
+//! | Resuming | everything is settled | DISCONNECT, which ends the session | Down, at once, to begin anew |
 //! | Serving | room in the window | PUBLISH | |
 //! | any | closed, a timer | | Down, with backoff |
 //!
@@ -33,6 +34,14 @@
 //! The log does not say what was sent. So that a restart can tell what *may* be on the wire, fresh deliveries are sent strictly in send
 //! order and at most `doubt` of them have an outcome that is not durable; those are the first `doubt` pending ones. What has a new
 //! number (`Resent`) is named by the log. All of that is sent again, with DUP, in the resumed session before anything new.
+
+//!
+//! # What can't be known
+//! A broker that has lost the session makes a new, empty one when it is asked to resume, and says so in its CONNACK. If that very CONNACK is
+//! lost, or Tidings is killed before the answer is in the log, the next one says "session present" and the empty session passes for the
+//! real one: a PUBREL is then answered with 0x92, as if it had been completed. To take every lost CONNACK for a lost session instead would
+//! repeat QoS 2 reports at each restart of a broker that does keep its sessions, because a broker that stops still takes connections which
+//! it never answers. So the standard's word is taken: session present means the session.
 
 mod acks;
 mod link;
@@ -94,9 +103,6 @@ pub struct Session {
     failures: u32,
     silent_closes: u32,
     resume_deaths: u32,
-    /// A CONNECT to resume was sent and its CONNACK never came: had the broker lost the session, it has made a new, empty one by now, and
-    /// says "session present" to the next CONNECT all the same.
-    is_session_doubtful: bool,
     paused_until: Millis,
     /// Deliveries done so far: tells whether others get through.
     successes: u64,
@@ -175,7 +181,6 @@ impl Session {
             failures: 0,
             silent_closes: 0,
             resume_deaths: 0,
-            is_session_doubtful: false,
             paused_until: Millis(0),
             successes: 0,
             refused_at: HashMap::new(),
