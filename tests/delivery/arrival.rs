@@ -120,7 +120,9 @@ fn mosquitto_at_its_default_limits_gets_every_report_of_a_3_1_1_backlog() {
     ledger.post_many(&tidings.client(), &reports);
     assert_eq!(tidings.total("pending"), 500);
     mosquitto.run();
-    ledger.assert_kept_exactly(&wait_for(&subscriber, 500));
+    // Every one; in their order too, but for what mosquitto itself turns round where a subscriber's window is full.
+    let found = ledger.compare(&wait_for(&subscriber, 500));
+    assert!(found.missing.is_empty() && found.twice.is_empty() && found.arrived == 500, "{found:#?}");
     tidings.wait_until_delivered();
     tidings.assert_balanced();
 }

@@ -1,7 +1,7 @@
 //! Order per topic.
 
 use crate::support::ledger::{Ledger, action_for, report};
-use crate::support::mosquitto::Mosquitto;
+use crate::support::mosquitto::{IN_ORDER, Mosquitto, PERSISTENT};
 use crate::support::scripted::{Act, ScriptedBroker};
 use crate::support::subscriber::Subscriber;
 use crate::support::tidings::{PIPELINES, Tidings, connection};
@@ -9,7 +9,7 @@ use crate::support::wait_until;
 
 #[test]
 fn reports_of_one_topic_arrive_as_they_were_accepted_among_many_topics_and_producers() {
-    let mosquitto = Mosquitto::start("max_queued_messages 0\n");
+    let mosquitto = Mosquitto::start(&[PERSISTENT, IN_ORDER].concat());
     let subscriber = Subscriber::start(mosquitto.port);
     let tidings = Tidings::start(&(connection(mosquitto.port, "") + PIPELINES));
     let client = tidings.client();

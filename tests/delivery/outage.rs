@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::support::ledger::{Ledger, action_for, report};
-use crate::support::mosquitto::{AWAY, Mosquitto, PERSISTENT};
+use crate::support::mosquitto::{AWAY, IN_ORDER, Mosquitto, PERSISTENT, WITH_PACKETS};
 use crate::support::subscriber::Subscriber;
 use crate::support::tidings::{PIPELINES, SOON, Tidings, connection};
 use crate::support::{wait_until, wait_within};
@@ -14,7 +14,7 @@ fn reports(numbers: std::ops::Range<u64>) -> Vec<String> {
 
 #[test]
 fn a_broker_that_is_not_there_at_the_start_gets_everything_later() {
-    let mut mosquitto = Mosquitto::start(PERSISTENT);
+    let mut mosquitto = Mosquitto::start(&[PERSISTENT, IN_ORDER].concat());
     let subscriber = Subscriber::start(mosquitto.port);
     mosquitto.stop();
     let tidings = Tidings::start(&(connection(mosquitto.port, "") + SOON + PIPELINES));
@@ -59,7 +59,7 @@ fn under_load(tidings: &Tidings, trouble: impl FnOnce()) -> (Ledger, Duration) {
 
 #[test]
 fn a_broker_that_goes_away_under_load_and_comes_back_gets_everything_in_order() {
-    let mut mosquitto = Mosquitto::start(PERSISTENT);
+    let mut mosquitto = Mosquitto::start(&[PERSISTENT, WITH_PACKETS].concat());
     let subscriber = Subscriber::start(mosquitto.port);
     let tidings = Tidings::start(&(connection(mosquitto.port, "") + SOON + PIPELINES));
     let (ledger, slowest) = under_load(&tidings, || {
@@ -75,7 +75,8 @@ fn a_broker_that_goes_away_under_load_and_comes_back_gets_everything_in_order() 
     });
     tidings.wait_until_delivered();
     wait_until("all arrive", || ledger.is_complete(&subscriber.arrivals()));
-    ledger.assert_kept(&subscriber.arrivals());
+    ledger.assert_kept_in_any_order(&subscriber.arrivals());
+    mosquitto.assert_taken_in_order();
     assert!(slowest < AWAY, "an accept took {slowest:?}: it waited for the broker");
     assert_eq!(tidings.metric(r#"tidings_possible_duplicates_total{connection="mqtt"}"#), 0.0, "mosquitto keeps its sessions");
     assert!(tidings.metric(r#"tidings_reconnects_total{connection="mqtt"}"#) > 0.0);
@@ -84,7 +85,7 @@ fn a_broker_that_goes_away_under_load_and_comes_back_gets_everything_in_order() 
 
 #[test]
 fn a_frozen_broker_holds_up_delivery_and_nothing_else() {
-    let mosquitto = Mosquitto::start("max_queued_messages 0\n");
+    let mosquitto = Mosquitto::start(&[PERSISTENT, IN_ORDER].concat());
     let subscriber = Subscriber::start(mosquitto.port);
     let tidings = Tidings::start(&(connection(mosquitto.port, "") + SOON + PIPELINES));
     let (ledger, slowest) = under_load(&tidings, || {

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use crate::support::ledger::{Ledger, action_for, report};
-use crate::support::mosquitto::{Mosquitto, PERSISTENT};
-use crate::support::scripted::{Act, Packet, ScriptedBroker};
+use crate::support::mosquitto::{IN_ORDER, Mosquitto, PERSISTENT};
+use crate::support::scripted::{Act, Heard, Packet, ScriptedBroker};
 use crate::support::subscriber::Subscriber;
 use crate::support::tidings::{PIPELINES, SOON, Tidings, connection};
 use crate::support::wait_until;
@@ -26,7 +26,7 @@ fn with_a_backlog(mosquitto: &mut Mosquitto, protocol: &str) -> (Tidings, Ledger
 #[test]
 fn sigterm_in_the_middle_of_a_backlog_ends_with_0_and_the_rest_follows_after_a_restart() {
     for protocol in ["5", "3.1.1"] {
-        let mut mosquitto = Mosquitto::start(PERSISTENT);
+        let mut mosquitto = Mosquitto::start(&[PERSISTENT, IN_ORDER].concat());
         let subscriber = Subscriber::start(mosquitto.port);
         let (mut tidings, ledger) = with_a_backlog(&mut mosquitto, protocol);
         for stop in 1..3 {
@@ -49,7 +49,7 @@ fn sigterm_in_the_middle_of_a_backlog_ends_with_0_and_the_rest_follows_after_a_r
 #[test]
 fn kill_in_the_middle_of_a_backlog_loses_nothing_and_repeats_no_qos_2() {
     for protocol in ["5", "3.1.1"] {
-        let mut mosquitto = Mosquitto::start(PERSISTENT);
+        let mut mosquitto = Mosquitto::start(&[PERSISTENT, IN_ORDER].concat());
         let subscriber = Subscriber::start(mosquitto.port);
         let (mut tidings, ledger) = with_a_backlog(&mut mosquitto, protocol);
         for kill in 1..5 {
@@ -93,6 +93,39 @@ fn a_kill_between_pubrec_and_pubrel_or_pubrel_and_pubcomp_repeats_no_qos_2() {
 }
 
 #[test]
+fn a_kill_at_the_moment_when_a_resumed_session_is_left_repeats_no_qos_2() {
+    for protocol in ["5", "3.1.1"] {
+        let broker = ScriptedBroker::usual();
+        let config = connection(broker.port, &format!("protocol = \"{protocol}\"\nworkers = 1")) + SOON + PIPELINES;
+        let mut tidings = Tidings::start(&config);
+        let mut ledger = Ledger::default();
+        for round in 0..8 {
+            broker.change(|packet| if packet.is_pubrel() { vec![] } else { vec![Act::Usual] });
+            let pubrels = broker.count(Packet::is_pubrel);
+            let reports: Vec<String> = (0..5).map(|number| report("success", "one", round * 5 + number)).collect();
+            ledger.post_many(&tidings.client(), &reports);
+            wait_until("PUBREL comes for all", || broker.count(Packet::is_pubrel) >= pubrels + 5);
+            // Everything is done then, but that it is done may not be durable yet.
+            let mut killer = tidings.killer();
+            broker.change(move |packet| {
+                if packet.heard == Heard::Disconnect {
+                    killer.kill();
+                }
+                vec![Act::Usual]
+            });
+            broker.hang_up();
+            tidings.end();
+            broker.behave();
+            tidings.run();
+            tidings.wait_until_delivered();
+        }
+        ledger.assert_kept_exactly(&broker.arrivals());
+        assert_eq!(tidings.total("possible_duplicates"), 0);
+        broker.assert_no_violations();
+    }
+}
+
+#[test]
 fn a_second_process_on_the_store_is_refused_and_the_first_goes_on() {
     let broker = ScriptedBroker::usual();
     let tidings = Tidings::start(&(connection(broker.port, "") + PIPELINES));
@@ -128,7 +161,7 @@ fn a_second_sigterm_stops_at_once_and_loses_nothing() {
 
 #[test]
 fn another_number_of_workers_takes_over_in_order() {
-    let mut mosquitto = Mosquitto::start(PERSISTENT);
+    let mut mosquitto = Mosquitto::start(&[PERSISTENT, IN_ORDER].concat());
     let subscriber = Subscriber::start(mosquitto.port);
     let (mut tidings, mut ledger) = with_a_backlog(&mut mosquitto, "5");
     for (round, workers) in [1, 3, 2].into_iter().enumerate() {

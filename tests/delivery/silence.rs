@@ -7,14 +7,21 @@ use crate::support::scripted::{Act, Packet, ScriptedBroker};
 use crate::support::tidings::{PIPELINES, SOON, Tidings, connection, named_connection};
 use crate::support::{wait_until, wait_within};
 
+/// A broker that does this on the first connection on which something is heard, and behaves on all others.
+fn on_the_first_connection(is_meant: impl Fn(&Packet) -> bool + Send + 'static, acts: Vec<Act>) -> ScriptedBroker {
+    let mut first = None;
+    ScriptedBroker::start(move |packet| match is_meant(packet) && *first.get_or_insert(packet.connection) == packet.connection {
+        true => acts.clone(),
+        false => vec![Act::Usual],
+    })
+}
+
 #[test]
 fn a_broker_that_falls_silent_is_left_after_a_while_and_everything_is_delivered_in_the_next_connection() {
     // PUBREC and then nothing; reads nothing any more; never answers CONNECT.
-    let mute = ScriptedBroker::start(|packet| if packet.is_pubrel() && packet.connection == 1 { vec![] } else { vec![Act::Usual] });
-    let deaf = ScriptedBroker::start(|packet| {
-        if packet.publish().is_some() && packet.connection == 1 { vec![Act::Usual, Act::Deaf] } else { vec![Act::Usual] }
-    });
-    let stern = ScriptedBroker::start(|packet| if packet.is_connect() && packet.connection == 1 { vec![] } else { vec![Act::Usual] });
+    let mute = on_the_first_connection(Packet::is_pubrel, vec![]);
+    let deaf = on_the_first_connection(|packet| packet.publish().is_some(), vec![Act::Usual, Act::Deaf]);
+    let stern = on_the_first_connection(Packet::is_connect, vec![]);
     let brokers = [("mute", &mute), ("deaf", &deaf), ("stern", &stern)];
     let mut config = SOON.to_owned() + "[[pipeline]]\nname = \"check\"\n";
     for (name, broker) in brokers {

@@ -125,6 +125,13 @@ impl Ledger {
         found
     }
 
+    /// As [`Ledger::assert_kept`], but for the order, which is looked at elsewhere.
+    pub fn assert_kept_in_any_order(&self, arrivals: &[Arrival]) {
+        let found = self.compare(arrivals);
+        let is_kept = found.missing.is_empty() && found.twice.is_empty() && found.unknown.is_empty();
+        assert!(is_kept, "the promise is broken: {found:#?}");
+    }
+
     /// As [`Ledger::assert_kept`], and QoS 0 and 1 too have arrived exactly once.
     pub fn assert_kept_exactly(&self, arrivals: &[Arrival]) {
         let found = self.assert_kept(arrivals);
