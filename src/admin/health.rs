@@ -70,7 +70,7 @@ pub(super) async fn readyz(State(admin): State<Arc<Admin>>) -> Response<Body> {
         } else if backlog > 0 {
             let advice = format!(
                 "{backlog} deliveries wait for the connection {name}, which is no longer configured; \
-                 configure it again, or move them: tidings move --from {name} --to CONNECTION"
+                 they stay until it is configured again"
             );
             unconfigured.push(Unconfigured { name: name.to_string(), backlog, advice });
         }

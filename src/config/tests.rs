@@ -95,7 +95,7 @@ failure.mqt = { topic = "t", retain = "yes" }
     let expected = [
         r#"tidings.toml:2: store.path: expected a text in quotes that is not empty, found 3"#,
         r#"tidings.toml:3: store.retentoin: unknown key; did you mean `retention`?"#,
-        r#"tidings.toml:4: store.max_size: expected a size from "16MiB" to "16TiB", found "10 cows""#,
+        r#"tidings.toml:4: store.max_size: expected a size from "256MiB" to "16TiB", found "10 cows""#,
         r#"tidings.toml:7: http.listen: only loopback (127.0.0.1 or [::1]) can be listened on as long as there are no tokens, which are not available in this version: anyone who reaches the port could publish"#,
         r#"tidings.toml:9: connection.mqtt.driver: is required: write `driver = "mqtt"`"#,
         r#"tidings.toml:10: connection.mqtt.port: expected a whole number from 1 to 65535, found "x""#,
@@ -149,15 +149,15 @@ fn numbers_are_whole_and_within_their_bounds() {
 
 #[test]
 fn durations_and_sizes_are_within_their_bounds() {
-    let config = load_text("store.retention = '1h 30m'\nstore.max_size = 33554432\nretry.initial = '1s'\nhttp.max_report = '2MB'");
-    assert_eq!((config.store.retention_ms, config.store.max_size), (5_400_000, 33_554_432));
+    let config = load_text("store.retention = '1h 30m'\nstore.max_size = 335544320\nretry.initial = '1s'\nhttp.max_report = '2MB'");
+    assert_eq!((config.store.retention_ms, config.store.max_size), (5_400_000, 335_544_320));
     assert_eq!((config.retry.initial_ms, config.http.max_report), (1_000, 2_000_000));
     for line in [
         "retention = 7",
         "retention = '0s'",
         "retention = '7 dayz'",
         "retention = '11y'",
-        "max_size = '15MiB'",
+        "max_size = '255MiB'",
         "max_size = '17TiB'",
         "max_size = 1.5",
     ] {

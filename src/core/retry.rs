@@ -96,8 +96,8 @@ pub fn judge(policy: &RetryPolicy, reason: u8, attempts: u32, others_succeed: bo
 
 fn advice(reason: u8) -> &'static str {
     match reason {
-        code::NOT_AUTHORIZED => "let this user publish to the topic (the broker's access control), then requeue it",
-        _ => "look into the broker's log, then requeue it",
+        code::NOT_AUTHORIZED => "let this user publish to the topic (the broker's access control)",
+        _ => "look into the broker's log",
     }
 }
 

@@ -216,7 +216,7 @@ pub enum ReadError {
     #[error("event {0} is past the retention and no longer stored")]
     Gone(Seq),
     /// What is stored is not what was written.
-    #[error("the store is damaged at event {seq}: {what}. Stop the service and run `tidings fsck`")]
+    #[error("the store is damaged at event {seq}: {what}. Stop the service, copy the store away, then see the runbook")]
     Damaged {
         /// Where.
         seq: Seq,

@@ -252,8 +252,7 @@ fn acknowledgements_out_of_order_find_their_reports() {
         let Some(publish) = packet.publish() else { return vec![Act::Usual] };
         unanswered.push_front(publish.packet_id);
         // The last first; the number of reports is a multiple.
-        let acts = if unanswered.len() == 10 { unanswered.drain(..).map(Act::Ack).collect() } else { vec![] };
-        acts
+        if unanswered.len() == 10 { unanswered.drain(..).map(Act::Ack).collect() } else { vec![] }
     });
     let tidings = start(&broker, "protocol = \"5\"");
     let mut ledger = Ledger::default();

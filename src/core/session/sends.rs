@@ -85,7 +85,7 @@ impl Session {
         let Some(delivery) = self.queue.pop() else { return false };
         if delivery.size > maximum_packet_size {
             let message = format!(
-                "its packet of {} bytes is larger than the broker's Maximum Packet Size of {maximum_packet_size}; raise that, then requeue it",
+                "its packet of {} bytes is larger than the broker's Maximum Packet Size of {maximum_packet_size}; raise that at the broker",
                 delivery.size
             );
             self.dead(now, delivery, DeadReason { code: "too_large".into(), broker_code: None, message });

@@ -77,13 +77,18 @@ struct Listing {
     foreign: Option<String>,
 }
 
+/// Reports are nobody else's business: a folder that is made here can be entered by its owner only.
+fn create_private(store: &Path) -> std::io::Result<()> {
+    std::os::unix::fs::DirBuilderExt::mode(fs::DirBuilder::new().recursive(true), 0o700).create(store)
+}
+
 /// See [`SledLog::open`].
 pub(super) fn open(store: &Path, options: Options) -> Result<Opened, OpenError> {
     let at = At { store };
     if let Some(parent) = store.parent()
         && !store.exists()
     {
-        fs::create_dir_all(store)
+        create_private(store)
             .and_then(|()| durable::sync_folder(if parent == Path::new("") { Path::new(".") } else { parent }))
             .map_err(|error| at.io(error))?;
     }

@@ -50,3 +50,12 @@ fn a_copied_folder_is_seen_until_it_is_adopted() {
     fs::rename(sample.path(), &elsewhere).unwrap();
     assert!(!open(&elsewhere).is_copy);
 }
+
+#[test]
+fn a_new_store_can_be_entered_by_its_owner_only() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("deep/store");
+    drop(SledLog::open(&store, Options::default()).unwrap());
+    assert_eq!(std::fs::metadata(&store).unwrap().permissions().mode() & 0o777, 0o700);
+}
