@@ -24,7 +24,7 @@ use crate::core::session::Settings;
 use crate::core::types::LaneKey;
 use crate::delivery::board::Board;
 use crate::delivery::codec::Credentials;
-use crate::delivery::lane::{self, LaneConfig, Surroundings};
+use crate::delivery::lane::{self, LaneConfig, LaneError, Surroundings};
 use crate::ingest::accept::Ingest;
 use crate::ingest::http;
 use crate::ingest::lanes::{LaneDirectory, LaneSpan};
@@ -49,8 +49,11 @@ const CONNECT_TIMEOUT_MS: u64 = 10_000;
 /// From a packet to its acknowledgement, in milliseconds: long enough for a broker that writes to a slow disk.
 const ACK_TIMEOUT_MS: u64 = 30_000;
 
-/// A lane that panicked starts again after this: soon, but not in a busy loop.
-const AFTER_PANIC: Duration = Duration::from_secs(5);
+/// A lane that failed starts again after this, and after twice as long each time: soon, but not in a busy loop.
+const AFTER_FAILURE: Duration = Duration::from_secs(5);
+
+/// And after this at most.
+const AFTER_FAILURE_AT_MOST: Duration = Duration::from_secs(300);
 
 /// Why the service could not start.
 #[derive(Debug, thiserror::Error)]
@@ -140,21 +143,28 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     Ok(Running { address, log, board, metrics, stopping, drain, http, lanes: tasks, store: config.store.path })
 }
 
-/// Runs a lane, and again if it panics: a fault in one lane must not end in reports that wait for ever, and the log has all that it needs.
+/// Runs a lane, and again if it fails or panics: trouble in one lane must not end in reports that wait for ever, and the log has all that it
+/// needs. Only a log that has stopped ends it.
 async fn supervise(config: LaneConfig, around: Surroundings) {
     let config = Arc::new(config);
+    let mut wait = AFTER_FAILURE;
     loop {
         let (lane, around_it) = (Arc::clone(&config), around.clone());
-        match tokio::spawn(async move { lane::run(&lane, &around_it).await }).await {
-            // How it ended is logged, and on the board.
-            Ok(_) => return,
-            Err(error) if error.is_panic() => {
+        // Dropped with this task, it takes the lane with it.
+        let mut task = JoinSet::new();
+        task.spawn(async move { lane::run(&lane, &around_it).await });
+        match task.join_next().await {
+            Some(Ok(Ok(()) | Err(LaneError::Log(CommitError::Stopped | CommitError::Store(_))))) | None => return,
+            // It is logged, and on the board.
+            Some(Ok(Err(_))) => {}
+            Some(Err(error)) if error.is_panic() => {
                 let key = &config.settings.lane;
                 tracing::error!(lane = %key, "the lane panicked, which is a fault in Tidings: please report it; it starts again from the log");
-                tokio::time::sleep(AFTER_PANIC).await;
             }
-            Err(_) => return,
+            Some(Err(_)) => return,
         }
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(AFTER_FAILURE_AT_MOST);
     }
 }
 
@@ -245,12 +255,14 @@ fn lane_config(
     is_retired: bool,
 ) -> LaneConfig {
     let user = connection.user.clone().unwrap_or_default();
-    let store_id = log.store_id().to_string();
+    // Two connections may lead to the same broker, where a client id is one session.
+    let origin = format!("{} {}", log.store_id(), connection.name);
+    let origin = xxhash_rust::xxh3::xxh3_64(origin.as_bytes()) >> 32;
     let settings = Settings {
         lane: key,
-        // Eight digits of the store's id: with the default client id it stays within the 23 bytes that every broker has to take
+        // Eight digits for store and connection: with the default client id it stays within the 23 bytes that every broker has to take
         // (MQTT 5.0 §3.1.3.1).
-        client_id: format!("{}-{}", connection.client_id, &store_id[..8]),
+        client_id: format!("{}-{origin:08x}", connection.client_id),
         endpoint: format!("{}:{} {user}", connection.server, connection.port),
         protocol: match connection.protocol {
             ProtocolChoice::Auto => None,

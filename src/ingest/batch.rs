@@ -87,7 +87,8 @@ pub fn pieces(body: &Bytes, shape: Shape, max_report: usize) -> Result<Vec<Piece
 fn lines(body: &Bytes) -> impl Iterator<Item = Piece> {
     body.split(|byte| *byte == b'\n').enumerate().filter(|(_, line)| !line.trim_ascii().is_empty()).map(|(number, line)| {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
-        Piece { line: Some(number + 1), bytes: body.slice_ref(line) }
+        // A copy: what follows from one line must not keep the whole body in memory.
+        Piece { line: Some(number + 1), bytes: Bytes::copy_from_slice(line) }
     })
 }
 

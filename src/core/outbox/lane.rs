@@ -187,6 +187,15 @@ impl Lane {
         count
     }
 
+    /// Where a delivery is held: what the fold knows itself wins over what an event says, because who wrote that may not have heard yet that
+    /// it was carried forward.
+    pub(super) fn place_of(&self, delivery: &DeliveryRef) -> Seq {
+        let waiting = self.waiting.get(&delivery.send).map(|known| known.located);
+        let dead = self.dead.get(&delivery.send).map(|known| known.located);
+        let moved = self.moved.get(&delivery.send).map(|known| known.located);
+        waiting.or(dead).or(moved).unwrap_or(delivery.located)
+    }
+
     /// What stood before `first` is gone; from there on the lane's sends begin with `begin`.
     pub(super) fn forget_anchors_before(&mut self, first: Seq, begin: SendNo) {
         let mut gone = None;

@@ -230,18 +230,14 @@ impl Outbox {
             }
             Event::Refused { delivery, attempts, retry_at, sent_through, .. } => {
                 let (lane, _) = self.lane_mut(&delivery.lane).expect("checked: the lane exists");
+                let located = lane.place_of(delivery);
                 lane.settle(&Ranges::one(delivery.send.0));
-                let waiting = Waiting {
-                    id: delivery.id,
-                    located: delivery.located,
-                    attempts: *attempts,
-                    retry_at: *retry_at,
-                    sent_through: *sent_through,
-                };
+                let waiting = Waiting { id: delivery.id, located, attempts: *attempts, retry_at: *retry_at, sent_through: *sent_through };
                 lane.waiting.insert(delivery.send, waiting);
             }
             Event::Resent { delivery, .. } => {
                 let (lane, _) = self.lane_mut(&delivery.lane).expect("checked: the lane exists");
+                let located = lane.place_of(delivery);
                 let (attempts, sent_through) = match lane.waiting.remove(&delivery.send) {
                     Some(waiting) => (waiting.attempts, waiting.sent_through),
                     None => {
@@ -251,24 +247,26 @@ impl Outbox {
                     }
                 };
                 let send = lane.take_send();
-                let moved = Moved { id: delivery.id, located: delivery.located, attempts, is_resent: true, sent_through };
+                let moved = Moved { id: delivery.id, located, attempts, is_resent: true, sent_through };
                 lane.moved.insert(send, moved);
             }
             Event::DeadLettered { delivery, at, .. } => {
                 let (lane, totals) = self.lane_mut(&delivery.lane).expect("checked: the lane exists");
+                let located = lane.place_of(delivery);
                 if lane.waiting.remove(&delivery.send).is_none() {
                     lane.settle(&Ranges::one(delivery.send.0));
                 }
-                lane.dead.insert(delivery.send, Dead { id: delivery.id, located: delivery.located, at: *at });
+                lane.dead.insert(delivery.send, Dead { id: delivery.id, located, at: *at });
                 totals.pending -= 1;
                 totals.dead += 1;
             }
             Event::Requeued { delivery, at, .. } => {
                 let (lane, totals) = self.lane_mut(&delivery.lane).expect("checked: the lane exists");
+                let located = lane.place_of(delivery);
                 lane.dead.remove(&delivery.send);
                 let waiting = Waiting {
                     id: delivery.id,
-                    located: delivery.located,
+                    located,
                     attempts: 0,
                     retry_at: *at,
                     // What an operator requeues holds up nothing.
@@ -332,9 +330,14 @@ impl Outbox {
                 connection.lanes.extend((*first..first + count).map(|number| (number, Lane::default())));
             }
             Event::EpochBumped { .. } => {
-                for lane in self.connections.values_mut().flat_map(|connection| connection.lanes.values_mut()) {
-                    lane.epoch += 1;
-                    lane.endpoint.clear();
+                for connection in self.connections.values_mut() {
+                    for lane in connection.lanes.values_mut() {
+                        lane.epoch += 1;
+                        lane.endpoint.clear();
+                        // What the other session had acknowledged is published again in the next.
+                        connection.totals.possible_duplicates += lane.released.len() as u64;
+                        lane.released.clear();
+                    }
                 }
             }
             Event::Received { client, packet_id, .. } => {
@@ -452,6 +455,11 @@ impl Outbox {
             stragglers.extend(apart.map(|(send, id, located)| Straggler { lane: key.clone(), send, known: Some((id, located)) }));
         }
         stragglers
+    }
+
+    /// Where the oldest generation begins that has not been dropped.
+    pub fn oldest_generation(&self) -> Option<Seq> {
+        self.generations.front().map(|mark| mark.first)
     }
 
     /// The oldest generation has been dropped.

@@ -50,7 +50,7 @@ fn delivered(lane: u32, send: u64) -> Event {
 #[derive(Default)]
 struct Plain {
     /// lane, send → id and place; pending and found by counting.
-    pending: BTreeMap<(u32, u64), Seq>,
+    pending: BTreeMap<(u32, u64), (Seq, Seq)>,
     waiting: BTreeMap<(u32, u64), (Seq, Seq)>,
     dead: BTreeMap<(u32, u64), (Seq, Seq)>,
     resent: BTreeMap<(u32, u64), (Seq, Seq)>,
@@ -65,6 +65,11 @@ fn reference(lane: u32, send: u64, id: Seq, located: Seq) -> DeliveryRef {
     DeliveryRef { lane: key(lane), send: SendNo(send), id, located }
 }
 
+/// Where an event says that a delivery is: a lane that has not heard of a carrying still names the old place.
+fn said(id: Seq, located: Seq, choice: usize) -> Seq {
+    if choice.is_multiple_of(2) { id } else { located }
+}
+
 fn play(steps: &[(u8, u32, usize)]) -> (Outbox, Plain) {
     let mut outbox = with_lanes();
     let mut plain = Plain { generations: vec![Seq::FIRST], ..Plain::default() };
@@ -74,7 +79,7 @@ fn play(steps: &[(u8, u32, usize)]) -> (Outbox, Plain) {
             0..=4 => {
                 let send = outbox.next_send(&key(*lane)).0;
                 let seq = outbox.apply(&Event::Accepted(Box::new(accepted(*lane, at.0)))).unwrap();
-                plain.pending.insert((*lane, send), seq);
+                plain.pending.insert((*lane, send), (seq, seq));
             }
             5 | 6 => {
                 if let Some(((lane, send), _)) = pick(&plain.pending, *choice) {
@@ -83,18 +88,18 @@ fn play(steps: &[(u8, u32, usize)]) -> (Outbox, Plain) {
                 }
             }
             7 => {
-                if let Some(((lane, send), seq)) = pick(&plain.pending, *choice) {
-                    let delivery = reference(lane, send, seq, seq);
+                if let Some(((lane, send), (id, located))) = pick(&plain.pending, *choice) {
+                    let delivery = reference(lane, send, id, said(id, located, *choice));
                     let sent_through = SendNo(send);
                     outbox.apply(&Event::Refused { delivery, code: 0x87, attempts: 1, retry_at: at, sent_through, at }).unwrap();
                     plain.pending.remove(&(lane, send));
-                    plain.waiting.insert((lane, send), (seq, seq));
+                    plain.waiting.insert((lane, send), (id, located));
                 }
             }
             8 => {
                 if let Some(((lane, send), (id, located))) = pick(&plain.waiting, *choice) {
                     let next = outbox.next_send(&key(lane)).0;
-                    outbox.apply(&Event::Resent { delivery: reference(lane, send, id, located), at }).unwrap();
+                    outbox.apply(&Event::Resent { delivery: reference(lane, send, id, said(id, located, *choice)), at }).unwrap();
                     plain.waiting.remove(&(lane, send));
                     plain.resent.insert((lane, next), (id, located));
                 }
@@ -102,7 +107,7 @@ fn play(steps: &[(u8, u32, usize)]) -> (Outbox, Plain) {
             9 => {
                 if let Some(((lane, send), (id, located))) = pick(&plain.waiting, *choice) {
                     let reason = DeadReason { code: "refused".into(), broker_code: Some(0x87), message: String::new() };
-                    let delivery = reference(lane, send, id, located);
+                    let delivery = reference(lane, send, id, said(id, located, *choice));
                     outbox.apply(&Event::DeadLettered { delivery, reason, attempts: 2, at }).unwrap();
                     plain.waiting.remove(&(lane, send));
                     plain.dead.insert((lane, send), (id, located));
@@ -116,7 +121,9 @@ fn play(steps: &[(u8, u32, usize)]) -> (Outbox, Plain) {
             }
             11 => {
                 if let Some(((lane, send), (id, located))) = pick(&plain.dead, *choice) {
-                    outbox.apply(&Event::Requeued { delivery: reference(lane, send, id, located), by: "ops".into(), at }).unwrap();
+                    outbox
+                        .apply(&Event::Requeued { delivery: reference(lane, send, id, said(id, located, *choice)), by: "ops".into(), at })
+                        .unwrap();
                     plain.dead.remove(&(lane, send));
                     plain.waiting.insert((lane, send), (id, located));
                 }
@@ -140,14 +147,13 @@ fn retire(outbox: &mut Outbox, plain: &mut Plain) {
         let place = (straggler.lane.lane, straggler.send.0);
         let id = match straggler.known {
             Some((id, _)) => id,
-            None => plain.pending[&place],
+            None => plain.pending[&place].0,
         };
         let carried = Carried { id, send: straggler.send, accepted: accepted(place.0, 0), history: Vec::new() };
         let located = outbox.apply(&Event::Carried(Box::new(carried))).unwrap();
-        for held in [&mut plain.waiting, &mut plain.dead, &mut plain.resent] {
+        for held in [&mut plain.pending, &mut plain.waiting, &mut plain.dead, &mut plain.resent] {
             held.entry(place).and_modify(|held| held.1 = located);
         }
-        plain.pending.entry(place).and_modify(|seq| *seq = located);
     }
     assert_eq!(outbox.needed_in_oldest_generation(), Some(0), "nothing of it is needed once all is carried");
     outbox.drop_oldest_generation();
@@ -168,7 +174,7 @@ proptest! {
         let oldest = plain.generations[0];
         for (name, lane) in outbox.lanes() {
             let number = name.lane;
-            for ((_, send), place) in plain.pending.iter().filter(|((lane, _), _)| *lane == number) {
+            for ((_, send), (_, place)) in plain.pending.iter().filter(|((lane, _), _)| *lane == number) {
                 let send = SendNo(*send);
                 prop_assert!(lane.is_pending(send));
                 prop_assert!(*place >= oldest, "nothing that is pending was dropped");
@@ -228,12 +234,16 @@ fn a_request_is_recognised_within_its_window_and_not_after() {
 #[test]
 fn a_copied_store_gives_every_lane_another_epoch_and_no_session() {
     let mut outbox = with_lanes();
+    outbox.apply(&Event::Accepted(Box::new(accepted(0, 0)))).unwrap();
     let (lane, endpoint) = (key(0), "broker:1883".to_owned());
     let (protocol, repeated) = (Protocol::V5, Ranges::default());
     outbox.apply(&Event::SessionOpened { lane, epoch: 3, protocol, endpoint, doubt: 200, repeated, at: Millis(0) }).unwrap();
+    outbox.apply(&Event::Released { lane: key(0), sends: vec![SendNo(0)] }).unwrap();
     outbox.apply(&Event::EpochBumped { reason: "copied".into(), at: Millis(0) }).unwrap();
     let lane = outbox.lane(&key(0)).unwrap();
     assert_eq!((lane.epoch, lane.endpoint.as_str()), (4, ""));
+    assert!(lane.released().is_empty(), "the new session knows of no PUBREC");
+    assert_eq!(outbox.connections()[&key(0).connection].totals.possible_duplicates, 1);
 }
 
 #[test]

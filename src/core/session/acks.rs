@@ -1,6 +1,6 @@
 //! What the broker says, and what it means for the connection and for each send.
 
-use super::link::Link;
+use super::link::{Link, Plan};
 use super::packet::{Ack, Incoming, Output};
 use super::{Send, Session};
 use crate::core::event::Proof;
@@ -9,6 +9,9 @@ use crate::core::types::{Millis, Qos, SendNo};
 
 impl Session {
     pub(super) fn on_packet(&mut self, now: Millis, jitter: u32, packet: Incoming) {
+        if let Link::Confirming { up, .. } | Link::Resuming { up } | Link::Serving { up } = &mut self.link {
+            up.last_received = now;
+        }
         let outcome = match packet {
             Incoming::ConnAck { session_present, code: 0, limits, .. } => {
                 self.on_connack(now, jitter, session_present, limits);
@@ -17,7 +20,7 @@ impl Session {
             Incoming::ConnAck { code, reason, .. } => self.on_connection_refused(now, code, reason),
             Incoming::PubAck(ack) => self.on_puback(now, jitter, ack),
             Incoming::PubRec(ack) => self.on_pubrec(now, jitter, ack),
-            Incoming::PubComp(ack) => self.on_pubcomp(ack),
+            Incoming::PubComp(ack) => self.on_pubcomp(now, ack),
             Incoming::PingResp => {
                 if let Link::Confirming { up, .. } | Link::Resuming { up } | Link::Serving { up } = &mut self.link {
                     up.ping_sent = None;
@@ -102,8 +105,15 @@ impl Session {
         }
     }
 
-    pub(super) fn on_pubcomp(&mut self, ack: Ack) -> Result<(), String> {
+    pub(super) fn on_pubcomp(&mut self, now: Millis, ack: Ack) -> Result<(), String> {
         match self.find(ack.packet_id) {
+            Some((send, Qos::ExactlyOnce, Send::Releasing))
+                if ack.code == code::ID_NOT_FOUND && !self.in_flight.get(&send).is_some_and(|known| known.may_be_complete) =>
+            {
+                self.lose_session(now, "the broker does not know what it has acknowledged before");
+                self.reconnect_at_once(now, Plan::Decide, false);
+                Ok(())
+            }
             Some((send, Qos::ExactlyOnce, Send::Releasing)) => {
                 self.progress();
                 let proof = if ack.code == code::ID_NOT_FOUND { Proof::PubCompNotFound } else { Proof::PubComp };
@@ -122,14 +132,11 @@ impl Session {
         }
     }
 
-    pub(super) fn on_flushed(&mut self, _now: Millis) {
-        if !self.is_up() {
-            return;
-        }
-        let flushed: Vec<SendNo> =
-            self.in_flight.iter().filter(|(_, in_flight)| in_flight.delivery.qos == Qos::AtMostOnce).map(|(send, _)| *send).collect();
-        for send in flushed {
-            self.done(send, Proof::Flushed);
+    pub(super) fn on_flushed(&mut self, sends: Vec<SendNo>) {
+        for send in sends {
+            if self.in_flight.get(&send).is_some_and(|in_flight| in_flight.delivery.qos == Qos::AtMostOnce) {
+                self.done(send, Proof::Flushed);
+            }
         }
     }
 }

@@ -50,6 +50,7 @@ pub(super) struct Up {
     pub(super) maximum_packet_size: usize,
     pub(super) keepalive_ms: u64,
     pub(super) last_sent: Millis,
+    pub(super) last_received: Millis,
     pub(super) ping_sent: Option<Millis>,
     /// Something was acknowledged on this connection.
     pub(super) has_progressed: bool,
@@ -74,7 +75,7 @@ impl Session {
                 Some(sent) if now.since(sent) >= up.ping_timeout_ms() => {
                     Some(format!("the broker did not answer PINGREQ within {} ms", up.ping_timeout_ms()))
                 }
-                None if now.since(up.last_sent) >= up.keepalive_ms => {
+                None if now.since(up.last_sent.min(up.last_received)) >= up.keepalive_ms => {
                     up.ping_sent = Some(now);
                     up.last_sent = now;
                     self.out.push_back(Output::Send(Outgoing::PingReq));
@@ -103,7 +104,8 @@ impl Session {
     pub(super) fn on_opened(&mut self, now: Millis) {
         let Link::Opening { since, plan } = self.link else { return };
         let plan = match plan {
-            Plan::Decide if !self.in_flight.is_empty() => Plan::Resume,
+            // Until its outcome is durable a restart takes a delivery for one in flight, and needs the session that it was done in.
+            Plan::Decide if !self.in_flight.is_empty() || !self.finishing.is_empty() => Plan::Resume,
             // On MQTT 5 a session ends with its DISCONNECT; on 3.1.1 it is still there.
             Plan::Decide if self.protocol == Protocol::V311 => Plan::Purge,
             Plan::Decide => Plan::Fresh { is_purged: false },
@@ -166,6 +168,7 @@ impl Session {
             maximum_packet_size: limits.maximum_packet_size.map_or(usize::MAX, |size| size as usize),
             keepalive_ms: u64::from(limits.keepalive_s.unwrap_or(self.settings.keepalive_s).max(1)) * 1_000,
             last_sent: now,
+            last_received: now,
             ping_sent: None,
             has_progressed: false,
         }
@@ -232,7 +235,7 @@ impl Session {
             }
             self.send(now, Outgoing::Publish { send, packet_id: Some(send.packet_id()), dup: true });
         }
-        if self.in_flight.is_empty() {
+        if self.in_flight.is_empty() && self.finishing.is_empty() {
             self.resume_deaths = 0;
             self.reconnect_at_once(now, Plan::Decide, true);
         }
@@ -288,7 +291,7 @@ impl Session {
                 // At most once: what did not leave was not sent. What left is done by then.
                 Send::Sent if in_flight.delivery.qos == Qos::AtMostOnce => unsent.push(*send),
                 Send::Sent => in_flight.state = Send::InDoubt,
-                Send::Releasing => in_flight.state = Send::Releasable,
+                Send::Releasing => (in_flight.state, in_flight.may_be_complete) = (Send::Releasable, true),
                 Send::InDoubt | Send::Recording | Send::Releasable => {}
             }
         }
@@ -301,7 +304,9 @@ impl Session {
         self.queue.give_back(unsent);
         if was_greeting {
             self.silent_closes += 1;
-            if self.settings.protocol.is_none() && self.in_flight.is_empty() && self.silent_closes >= SILENT_CLOSES {
+            let has_spoken_5 = self.opened.1 == Some(Protocol::V5) && self.opened.2 == self.settings.endpoint;
+            // A broker that has spoken MQTT 5 has not unlearnt it: something between here and there closes connections.
+            if self.settings.protocol.is_none() && self.in_flight.is_empty() && !has_spoken_5 && self.silent_closes >= SILENT_CLOSES {
                 self.fall_back();
             }
         }
@@ -338,7 +343,8 @@ impl Up {
     pub(super) fn next_timer(&self) -> Millis {
         match self.ping_sent {
             Some(sent) => sent.plus(self.ping_timeout_ms()),
-            None => self.last_sent.plus(self.keepalive_ms),
+            // Also where only QoS 0 is sent, which a dead connection swallows without a word.
+            None => self.last_sent.min(self.last_received).plus(self.keepalive_ms),
         }
     }
 }

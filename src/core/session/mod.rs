@@ -69,6 +69,9 @@ use super::types::{Millis, Protocol, Qos, SendNo};
 /// A lane stops reading ahead when so many deliveries are waiting or parked: bounds its memory. Then it blocks until the oldest retry.
 const HELD_LIMIT: usize = 1_024;
 
+/// And when these have so many bytes.
+const HELD_BYTES: usize = 16 << 20;
+
 /// A lane stops reading ahead when it has so many bytes ready to be sent: with reports of the largest size its memory stays bounded.
 const READY_BYTES: usize = 4 << 20;
 
@@ -119,6 +122,8 @@ struct InFlight {
     delivery: Delivery,
     state: Send,
     at: Millis,
+    /// A PUBREL may have left for it on an earlier connection: only then can the broker have completed it already.
+    may_be_complete: bool,
 }
 
 /// See the diagram "A send".
@@ -190,6 +195,10 @@ impl Session {
             settings,
         };
         session.load(start, same_session);
+        if session.settings.protocol.is_none() && session.in_flight.is_empty() {
+            // Nothing holds it to the protocol of before: MQTT 5 is tried first again.
+            session.protocol = Protocol::V5;
+        }
         session
     }
 
@@ -237,7 +246,8 @@ impl Session {
             let state = if released.contains(&delivery.send) { Send::Releasable } else { Send::InDoubt };
             collides |= self.ids.insert(delivery.send.packet_id(), delivery.send).is_some();
             self.count_topic(&delivery);
-            self.in_flight.insert(delivery.send, InFlight { delivery, state, at: Millis(0) });
+            let may_be_complete = state == Send::Releasable;
+            self.in_flight.insert(delivery.send, InFlight { delivery, state, at: Millis(0), may_be_complete });
         }
         self.releases = start.released.into_iter().filter(|send| self.in_flight.contains_key(send)).collect();
         if had_session && !same_session {
@@ -254,7 +264,7 @@ impl Session {
             Input::Opened => self.on_opened(now),
             Input::Closed { reason } => self.on_closed(now, jitter, reason),
             Input::Received(packet) => self.on_packet(now, jitter, packet),
-            Input::Flushed => self.on_flushed(now),
+            Input::Flushed(sends) => self.on_flushed(sends),
             Input::Committed { resent } => self.on_committed(now, resent),
             Input::Offer(deliveries) => deliveries.into_iter().for_each(|delivery| self.queue.offer(delivery)),
             Input::OfferWaiting { delivery, retry_at } => self.queue.requeue(delivery, retry_at),
@@ -288,7 +298,11 @@ impl Session {
 
     /// How many fresh deliveries are wanted: enough that the window never waits for the disk.
     pub fn wants(&self) -> usize {
-        if self.is_draining || self.queue.held() >= HELD_LIMIT || self.queue.ready_bytes() >= READY_BYTES {
+        if self.is_draining
+            || self.queue.held() >= HELD_LIMIT
+            || self.queue.held_bytes() >= HELD_BYTES
+            || self.queue.ready_bytes() >= READY_BYTES
+        {
             return 0;
         }
         (self.settings.doubt() as usize).saturating_sub(self.queue.ready())

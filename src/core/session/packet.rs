@@ -136,8 +136,8 @@ pub enum Input {
     },
     /// A packet arrived.
     Received(Incoming),
-    /// All that was sent so far has left for the network.
-    Flushed,
+    /// These sends of QoS 0 have left for the network.
+    Flushed(Vec<SendNo>),
     /// The oldest append that was asked for is durable.
     Committed {
         /// The new send numbers of the `Resent` events in it, in order.

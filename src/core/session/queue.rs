@@ -10,7 +10,8 @@
 //! ```
 //!
 //! A topic is held up from a refusal until the outcome of its last resent delivery is durable. While it is, what comes fresh for it is
-//! parked. One refused delivery of a topic is sent again at a time, the oldest first; what was parked follows when all of them are done.
+//! parked. Refused deliveries of a topic are sent again in their order, as far as their time has come; what was parked follows when all
+//! of them are done.
 //! Both get new numbers by `Resent`, so that the numbers of fresh sends stay in order and the log alone tells what may be on the wire.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -128,10 +129,11 @@ impl Queue {
         let mut due = Vec::new();
         for topic in self.topics.values_mut().filter(|topic| topic.under_way == 0) {
             let before = due.len();
-            match topic.waiting.first_entry() {
-                Some(oldest) if oldest.get().1 <= now => due.push(oldest.remove().0),
-                Some(_) => {}
-                None => due.extend(topic.parked.drain(..)),
+            while let Some(oldest) = topic.waiting.first_entry().filter(|oldest| oldest.get().1 <= now) {
+                due.push(oldest.remove().0);
+            }
+            if topic.waiting.is_empty() && due.len() == before {
+                due.extend(topic.parked.drain(..));
             }
             topic.under_way = due.len() - before;
         }
@@ -207,6 +209,15 @@ impl Queue {
     /// How many are waiting or parked.
     pub fn held(&self) -> usize {
         self.held
+    }
+
+    /// The size of what is waiting or parked, in bytes.
+    pub fn held_bytes(&self) -> usize {
+        let sizes = |topic: &HeldUp| {
+            let waiting = topic.waiting.values().map(|(delivery, _)| delivery.size).sum::<usize>();
+            waiting + topic.parked.iter().map(|delivery| delivery.size).sum::<usize>()
+        };
+        self.topics.values().map(sizes).sum()
     }
 
     /// How many wait for a retry.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::link::{Link, Plan};
 use super::packet::{Delivery, Note, Outgoing, Output};
-use super::{End, Finishing, InFlight, Send, Session};
+use super::{End, Finishing, HELD_LIMIT, InFlight, Send, Session};
 use crate::core::event::{DeadReason, DeliveryRef, Event, Proof};
 use crate::core::retry::{self, Verdict};
 use crate::core::types::{Millis, Qos, SendNo};
@@ -14,6 +14,9 @@ const IN_FLIGHT_BYTES: usize = 8 << 20;
 
 impl Session {
     pub(super) fn pump(&mut self, now: Millis) {
+        if now >= self.paused_until {
+            self.paused_until = Millis(0);
+        }
         match self.link {
             Link::Resuming { .. } => {
                 self.renumber_due(now);
@@ -21,9 +24,6 @@ impl Session {
             }
             Link::Serving { .. } => {
                 self.renumber_due(now);
-                if now >= self.paused_until {
-                    self.paused_until = Millis(0);
-                }
                 if !self.is_draining {
                     while self.send_next(now) {}
                 } else if self.in_flight.is_empty() && self.finishing.is_empty() && self.appends.is_empty() && self.record.is_empty() {
@@ -98,7 +98,7 @@ impl Session {
         self.ids.insert(packet_id, send);
         self.count_topic(&delivery);
         let packet_id = (delivery.qos != Qos::AtMostOnce).then_some(packet_id);
-        self.in_flight.insert(send, InFlight { delivery, state: Send::Sent, at: now });
+        self.in_flight.insert(send, InFlight { delivery, state: Send::Sent, at: now, may_be_complete: false });
         // Also what is sent again after a lost session is new to this one: DUP is about one session's packets (MQTT 5.0 §3.3.1.1).
         self.send(now, Outgoing::Publish { send, packet_id, dup: false });
         true
@@ -154,7 +154,9 @@ impl Session {
         let delivery = in_flight.delivery;
         self.uncount_topic(&delivery);
         self.ids.remove(&send.packet_id());
-        let others_succeed = self.refused_at.get(&delivery.id).is_some_and(|successes| self.successes > *successes);
+        // Where so much waits behind refusals that nothing else is read any more, nobody else can succeed: then the refused ones are charged.
+        let others_succeed =
+            self.queue.held() >= HELD_LIMIT || self.refused_at.get(&delivery.id).is_some_and(|successes| self.successes > *successes);
         self.refused_at.insert(delivery.id, self.successes);
         let (retry_at, attempts) = match retry::judge(&self.settings.retry, reason_code, delivery.attempts, others_succeed, now, jitter) {
             Verdict::Dead(mut verdict) => {

@@ -14,7 +14,6 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
@@ -30,6 +29,9 @@ use crate::core::types::{LaneKey, Millis, Protocol, SendNo, Seq};
 use crate::log::ReadError;
 use crate::log::committer::{Appended, CommitError, Committed, LogHandle, Progress, Ticket, now};
 use crate::metrics::Metrics;
+
+/// A lane whose reading was overtaken starts anew after this: by then what is carried stands in its new place.
+const ANEW: Duration = Duration::from_millis(200);
 
 /// What a lane is made of.
 pub struct LaneConfig {
@@ -100,10 +102,13 @@ async fn drive(config: &LaneConfig, around: &Surroundings) -> Result<(), LaneErr
         return Ok(());
     }
     loop {
-        let mut lane = Lane::start(config, around).await?;
-        match lane.work().await {
+        let outcome = match Lane::start(config, around).await {
+            Ok(mut lane) => lane.work().await,
+            Err(error) => Err(error),
+        };
+        match outcome {
             // What was to be read next has been carried forward meanwhile: start anew from what the log says now.
-            Err(LaneError::Read(ReadError::Gone(_))) => continue,
+            Err(LaneError::Read(ReadError::Gone(_))) => tokio::time::sleep(ANEW).await,
             other => return other,
         }
     }
@@ -137,6 +142,7 @@ enum Event {
     Written,
     Committed(Result<Committed<Appended>, CommitError>),
     Read(Box<Feed>, Result<Piece, ReadError>),
+    FeedLost,
     LogGrew,
     Drain,
     Tick,
@@ -259,10 +265,7 @@ impl<'a> Lane<'a> {
                 if let Err(error) = stream.set_nodelay(true) {
                     tracing::debug!(lane = %self.key, %error, "TCP_NODELAY could not be set");
                 }
-                let (reader, writer) = stream.into_split();
-                let (arrived, outgoing) = (BytesMut::with_capacity(8 << 10), BytesMut::with_capacity(64 << 10));
-                let socket = Socket { reader, writer, arrived, outgoing, stuck_since: None, is_flush_due: false };
-                self.connection = Connection::Open(Box::new(socket));
+                self.connection = Connection::Open(Box::new(Socket::new(stream)));
                 self.give(Input::Opened).await
             }
             Event::Closed(reason) => {
@@ -276,6 +279,7 @@ impl<'a> Lane<'a> {
                 self.committed(result?).await
             }
             Event::Read(feed, piece) => self.take_piece(feed, piece).await,
+            Event::FeedLost => Err(LaneError::Internal("reading the log panicked".into())),
             Event::LogGrew => {
                 if let Reading::Here { is_at_end, not_before, .. } = &mut self.feed {
                     (*is_at_end, *not_before) = (false, None);

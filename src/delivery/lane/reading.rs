@@ -69,7 +69,7 @@ pub(super) async fn reading(feed: &mut Reading, progress: &mut watch::Receiver<P
     match feed {
         Reading::Away(reading) => match reading.await {
             Ok((feed, piece)) => return Event::Read(feed, piece),
-            Err(error) => tracing::error!(%error, "reading the log panicked"),
+            Err(_) => return Event::FeedLost,
         },
         Reading::Here { not_before: Some(at), .. } => {
             tokio::time::sleep_until(*at).await;

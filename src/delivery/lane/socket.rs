@@ -1,6 +1,7 @@
 //! The socket of a lane: bytes out and in. Reading and writing go on side by side, so that a broker which stops reading while it writes
 //! can't hang both.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 use super::{Event, Lane, LaneError};
 use crate::core::session::{Input, Outgoing};
-use crate::core::types::Protocol;
+use crate::core::types::{Protocol, SendNo};
 use crate::delivery::codec::{self, Connect};
 use crate::delivery::feed::Payload;
 use crate::log::committer::Committed;
@@ -38,14 +39,35 @@ pub(super) struct Socket {
     pub(super) outgoing: BytesMut,
     /// Since when the broker has taken nothing of what is to be written.
     pub(super) stuck_since: Option<tokio::time::Instant>,
-    /// Something was written since the session was told of a flush.
-    pub(super) is_flush_due: bool,
+    /// So many bytes were ever to be written, and so many were.
+    queued: u64,
+    written: u64,
+    /// QoS 0: where each PUBLISH that has not left yet ends. What the broker may have is never sent again.
+    qos_0: VecDeque<(SendNo, u64)>,
+}
+
+impl Socket {
+    pub(super) fn new(stream: TcpStream) -> Self {
+        let (reader, writer) = stream.into_split();
+        Socket {
+            reader,
+            writer,
+            arrived: BytesMut::with_capacity(8 << 10),
+            outgoing: BytesMut::with_capacity(64 << 10),
+            stuck_since: None,
+            queued: 0,
+            written: 0,
+            qos_0: VecDeque::new(),
+        }
+    }
 }
 
 impl Lane<'_> {
     pub(super) fn write(&mut self, packet: Outgoing) -> Result<(), LaneError> {
         let Connection::Open(socket) = &mut self.connection else { return Ok(()) };
         let out = &mut socket.outgoing;
+        let before = out.len();
+        let mut qos_0 = None;
         match packet {
             Outgoing::Connect { protocol, client_id, clean, session_expiry_s, keepalive_s } => {
                 self.protocol = protocol;
@@ -55,6 +77,7 @@ impl Lane<'_> {
             Outgoing::Publish { send, packet_id, dup } => {
                 let payload = self.payloads.get(&send).ok_or_else(|| LaneError::Internal(format!("send {send} has no payload")))?;
                 write_publish(self.protocol, payload, packet_id, dup, out)?;
+                qos_0 = packet_id.is_none().then_some(send);
             }
             Outgoing::PubRel { send, packet_id } => {
                 let permit = self.permits.get(&send).ok_or_else(|| LaneError::Internal(format!("send {send} is not released")))?;
@@ -63,7 +86,8 @@ impl Lane<'_> {
             Outgoing::PingReq => codec::write_pingreq(out),
             Outgoing::Disconnect { end_session } => codec::write_disconnect(self.protocol, end_session, out),
         }
-        socket.is_flush_due = true;
+        socket.queued += (socket.outgoing.len() - before) as u64;
+        socket.qos_0.extend(qos_0.map(|send| (send, socket.queued)));
         socket.stuck_since.get_or_insert_with(tokio::time::Instant::now);
         Ok(())
     }
@@ -84,10 +108,17 @@ impl Lane<'_> {
 
     pub(super) async fn flushed(&mut self) -> Result<(), LaneError> {
         let Connection::Open(socket) = &mut self.connection else { return Ok(()) };
-        if !socket.outgoing.is_empty() || !std::mem::take(&mut socket.is_flush_due) {
-            return Ok(());
+        let mut sends = Vec::new();
+        while let Some((send, end)) = socket.qos_0.front().copied()
+            && end <= socket.written
+        {
+            socket.qos_0.pop_front();
+            sends.push(send);
         }
-        self.give(Input::Flushed).await
+        match sends.is_empty() {
+            true => Ok(()),
+            false => self.give(Input::Flushed(sends)).await,
+        }
     }
 
     /// Writes what is left, for a moment at most, and closes: DISCONNECT should arrive, but nothing depends on it.
@@ -115,7 +146,7 @@ pub(super) async fn network(connection: &mut Connection) -> Event {
             Err(error) => Event::Closed(format!("the broker can't be reached: {error}")),
         },
         Connection::Open(socket) => {
-            let Socket { reader, writer, arrived, outgoing, stuck_since, .. } = socket.as_mut();
+            let Socket { reader, writer, arrived, outgoing, stuck_since, written, .. } = socket.as_mut();
             let is_writing = !outgoing.is_empty();
             let stuck = stuck_since.unwrap_or_else(tokio::time::Instant::now) + WRITE_TIMEOUT;
             tokio::select! {
@@ -124,8 +155,9 @@ pub(super) async fn network(connection: &mut Connection) -> Event {
                     Ok(_) => Event::Arrived,
                     Err(error) => Event::Closed(format!("the connection was lost: {error}")),
                 },
-                written = writer.write_buf(outgoing), if is_writing => match written {
-                    Ok(_) => {
+                wrote = writer.write_buf(outgoing), if is_writing => match wrote {
+                    Ok(bytes) => {
+                        *written += bytes as u64;
                         *stuck_since = (!outgoing.is_empty()).then(tokio::time::Instant::now);
                         Event::Written
                     }

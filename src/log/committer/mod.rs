@@ -87,6 +87,7 @@ pub fn start(log: Box<dyn EventLog>, outbox: Outbox, limits: Limits, metrics: Ar
         runtime: tokio::runtime::Handle::current(),
         own: handle.commands.downgrade(),
         is_carrying: false,
+        carry_again: None,
         reader: Arc::clone(&handle.reader),
     };
     committer.publish_progress();
@@ -109,6 +110,8 @@ struct Committer {
     runtime: tokio::runtime::Handle,
     own: mpsc::WeakSender<Command>,
     is_carrying: bool,
+    /// Not before this time is carrying tried again.
+    carry_again: Option<Instant>,
     reader: Arc<dyn LogReader>,
 }
 
@@ -169,7 +172,9 @@ impl Committer {
         self.commit(batch);
         for command in after {
             match command {
-                Command::Ask(question) => question(&self.outbox),
+                // After a failure the outbox may be ahead of the disk: nothing is proven by it.
+                Command::Ask(question) if self.log.is_some() => question(&self.outbox),
+                Command::Ask(_) => {}
                 Command::CarriedForward => self.is_carrying = false,
                 Command::AdoptCopy(reply) => {
                     let result = self.with_log(|log, _| log.adopt_copy());
@@ -223,7 +228,11 @@ impl Committer {
                 note_send(&mut batch.sends, &self.outbox, &delivery.lane);
                 resent.push(self.outbox.next_send(&delivery.lane));
             }
-            self.outbox.apply(event).expect("checked just now, and events of one request do not contradict each other");
+            if let Err(error) = self.outbox.apply(event) {
+                // The events of one request contradict each other. The outbox is ahead of the disk now, so only a restart makes it whole.
+                self.fail(&format!("a fault in Tidings: {error}"));
+                return self.refuse(append, error.into());
+            }
         }
         batch.bytes += append.bytes;
         batch.waiters.push((append.reply, Appended::New { first, last: Seq(self.outbox.next().0 - 1), resent }));

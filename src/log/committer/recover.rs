@@ -54,6 +54,12 @@ pub fn recover(opened: &Opened) -> Result<Outbox, RecoverError> {
             outbox.apply(event).map_err(|error| RecoverError::Fold { seq, error })?;
         }
     }
+    // That a generation was dropped is no event: the log itself knows best what it still has.
+    if let Some(lowest) = opened.log.generations().first() {
+        while outbox.oldest_generation().is_some_and(|first| first < lowest.first) {
+            outbox.drop_oldest_generation();
+        }
+    }
     Ok(outbox)
 }
 

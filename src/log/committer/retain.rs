@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
 use super::handle::{Append, Command, size_of_event};
-use super::{Committer, now};
+use super::{Committer, FREE_SPACE_FLOOR, now};
 use crate::core::event::{Accepted, Carried, Event};
 use crate::core::outbox::Straggler;
 use crate::core::types::{LaneKey, SendNo, Seq};
@@ -18,6 +19,9 @@ const CARRY_AT_MOST: u64 = 4_096;
 /// A generation that is being written is replaced to free space only if it takes so many bytes: less is not worth it, and what was carried
 /// out of it just before must not be carried again and again.
 const WORTH_ROLLING: u64 = 32 << 20;
+
+/// After one try to carry, so long nothing is tried again: what is too much now will hardly be little in a second.
+const CARRY_AGAIN: Duration = Duration::from_secs(if cfg!(test) { 0 } else { 30 });
 
 /// What is carried is appended in pieces of so many bytes: no commit of others waits long behind one.
 const PIECE_BYTES: usize = 1 << 20;
@@ -37,6 +41,10 @@ impl Committer {
         if !is_past && !is_tight {
             return;
         }
+        if self.outbox.oldest_generation() != Some(oldest.first) {
+            tracing::error!(generation = %oldest.first, "log and outbox disagree about the oldest generation, a fault in Tidings; nothing is deleted");
+            return;
+        }
         match self.outbox.needed_in_oldest_generation() {
             Some(0) => {
                 let first = oldest.first;
@@ -50,7 +58,12 @@ impl Committer {
                     }
                 }
             }
-            Some(count) if count <= CARRY_AT_MOST && !self.is_carrying => self.start_carrying(),
+            Some(count) if count <= CARRY_AT_MOST && !self.is_carrying && self.carry_again.is_none_or(|at| at <= Instant::now()) => {
+                // What is carried is written once more: it has to be little beside what is freed, and fit.
+                let room = log.space().free.saturating_sub(FREE_SPACE_FLOOR / 2);
+                self.carry_again = Some(Instant::now() + CARRY_AGAIN);
+                self.start_carrying((oldest.bytes / 2).min(room));
+            }
             Some(_) | None => {}
         }
     }
@@ -68,18 +81,31 @@ impl Committer {
         }
     }
 
-    /// Reads the stragglers on a thread of its own, so that commits go on, and appends copies of them.
-    fn start_carrying(&mut self) {
+    /// Reads the stragglers on a thread of its own, so that commits go on, and appends copies of them, if these have at most `limit` bytes.
+    fn start_carrying(&mut self, limit: u64) {
         let (stragglers, reader) = (self.outbox.stragglers(), Arc::clone(&self.reader));
         let anchors: BTreeMap<LaneKey, Option<Seq>> =
             self.outbox.lanes().map(|(key, lane)| (key, lane.anchor_for(lane.cursor()))).collect();
         let Some(commands) = self.own.upgrade() else { return };
         let carry = move || {
+            let mut weight = 0;
+            let weighed = visit_stragglers(reader.as_ref(), &stragglers, &anchors, &mut |carried| {
+                weight += size_of_event(&Event::Carried(Box::new(carried))) as u64;
+                weight <= limit
+            });
             let mut carrier = Carrier { commands: &commands, events: Vec::new(), bytes: 0 };
-            match carry_stragglers(reader.as_ref(), &stragglers, &anchors, &mut carrier) {
-                Ok(()) => carrier.append(),
+            let carried = match weighed {
+                Ok(()) if weight <= limit => {
+                    visit_stragglers(reader.as_ref(), &stragglers, &anchors, &mut |carried| carrier.carry(carried))
+                }
+                other => other,
+            };
+            match carried {
+                Ok(()) => {
+                    carrier.append();
+                }
                 Err(error) => tracing::warn!(%error, "stragglers could not be carried forward; their generation stays"),
-            }
+            };
             // The committer is gone: nothing to tell.
             let _ = commands.blocking_send(Command::CarriedForward);
         };
@@ -95,34 +121,33 @@ struct Carrier<'a> {
 }
 
 impl Carrier<'_> {
-    fn carry(&mut self, carried: Carried) {
+    /// False if there is nobody to append to any more.
+    fn carry(&mut self, carried: Carried) -> bool {
         let event = Event::Carried(Box::new(carried));
         self.bytes += size_of_event(&event);
         self.events.push(event);
-        if self.bytes >= PIECE_BYTES {
-            self.append();
-        }
+        self.bytes < PIECE_BYTES || self.append()
     }
 
-    fn append(&mut self) {
+    fn append(&mut self) -> bool {
         let (events, bytes) = (std::mem::take(&mut self.events), std::mem::take(&mut self.bytes));
-        if !events.is_empty() {
-            let (reply, answer) = oneshot::channel();
-            let append = Append { events, bytes, is_accept: false, reply, place: None };
-            // One piece at a time: what waits for the disk stays bounded. If the committer is gone, nothing is carried.
-            if self.commands.blocking_send(Command::Append(append)).is_ok() {
-                let _ = answer.blocking_recv();
-            }
+        if events.is_empty() {
+            return true;
         }
+        let (reply, answer) = oneshot::channel();
+        let append = Append { events, bytes, is_accept: false, reply, place: None };
+        // One piece at a time: what waits for the disk stays bounded.
+        self.commands.blocking_send(Command::Append(append)).is_ok() && matches!(answer.blocking_recv(), Ok(Ok(_)))
     }
 }
 
-/// Finds what is to be carried: reads the sends that are found by counting, and looks up the others.
-fn carry_stragglers(
+/// Finds what is to be carried, one by one, until `visit` says no: looks up what is held apart, and reads the sends that are found by
+/// counting.
+fn visit_stragglers(
     reader: &dyn LogReader,
     stragglers: &[Straggler],
     anchors: &BTreeMap<LaneKey, Option<Seq>>,
-    carrier: &mut Carrier<'_>,
+    visit: &mut dyn FnMut(Carried) -> bool,
 ) -> Result<(), ReadError> {
     let mut wanted: BTreeMap<&LaneKey, Vec<SendNo>> = BTreeMap::new();
     for straggler in stragglers {
@@ -134,7 +159,9 @@ fn carry_stragglers(
                     Some(Event::Carried(carried)) => (carried.accepted.clone(), carried.history.clone()),
                     _ => return Err(ReadError::Damaged { seq: located, what: "a delivery should be here".into() }),
                 };
-                carrier.carry(Carried { id, send: straggler.send, accepted, history });
+                if !visit(Carried { id, send: straggler.send, accepted, history }) {
+                    return Ok(());
+                }
             }
             None => wanted.entry(&straggler.lane).or_default().push(straggler.send),
         }
@@ -147,7 +174,10 @@ fn carry_stragglers(
             let page = reader.page(at)?.ok_or(ReadError::Damaged { seq: at, what: format!("send {wanted} of lane {lane} is missing") })?;
             for (send, seq, accepted) in sends_of(&page, lane) {
                 if sends.next_if_eq(&send).is_some() {
-                    carrier.carry(Carried { id: seq, send, accepted: accepted.clone(), history: Vec::new() });
+                    let carried = Carried { id: seq, send, accepted: accepted.clone(), history: Vec::new() };
+                    if !visit(carried) {
+                        return Ok(());
+                    }
                 }
             }
             at = page.last().next();

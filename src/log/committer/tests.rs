@@ -183,3 +183,38 @@ async fn history_makes_room_before_reports_are_refused() {
     let pending = log.ask(|outbox| outbox.lane(&lane()).map(|lane| lane.pending())).await.unwrap().into_inner();
     assert_eq!(pending, Some(1), "what is not delivered stays");
 }
+
+#[tokio::test]
+async fn a_kill_after_a_generation_was_dropped_leaves_the_next_ones_alone() {
+    let disk = Disk::new(1 << 20);
+    let mut log = MemoryLog::open(&disk).unwrap().log;
+    let mut outbox = Outbox::new();
+    let put = |log: &mut Box<dyn EventLog>, outbox: &mut Outbox, event: Event| {
+        let before = outbox.next_send(&lane());
+        outbox.apply(&event).unwrap();
+        log.append(&[event], &|_| before).unwrap()
+    };
+    let roll = |log: &mut Box<dyn EventLog>, outbox: &mut Outbox| {
+        outbox.begin_generation();
+        log.begin_generation(&encode_checkpoint(outbox)).unwrap();
+    };
+    let connection = lane().connection;
+    put(&mut log, &mut outbox, Event::LanesChanged { connection, first: 0, count: 1, purpose: LanePurpose::Fresh, at: Millis(0) });
+    put(&mut log, &mut outbox, accepted(1, None));
+    put(&mut log, &mut outbox, delivered(0, 0));
+    roll(&mut log, &mut outbox);
+    let needed = put(&mut log, &mut outbox, accepted(2, None));
+    roll(&mut log, &mut outbox);
+    put(&mut log, &mut outbox, accepted(3, None));
+    // That a generation was dropped is not in the checkpoint that the next start begins with.
+    log.drop_oldest_generation().unwrap();
+    drop(log);
+    let again = open(&disk);
+    tokio::time::sleep(TICK * 3).await;
+    let lane = again.ask(|outbox| outbox.lane(&lane()).cloned()).await.unwrap().into_inner().expect("the lane is there");
+    assert_eq!(lane.pending(), 2);
+    let anchor = lane.anchor_for(lane.cursor()).expect("it has pending deliveries");
+    assert!(again.page(anchor).is_ok(), "what is pending is found by reading from {anchor}");
+    let is_there = again.page(needed).is_ok() || lane.moved().contains_key(&SendNo(1));
+    assert!(is_there, "what is pending was not deleted");
+}

@@ -250,7 +250,12 @@ fn existing(at: &At<'_>, lock: File, listing: Listing, identity: Identity, is_co
     let file = File::open(folder.join("db")).map_err(|error| at.io(error))?;
     let shown = match closed {
         Some(head) => Shown { last: testimony.last, newest: head.newest, stored: head.stored, checkpoint_end: None },
-        None => check_shown(at, &database, &file, &testimony, tag)?,
+        None => {
+            let shown = check_shown(at, &database, &file, &testimony, tag)?;
+            // A commit that was killed before its sync counts from now on, so it has to stay.
+            file.sync_data().map_err(|error| at.io(format!("syncing what was found: {error}")))?;
+            shown
+        }
     };
     let checkpoint = read_checkpoint(at, &database, &shown, testimony.generation, tag)?;
     if last_stop == LastStop::Clean && checkpoint.as_ref().map(|checkpoint| checkpoint.next) != Some(shown.last.next()) {

@@ -6,6 +6,7 @@
 //!                                                 └─ Dropped: Gone
 //! ```
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -135,22 +136,27 @@ impl Shared {
                 self.decode(seq, &parts).map_err(damaged)
             }
             State::Sealed => {
-                let parts = self.sealed(&generation).and_then(|file| file.parts(seq).map_err(|error| error.to_string()));
-                self.decode(seq, &parts.map_err(damaged)?).map_err(damaged)
+                // What the system can't do now it may do later; what is missing stays missing.
+                let failed = |error: io::Error| match error.kind() {
+                    io::ErrorKind::UnexpectedEof | io::ErrorKind::NotFound | io::ErrorKind::InvalidData => damaged(error.to_string()),
+                    _ => ReadError::Io(format!("{error} ({})", generation.folder.display())),
+                };
+                let parts = self.sealed(&generation).and_then(|file| file.parts(seq)).map_err(failed)?;
+                self.decode(seq, &parts).map_err(damaged)
             }
             State::Dropped => Err(ReadError::Gone(seq)),
             State::Unreadable(what) => Err(ReadError::Io(what.clone())),
         }
     }
 
-    fn sealed(&self, generation: &Generation) -> Result<Arc<SealedFile>, String> {
+    fn sealed(&self, generation: &Generation) -> io::Result<Arc<SealedFile>> {
         let mut open = lock(&self.sealed);
         if let Some(at) = open.iter().position(|entry| entry.0 == generation.first) {
             let entry = open.remove(at);
             open.push(entry);
         } else {
-            let file = SealedFile::open(&generation.folder, self.tag).map_err(|error| error.to_string())?;
-            let file = file.ok_or("its file `seal` is not what was written")?;
+            let file = SealedFile::open(&generation.folder, self.tag)?;
+            let file = file.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "its file `seal` is not what was written"))?;
             open.push((generation.first, Arc::new(file)));
             if open.len() > OPEN_SEALED {
                 open.remove(0);
