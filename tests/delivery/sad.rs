@@ -214,7 +214,8 @@ fn falls_back(acts: Vec<Act>) {
     assert_eq!(tidings.stop(), Some(0));
     tidings.run();
     wait_until("it connects again", || tidings.status("mqtt")["lanes"][0]["state"] == "connected");
-    assert_eq!(broker.count(is_5), asked, "the log knows what this broker speaks");
+    assert!(broker.count(is_5) > asked, "the broker may have learnt MQTT 5 meanwhile");
+    assert_eq!(tidings.status("mqtt")["lanes"][0]["protocol"], "3.1.1");
 }
 
 #[test]

@@ -237,7 +237,8 @@ impl Session {
         }
         if self.in_flight.is_empty() && self.finishing.is_empty() {
             self.resume_deaths = 0;
-            self.reconnect_at_once(now, Plan::Decide, true);
+            // At a stop the session stays, so that the next start finds what it will ask for.
+            self.reconnect_at_once(now, Plan::Decide, !self.is_draining);
         }
     }
 
