@@ -72,6 +72,9 @@ const HELD_LIMIT: usize = 1_024;
 /// And when these have so many bytes.
 const HELD_BYTES: usize = 16 << 20;
 
+/// So many bytes may be without a durable outcome at once, or one delivery: bounds what a restart has to load before it can connect.
+const DOUBT_BYTES: usize = if cfg!(test) { 60 } else { 16 << 20 };
+
 /// A lane stops reading ahead when it has so many bytes ready to be sent: with reports of the largest size its memory stays bounded.
 const READY_BYTES: usize = 4 << 20;
 
@@ -144,6 +147,7 @@ enum Send {
 #[derive(Debug)]
 struct Finishing {
     topic: Arc<str>,
+    size: usize,
     is_resent: bool,
     end: End,
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::link::{Link, Plan};
 use super::packet::{Delivery, Note, Outgoing, Output};
-use super::{End, Finishing, HELD_LIMIT, InFlight, Send, Session};
+use super::{DOUBT_BYTES, End, Finishing, HELD_LIMIT, InFlight, Send, Session};
 use crate::core::event::{DeadReason, DeliveryRef, Event, Proof};
 use crate::core::retry::{self, Verdict};
 use crate::core::types::{Millis, Qos, SendNo};
@@ -67,7 +67,9 @@ impl Session {
         }
         let is_window_full = next.qos != Qos::AtMostOnce && in_window >= window;
         let is_too_much = bytes > 0 && bytes + next.size > IN_FLIGHT_BYTES;
-        if is_window_full || is_too_much || self.undurable() >= self.settings.doubt() as usize {
+        let (undurable, undurable_bytes) = self.undurable();
+        let is_doubt_full = undurable >= self.settings.doubt() as usize || (undurable > 0 && undurable_bytes + next.size > DOUBT_BYTES);
+        if is_window_full || is_too_much || is_doubt_full {
             return false;
         }
         // Until a refusal is durable, a restart would not know what it holds up, and take that for what may be on the wire.
@@ -104,10 +106,12 @@ impl Session {
         true
     }
 
-    /// Sends that a restart would not find as released or done.
-    pub(super) fn undurable(&self) -> usize {
-        let in_flight = self.in_flight.values().filter(|send| !matches!(send.state, Send::Releasable | Send::Releasing)).count();
-        in_flight + self.finishing.values().filter(|finishing| finishing.end != End::DoneReleased).count()
+    /// Sends that a restart would not find as released or done: how many, and of how many bytes.
+    pub(super) fn undurable(&self) -> (usize, usize) {
+        let in_flight = self.in_flight.values().filter(|send| !matches!(send.state, Send::Releasable | Send::Releasing));
+        let finishing = self.finishing.values().filter(|finishing| finishing.end != End::DoneReleased);
+        let sizes = in_flight.map(|send| send.delivery.size).chain(finishing.map(|finishing| finishing.size));
+        sizes.fold((0, 0), |(count, bytes), size| (count + 1, bytes + size))
     }
 
     pub(super) fn release(&mut self, now: Millis, send: SendNo) {
@@ -146,7 +150,10 @@ impl Session {
             self.queue.resent_done(&delivery.topic);
         }
         self.record.settled.push(delivery.send);
-        self.finishing.insert(delivery.send, Finishing { topic: Arc::clone(&delivery.topic), is_resent: delivery.is_resent, end });
+        self.finishing.insert(
+            delivery.send,
+            Finishing { topic: Arc::clone(&delivery.topic), size: delivery.size, is_resent: delivery.is_resent, end },
+        );
     }
 
     pub(super) fn refused(&mut self, now: Millis, jitter: u32, send: SendNo, reason_code: u8, reason: Option<String>) {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::DOUBT_BYTES;
 use super::packet::Delivery;
 use super::queue::HOLDS_NOTHING_UP;
 use crate::core::retry::RetryPolicy;
@@ -64,7 +65,7 @@ pub struct Start {
 }
 
 impl Start {
-    /// Whether `fresh` holds everything that may be on the wire: `doubt` deliveries besides those that are released and those that have
+    /// Whether `fresh` holds everything that may be on the wire: `doubt` deliveries, or as many bytes as may be in doubt, besides those that are released and those that have
     /// to wait behind a refused one of their topic. `waiting` and `resent` must be there before.
     pub fn is_complete(&self) -> bool {
         let waiting = self.waiting.iter().map(|(delivery, _, through)| (&delivery.topic, *through));
@@ -79,7 +80,10 @@ impl Start {
             !is_held_up && !self.released.contains(&delivery.send)
         };
         let last_released = self.released.iter().max();
-        self.fresh.iter().filter(may_be_sent).count() >= self.doubt as usize
+        let (count, bytes) =
+            self.fresh.iter().filter(may_be_sent).fold((0, 0), |(count, bytes), delivery| (count + 1, bytes + delivery.size));
+        // Twice the bytes: how large a packet is said to be may change a little from release to release.
+        (count >= self.doubt as usize || bytes > 2 * DOUBT_BYTES)
             && last_released.is_none_or(|last| self.fresh.last().is_some_and(|fresh| fresh.send >= *last))
     }
 }
