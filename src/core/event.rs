@@ -264,6 +264,32 @@ pub struct Accepted {
     pub replay_of: Option<Seq>,
 }
 
+#[cfg(test)]
+impl Accepted {
+    /// A delivery with a lane, a topic and a time, and nothing else, for tests to fill in.
+    pub fn plain(lane: LaneKey, topic: impl Into<String>, qos: Qos, at: Millis) -> Self {
+        Accepted {
+            at,
+            source: Source::Http,
+            user: String::new(),
+            tenant: String::new(),
+            pipeline: String::new(),
+            action: String::new(),
+            project: String::new(),
+            change: String::new(),
+            lane,
+            topic: topic.into(),
+            qos,
+            retain: false,
+            expiry_s: None,
+            properties: Properties::default(),
+            payload: Bytes::new(),
+            dedupe: None,
+            replay_of: None,
+        }
+    }
+}
+
 /// The way by which a report came in: the `source` label of metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Source {

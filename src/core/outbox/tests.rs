@@ -1,10 +1,9 @@
 //! Tests of the fold: the books balance, what is pending is found again, and nothing that does not fit is folded.
 
-use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
-use crate::core::event::{Accepted, Carried, DeadReason, Dedupe, DeliveryRef, Properties, Source};
+use crate::core::event::{Accepted, Carried, DeadReason, Dedupe, DeliveryRef};
 use crate::core::types::{Millis, Protocol, Qos};
 
 const LANES: u32 = 2;
@@ -14,25 +13,7 @@ fn key(lane: u32) -> LaneKey {
 }
 
 fn accepted(lane: u32, at: u64) -> Accepted {
-    Accepted {
-        at: Millis(at),
-        source: Source::Http,
-        user: String::new(),
-        tenant: String::new(),
-        pipeline: String::new(),
-        action: String::new(),
-        project: String::new(),
-        change: String::new(),
-        lane: key(lane),
-        topic: "t".into(),
-        qos: Qos::AtLeastOnce,
-        retain: false,
-        expiry_s: None,
-        properties: Properties::default(),
-        payload: Bytes::new(),
-        dedupe: None,
-        replay_of: None,
-    }
+    Accepted::plain(key(lane), "t", Qos::AtLeastOnce, Millis(at))
 }
 
 fn with_lanes() -> Outbox {

@@ -5,11 +5,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
-use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
-use crate::core::event::{Accepted, Event, LanePurpose, Properties, Source};
+use crate::core::event::{Accepted, Event, LanePurpose};
 use crate::core::outbox::Outbox;
 use crate::core::retry::{RetryPolicy, code};
 use crate::core::types::{ConnectionName, LaneKey, Protocol, Seq};
@@ -116,25 +115,8 @@ fn accepted(number: u64, random: &mut Random) -> Event {
     let topic = random.below(TOPICS);
     // Mostly one QoS a topic, as in life; sometimes it changes.
     let level = if random.chance(10) { random.below(3) } else { (topic + 1) % 3 };
-    Event::Accepted(Box::new(Accepted {
-        at: Millis(number),
-        source: Source::Http,
-        user: String::new(),
-        tenant: String::new(),
-        pipeline: String::new(),
-        action: String::new(),
-        project: String::new(),
-        change: String::new(),
-        lane: lane_key(),
-        topic: format!("topic/{topic}"),
-        qos: Qos::try_from(level).unwrap(),
-        retain: false,
-        expiry_s: None,
-        properties: Properties::default(),
-        payload: Bytes::new(),
-        dedupe: None,
-        replay_of: None,
-    }))
+    let qos = Qos::try_from(level).unwrap();
+    Event::Accepted(Box::new(Accepted::plain(lane_key(), format!("topic/{topic}"), qos, Millis(number))))
 }
 
 /// The lane's part of a log: what a start reads, done the plain way.

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::*;
-use crate::core::event::{Accepted, LanePurpose, Proof, Properties, Source};
+use crate::core::event::{Accepted, LanePurpose, Proof};
 use crate::core::ranges::Ranges;
 use crate::core::types::{ConnectionName, Qos};
 use crate::log::memory_log::{Disk, MemoryLog};
@@ -15,25 +15,8 @@ fn lane() -> LaneKey {
 }
 
 fn accepted(number: u64, dedupe: Option<Dedupe>) -> Event {
-    Event::Accepted(Box::new(Accepted {
-        at: Millis(number),
-        source: Source::Http,
-        user: String::new(),
-        tenant: String::new(),
-        pipeline: String::new(),
-        action: String::new(),
-        project: String::new(),
-        change: String::new(),
-        lane: lane(),
-        topic: format!("topic/{}", number % 3),
-        qos: Qos::AtLeastOnce,
-        retain: false,
-        expiry_s: None,
-        properties: Properties::default(),
-        payload: Bytes::from(format!("report {number}")),
-        dedupe,
-        replay_of: None,
-    }))
+    let plain = Accepted::plain(lane(), format!("topic/{}", number % 3), Qos::AtLeastOnce, Millis(number));
+    Event::Accepted(Box::new(Accepted { payload: Bytes::from(format!("report {number}")), dedupe, ..plain }))
 }
 
 fn keyed(key: u128, body: u64) -> Vec<Event> {
