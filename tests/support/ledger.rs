@@ -1,6 +1,6 @@
 //! The books that are kept outside: what was accepted, what arrived, and whether the one followed from the other as promised.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::tidings::{Client, Tidings};
 
@@ -77,6 +77,13 @@ impl Ledger {
                 payload: payload.to_vec(),
             });
         }
+    }
+
+    /// Topics of which the broker has refused a report, as the service has logged it.
+    pub fn topics_with_refused(&self, tidings: &Tidings) -> HashSet<String> {
+        let refused = tidings.logged("the broker refused a report");
+        let ids: HashSet<u64> = refused.iter().map(|line| line["delivery"].as_str().unwrap().parse().unwrap()).collect();
+        self.accepted.iter().filter(|known| ids.contains(&known.id)).map(|known| known.topic.clone()).collect()
     }
 
     pub fn is_complete(&self, arrivals: &[Arrival]) -> bool {
