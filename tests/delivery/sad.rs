@@ -307,7 +307,8 @@ fn garbage_breaks_the_connection_and_nothing_else() {
         let tidings = start(&broker, "protocol = \"5\"");
         let ledger = post_mix(&tidings);
         assert_delivered(&tidings, &broker, &ledger);
-        assert!(broker.connects().len() > 2, "resumed, and clean again: {:?}", broker.connects());
+        // Where everything was acknowledged by then there is nothing to resume, and one more connection is enough.
+        assert!(broker.connects().len() >= 2, "it broke, and connected again: {:?}", broker.connects());
     }
 }
 
