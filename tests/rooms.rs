@@ -17,8 +17,9 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("log", &["core", "metrics", "migrations"]),
     // What the log takes as one event is a limit of requests, too: refused at the door it costs one request, and inside the service.
     ("ingest", &["core", "metrics", "server", LOG_HANDLE, LOG_PAGE, LOG_READ_ERROR, "log::codec::MAX_EVENT"]),
-    // A password is a `Secret` up to the byte that is written to the broker.
-    ("delivery", &["core", "metrics", "config::Secret", LOG_HANDLE, LOG_PAGE, LOG_READ_ERROR]),
+    // A password is a `Secret` up to the byte that is written to the broker; what is encrypted how is checked at load and done at each
+    // connect by one function.
+    ("delivery", &["core", "metrics", "config::Secret", "config::TlsConfig", LOG_HANDLE, LOG_PAGE, LOG_READ_ERROR]),
     // The board is what lanes publish for whoever shows it.
     ("admin", &["core", "metrics", "server", "delivery::board", LOG_HANDLE]),
     ("app", &["core", "metrics", "server", "config", "log", "ingest", "delivery", "admin"]),
@@ -43,6 +44,10 @@ const USED_IN: &[(&str, &[&str])] = &[
     ("ureq", &["cli"]),
     ("clap", &["cli", "telemetry"]),
     ("toml", &["config"]),
+    // Contexts are made where keys are checked; streams where they are used.
+    ("openssl", &["config", "delivery"]),
+    ("tokio_openssl", &["delivery"]),
+    ("tokio_tungstenite", &["delivery"]),
     ("sd_notify", &["cli"]),
     ("tracing_subscriber", &["telemetry"]),
 ];

@@ -107,7 +107,7 @@ fn lane_config(
         // Eight digits for store and connection: with the default client id it stays within the 23 bytes that every broker has to take
         // (MQTT 5.0 §3.1.3.1).
         client_id: format!("{}-{origin:08x}", connection.client_id),
-        endpoint: format!("{}:{} {user}", connection.server, connection.port),
+        endpoint: format!("{} {user}", connection.servers[0]),
         protocol: match connection.protocol {
             ProtocolChoice::Auto => None,
             ProtocolChoice::Only(protocol) => Some(protocol),
@@ -122,8 +122,8 @@ fn lane_config(
     };
     LaneConfig {
         settings,
-        server: connection.server.clone(),
-        port: connection.port,
+        servers: connection.servers.clone(),
+        tls: connection.tls.clone(),
         credentials: Credentials { user: connection.user.clone(), password: connection.password.clone() },
         after,
         is_retired,

@@ -9,7 +9,8 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::{Value, json};
 
-use crate::config::{self, Config, ConfigErrors, ConnectionConfig, format_duration, format_size};
+use crate::config::{self, Config, ConfigErrors, ConnectionConfig, Identity, TlsConfig, format_duration, format_size};
+use crate::core::address::Address;
 use crate::core::route::{PipelineRoutes, Reporter};
 
 /// Exit code for a configuration that can't be used.
@@ -77,15 +78,13 @@ fn notes(config: &Config) -> Vec<String> {
         if !reporters.into_iter().any(|reporter| reporter.connection == connection.name) {
             notes.push(format!("connection {name}: no reporter uses it"));
         }
-        if connection.password.is_some() && !is_loopback(&connection.server) {
-            notes.push(format!("connection {name}: the password goes to {} unencrypted", connection.server));
+        let is_exposed = |address: &&Address| connection.tls.is_none() && !address.is_local();
+        if let Some(address) = connection.servers.iter().find(is_exposed).filter(|_| connection.password.is_some()) {
+            let broker = address.host().unwrap_or_default();
+            notes.push(format!("connection {name}: the password goes to {broker} unencrypted"));
         }
     }
     notes
-}
-
-fn is_loopback(server: &str) -> bool {
-    server == "localhost" || server.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 fn as_text(config: &Config) -> String {
@@ -118,12 +117,19 @@ fn write_text(text: &mut String, config: &Config) -> std::fmt::Result {
 }
 
 fn write_connection(text: &mut String, connection: &ConnectionConfig) -> std::fmt::Result {
-    let ConnectionConfig { name, server, port, keepalive_s, user, password, client_id, protocol, workers, window, window_3_1_1 } =
+    let ConnectionConfig { name, servers, tls, keepalive_s, user, password, client_id, protocol, workers, window, window_3_1_1 } =
         connection;
     writeln!(text, "\nconnection {name}")?;
-    let address = if server.contains(':') { format!("[{server}]:{port}") } else { format!("{server}:{port}") };
+    let address = servers.iter().map(Address::written).collect::<Vec<_>>().join(" or ");
     let protocol = if protocol.name() == "auto" { "MQTT 5 or 3.1.1".to_owned() } else { format!("MQTT {}", protocol.name()) };
     writeln!(text, "  broker    {address}, {protocol}, keepalive {keepalive_s}s")?;
+    if let Some(TlsConfig { ca_certs, identity, ciphers }) = tls {
+        write!(text, "  tls       issued by {}", ca_certs.display())?;
+        if let Some(Identity { certfile, keyfile }) = identity {
+            write!(text, ", as {} with {}", certfile.display(), keyfile.display())?;
+        }
+        writeln!(text, "{}", ciphers.as_ref().map(|ciphers| format!(", TLS 1.2 with {ciphers}")).unwrap_or_default())?;
+    }
     match (user, password) {
         (None, _) => writeln!(text, "  user      none; client ids {client_id}-…")?,
         (Some(user), None) => writeln!(text, "  user      {user}, no password; client ids {client_id}-…")?,
@@ -159,11 +165,16 @@ fn write_pipeline(text: &mut String, entry: &PipelineRoutes) -> std::fmt::Result
 /// With the names and units of the configuration file, so that it can be compared with one.
 fn as_json(config: &Config) -> Value {
     let connection = |connection: &ConnectionConfig| {
-        json!({
+        let tls = connection.tls.as_ref();
+        let identity = tls.and_then(|tls| tls.identity.as_ref());
+        let mut shown = json!({
             "name": connection.name,
             "driver": "mqtt",
-            "server": connection.server,
-            "port": connection.port,
+            "servers": connection.servers.iter().map(Address::written).collect::<Value>(),
+            "ca_certs": tls.map(|tls| &tls.ca_certs),
+            "certfile": identity.map(|identity| &identity.certfile),
+            "keyfile": identity.map(|identity| &identity.keyfile),
+            "ciphers": tls.and_then(|tls| tls.ciphers.as_ref()),
             "keepalive": connection.keepalive_s,
             "user": connection.user,
             "password": connection.password.as_ref().map(ToString::to_string),
@@ -172,7 +183,11 @@ fn as_json(config: &Config) -> Value {
             "workers": connection.workers,
             "window": connection.window,
             "window_3_1_1": connection.window_3_1_1,
-        })
+        });
+        if let [Address::Tcp { host, port }] = &connection.servers[..] {
+            (shown["server"], shown["port"]) = (json!(host), json!(port));
+        }
+        shown
     };
     let (store, http, retry) = (&config.store, &config.http, &config.retry);
     json!({

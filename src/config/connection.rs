@@ -1,11 +1,12 @@
 //! `[connection.NAME]`: the brokers. The keys are those of Zuul's MQTT connection, and some more.
 
-use std::net::Ipv6Addr;
 use std::ops::RangeInclusive;
 use std::path::Path;
 
 use super::raw::{Item, Table};
-use super::{ConnectionConfig, ProtocolChoice, Secret, read_bounded};
+use super::reach::{At, Reach};
+use super::{ConnectionConfig, ProtocolChoice, Secret, TlsConfig, read_bounded};
+use crate::core::address::Address;
 use crate::core::types::Protocol;
 
 /// 0 would let the system choose, which makes no sense for a server's port.
@@ -47,9 +48,7 @@ fn connection(name: &str, mut table: Table<'_>, environment: &dyn Fn(&str) -> Op
         None => table.missing("driver", "is required: write `driver = \"mqtt\"`"),
         Some(driver) => _ = driver.read("\"mqtt\"", |driver| (driver.as_text()? == "mqtt").then_some(())),
     }
-    refuse_tls(&mut table);
-    table.not_yet("servers", "a list of brokers");
-    let server = table.take("server").and_then(|item| server(&item));
+    let (servers, tls) = reach(&mut table);
     let user = table.take("user");
     let password = password(&mut table, environment);
     if let Some(password) = &password
@@ -77,7 +76,6 @@ fn connection(name: &str, mut table: Table<'_>, environment: &dyn Fn(&str) -> Op
         Some("3.1.1") => Some(ProtocolChoice::Only(Protocol::V311)),
         _ => None,
     });
-    let port = table.whole("port", PORT, default.port);
     let keepalive_s = table.whole("keepalive", KEEPALIVE_S, default.keepalive_s);
     let workers = table.whole("workers", WORKERS, default.workers);
     let window = table.whole("window", WINDOW, default.window);
@@ -85,8 +83,8 @@ fn connection(name: &str, mut table: Table<'_>, environment: &dyn Fn(&str) -> Op
     table.finish();
     ConnectionConfig {
         name: default.name,
-        server: server.unwrap_or(default.server),
-        port,
+        servers,
+        tls,
         keepalive_s,
         user,
         password: password.and_then(|password| password.secret),
@@ -98,35 +96,42 @@ fn connection(name: &str, mut table: Table<'_>, environment: &dyn Fn(&str) -> Op
     }
 }
 
-/// TLS is asked for by these four, and connecting without it all the same would send reports and passwords in the clear.
-/// Zuul's own rules for them hold already: what a later version would refuse is named now.
-fn refuse_tls(table: &mut Table<'_>) {
-    let given = ["ca_certs", "certfile", "keyfile", "ciphers"].map(|key| (key, table.not_yet(key, "TLS")));
-    let [(_, ca_certs), (_, certfile), (_, keyfile), _] = given;
-    for (one, line, other, missing) in [("certfile", certfile, "keyfile", keyfile), ("keyfile", keyfile, "certfile", certfile)] {
-        if line.is_some() && missing.is_none() {
-            table.mistake(one, line, format_args!("`certfile` and `keyfile` come together: `{other}` is missing"));
+/// The keys that say how the broker is reached, each with its place.
+fn reach(table: &mut Table<'_>) -> (Vec<Address>, Option<TlsConfig>) {
+    let mut lines: Vec<(&'static str, usize)> = Vec::new();
+    let mut take = |table: &mut Table<'_>, key: &'static str| {
+        let item = table.take(key)?;
+        lines.push((key, item.line()));
+        item.text()
+    };
+    let server = take(table, "server");
+    let ca_certs = take(table, "ca_certs");
+    let certfile = take(table, "certfile");
+    let keyfile = take(table, "keyfile");
+    let ciphers = take(table, "ciphers");
+    let port = table.field("port", None, port_expected(), |item| {
+        let port = item.as_whole().filter(|port| PORT.contains(port))?;
+        Some(u16::try_from(port).ok())
+    });
+    lines.extend(port.line.map(|line| ("port", line)));
+    let list = table.take("servers");
+    lines.extend(list.as_ref().map(|list| ("servers", list.line())));
+    let list = list.and_then(|list| {
+        list.read("a list such as [\"a:1883\", \"b:1883\"]", |list| list.is_list().then_some(())).map(|()| list.entries())
+    });
+    let servers = list.as_ref().map(|list| list.iter().map(Item::text).collect());
+    let given = Reach { server, port: port.value, servers, ca_certs, certfile, keyfile, ciphers };
+    given.check(&mut |at, message| match at {
+        At::Server(index) => list.iter().flatten().nth(index).into_iter().for_each(|item| item.mistake(&message)),
+        At::Key(key) => {
+            let line = lines.iter().find(|(known, _)| *known == key).map(|(_, line)| *line);
+            table.mistake(key, line, message);
         }
-    }
-    for (key, line) in given.into_iter().filter(|(_, line)| line.is_some() && ca_certs.is_none()) {
-        table.mistake(key, line, "needs `ca_certs`");
-    }
+    })
 }
 
-/// A host name or an address, and nothing else.
-fn server(item: &Item<'_>) -> Option<String> {
-    let server = item.text()?;
-    let bare = server.trim_start_matches('[').trim_end_matches(']');
-    if server.contains("://") {
-        item.mistake("expected a host name or an address without a scheme such as `mqtt://`");
-    } else if bare != server {
-        item.mistake("expected an address without brackets");
-    } else if server.contains(':') && server.parse::<Ipv6Addr>().is_err() {
-        item.mistake("expected a host name or an address alone: the port stands under `port`");
-    } else if server.len() > 253 || server.chars().any(|c| c.is_whitespace() || c.is_control() || c == '/') {
-        item.mistake("expected a host name or an address");
-    }
-    Some(server)
+fn port_expected() -> String {
+    format!("a whole number from {} to {}", PORT.start(), PORT.end())
 }
 
 /// A password as it was given.

@@ -19,7 +19,9 @@ mod connection;
 mod mistake;
 mod pipeline;
 mod raw;
+mod reach;
 mod secret;
+mod tls;
 mod units;
 
 #[cfg(test)]
@@ -33,8 +35,10 @@ use thiserror::Error;
 
 pub use mistake::{ConfigErrors, Mistake};
 pub use secret::Secret;
+pub use tls::{Identity, TlsConfig, TlsFault, TlsFaults};
 pub use units::{format_duration, format_size};
 
+use crate::core::address::{Address, DEFAULT_PORT};
 use crate::core::route::Routes;
 use crate::core::types::{ConnectionName, Protocol};
 
@@ -88,10 +92,10 @@ pub struct HttpConfig {
 pub struct ConnectionConfig {
     /// Its name in reporters, metrics and the store.
     pub name: ConnectionName,
-    /// The broker's host name or address.
-    pub server: String,
-    /// The broker's port.
-    pub port: u16,
+    /// The brokers in order of preference; at least one.
+    pub servers: Vec<Address>,
+    /// How they are reached over TLS; none for the clear.
+    pub tls: Option<TlsConfig>,
     /// The longest silence on the wire, in seconds.
     pub keepalive_s: u16,
     /// The user to authenticate as.
@@ -164,8 +168,8 @@ impl ConnectionConfig {
     pub fn named(name: &str) -> Self {
         ConnectionConfig {
             name: name.into(),
-            server: "localhost".to_owned(),
-            port: 1883,
+            servers: vec![Address::tcp("localhost", DEFAULT_PORT)],
+            tls: None,
             keepalive_s: 60,
             user: None,
             password: None,

@@ -105,6 +105,10 @@ impl<'f> Item<'f> {
         self.value.is_table()
     }
 
+    pub(super) fn is_list(&self) -> bool {
+        self.value.is_array()
+    }
+
     /// The text, which may not be empty.
     pub(super) fn text(&self) -> Option<String> {
         let text = self.as_text().filter(|text| !text.is_empty());
@@ -138,6 +142,11 @@ impl<'f> Item<'f> {
         if !self.value.is_array() {
             self.unexpected(format_args!("`[[{}]]`", self.key));
         }
+        self.entries().into_iter().filter_map(Item::table).collect()
+    }
+
+    /// The entries of a list; none if it is something else.
+    pub(super) fn entries(self) -> Vec<Item<'f>> {
         let DeValue::Array(list) = self.value else { return Vec::new() };
         let items = list.into_iter().enumerate().map(|(index, value)| Item {
             file: self.file,
@@ -145,7 +154,7 @@ impl<'f> Item<'f> {
             line: self.file.line_of(value.span().start),
             value: value.into_inner(),
         });
-        items.filter_map(Item::table).collect()
+        items.collect()
     }
 }
 

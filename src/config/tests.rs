@@ -1,4 +1,6 @@
+use super::tls::tests::certificates::{Authority, LOCAL};
 use super::*;
+use crate::core::address::Address;
 use crate::core::report::Report;
 use crate::core::route::Action;
 use crate::core::types::Qos;
@@ -35,7 +37,8 @@ fn an_empty_file_means_the_defaults_that_are_documented() {
     assert_eq!(config.retry, RetryConfig { initial_ms: 500, max_ms: 60_000, attempts: 10 });
     assert!(config.connections.is_empty() && config.routes.entries().is_empty());
     let [connection] = &load_text("connection.mqtt.driver = 'mqtt'").connections[..] else { panic!("one connection") };
-    assert_eq!((connection.server.as_str(), connection.port, connection.keepalive_s), ("localhost", 1883, 60));
+    assert_eq!((&connection.servers[..], connection.tls.as_ref()), (&[Address::tcp("localhost", 1883)][..], None));
+    assert_eq!(connection.keepalive_s, 60);
     assert_eq!((connection.user.as_ref(), connection.password.as_ref(), connection.client_id.as_str()), (None, None, "tidings"));
     assert_eq!((connection.protocol, connection.workers, connection.window, connection.window_3_1_1), (ProtocolChoice::Auto, 4, 100, 20));
 }
@@ -55,7 +58,12 @@ fn the_example_loads_as_it_is_and_with_everything_uncommented() {
     let password = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(&password, "secret\n").unwrap();
     let everything = example.lines().map(uncomment).collect::<Vec<_>>().join("\n");
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::new("authority");
+    authority.write(&folder.path().join("ca.pem"));
+    authority.issue(&LOCAL).write(folder.path(), "client");
     let everything = everything.replace("/etc/tidings/mqtt.password", password.path().to_str().unwrap());
+    let everything = everything.replace("/etc/tidings/tls", folder.path().to_str().unwrap());
     let config = from_str_with(&everything, "tidings.toml", &|name| (name == "MQTT_PASSWORD").then(|| "x".to_owned()))
         .unwrap_or_else(|errors| panic!("{errors}"));
     assert_eq!(config.connections.len(), 2);
@@ -67,7 +75,8 @@ fn the_example_loads_as_it_is_and_with_everything_uncommented() {
     assert_eq!((config.store, config.http, config.retry), (StoreConfig::default(), HttpConfig::default(), RetryConfig::default()));
     let mqtt = config.connections.into_iter().find(|connection| connection.name.as_str() == "mqtt").unwrap();
     assert!(mqtt.user.is_some() && mqtt.password == Some(Secret::new("secret")));
-    assert_eq!(ConnectionConfig { user: None, password: None, ..mqtt }, ConnectionConfig::named("mqtt"));
+    assert!(mqtt.tls.as_ref().is_some_and(|tls| tls.identity.is_some() && tls.ciphers.is_some()));
+    assert_eq!(ConnectionConfig { user: None, password: None, tls: None, ..mqtt }, ConnectionConfig::named("mqtt"));
 }
 
 #[test]
@@ -178,14 +187,9 @@ fn what_can_not_both_be_is_named() {
 
 #[test]
 fn what_a_later_version_will_do_is_refused_and_not_ignored() {
-    for (section, line) in [
-        ("connection.m", "ca_certs = '/etc/ssl/ca.pem'"),
-        ("connection.m", "servers = ['a:1883']"),
-        ("http", "tokens = []"),
-        ("http", "certfile = 'x'"),
-        ("store", "backend = 'jetstream'"),
-        ("store", "replicas = 3"),
-    ] {
+    for (section, line) in
+        [("http", "tokens = []"), ("http", "certfile = 'x'"), ("store", "backend = 'jetstream'"), ("store", "replicas = 3")]
+    {
         let found = mistake_in(section, line);
         assert!(found.contains("is not available in this version"), "{found}");
     }
@@ -194,16 +198,6 @@ fn what_a_later_version_will_do_is_refused_and_not_ignored() {
     }
     load_text("store.backend = 'sled'");
     assert_eq!(mistake_in("store", "backend = 'rocks'"), "store.backend: expected \"sled\", found \"rocks\"");
-}
-
-#[test]
-fn tls_keys_follow_zuuls_rules_also_while_they_are_refused() {
-    let found = mistakes("[connection.m]\ndriver = 'mqtt'\ncertfile = 'x'");
-    let key = "tidings.toml:3: connection.m.certfile: ";
-    assert!(found.contains(&format!("{key}TLS is not available in this version")), "{found:#?}");
-    assert!(found.contains(&format!("{key}`certfile` and `keyfile` come together: `keyfile` is missing")), "{found:#?}");
-    assert!(found.contains(&format!("{key}needs `ca_certs`")), "{found:#?}");
-    assert!(mistakes("[connection.m]\ndriver = 'mqtt'\nciphers = 'HIGH'").iter().any(|found| found.ends_with("ciphers: needs `ca_certs`")));
 }
 
 #[test]
@@ -224,7 +218,8 @@ fn a_connection_is_known_by_its_driver_name_and_server() {
     assert_eq!(mistake("[connection.m]\ndriver = 'gerrit'"), "connection.m.driver: expected \"mqtt\", found \"gerrit\"");
     assert!(mistake("connection.'a b' = { driver = 'mqtt' }").contains("a connection's name is 1 to 64 letters"));
     for server in ["broker.example.com", "192.0.2.1", "2001:db8::1", "broker_1"] {
-        assert_eq!(load_text(&format!("[connection.m]\ndriver = 'mqtt'\nserver = '{server}'")).connections[0].server, server);
+        let config = load_text(&format!("[connection.m]\ndriver = 'mqtt'\nserver = '{server}'"));
+        assert_eq!(config.connections[0].servers, [Address::tcp(server, 1883)]);
     }
     for server in ["", "mqtt://broker", "broker:1883", "[::1]", "a b", "a/b"] {
         assert!(mistake_in("connection.m", &format!("server = '{server}'")).starts_with("connection.m.server: expected a"), "{server}");

@@ -6,6 +6,7 @@
 //! | Module | Holds |
 //! |---|---|
 //! | [`types`] | the small types that everything speaks in: [`Seq`](types::Seq), [`SendNo`](types::SendNo), [`Qos`](types::Qos), [`Millis`](types::Millis) |
+//! | [`address`] | where a broker is, parsed once |
 //! | [`report`] | the message schema, checked and named precisely |
 //! | [`topic`] | topic templates, and topics that are valid by construction |
 //! | [`route`] | (tenant, pipeline, action) → reporters |
@@ -15,6 +16,7 @@
 //! | [`session`] | the MQTT publisher session as a state machine |
 //! | [`retry`] | backoff, and what a refusal means |
 
+pub mod address;
 pub mod event;
 pub mod outbox;
 pub mod ranges;

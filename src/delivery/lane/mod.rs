@@ -18,11 +18,13 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use reading::{Reading, reading};
-use socket::{Connection, Socket, network};
+use socket::{Connecting, Connection, Socket, network};
 
 use super::board::{Board, LaneState};
 use super::codec::Credentials;
 use super::feed::{Feed, Payload, Piece};
+use crate::config::TlsConfig;
+use crate::core::address::Address;
 use crate::core::event::Event as LogEvent;
 use crate::core::session::{Input, Note, Output, Session, Settings};
 use crate::core::types::{LaneKey, Millis, Protocol, SendNo, Seq};
@@ -37,10 +39,10 @@ const ANEW: Duration = Duration::from_millis(200);
 pub struct LaneConfig {
     /// The session's settings.
     pub settings: Settings,
-    /// Host name or address of the broker.
-    pub server: String,
-    /// Its port.
-    pub port: u16,
+    /// The brokers in order of preference; at least one.
+    pub servers: Vec<Address>,
+    /// How they are reached over TLS; none for the clear.
+    pub tls: Option<TlsConfig>,
     /// User and password.
     pub credentials: Credentials,
     /// This set of lanes begins when those below this number are empty.
@@ -306,8 +308,7 @@ impl<'a> Lane<'a> {
         match output {
             Output::Open => {
                 self.set_state(LaneState::Connecting);
-                let address = (self.config.server.clone(), self.config.port);
-                self.connection = Connection::Opening(Box::pin(TcpStream::connect(address)));
+                self.connection = self.open(0);
             }
             Output::Close => self.finish_writing().await,
             Output::Send(packet) => self.write(packet)?,
@@ -315,6 +316,19 @@ impl<'a> Lane<'a> {
             Output::Note(note) => self.note(note),
         }
         Ok(())
+    }
+
+    /// Begins to connect to one of the servers.
+    fn open(&self, server: usize) -> Connection {
+        let opening: Connecting = match (&self.config.servers[server], &self.config.tls) {
+            (Address::Tcp { host, port }, None) => Box::pin(TcpStream::connect((host.clone(), *port))),
+            // Never in the clear what was meant to be encrypted.
+            (address, _) => {
+                let message = format!("{} needs a transport that is not available in this version", address.written());
+                Box::pin(std::future::ready(Err(std::io::Error::other(message))))
+            }
+        };
+        Connection::Opening(opening)
     }
 
     async fn append(&mut self, events: Vec<LogEvent>) -> Result<(), LaneError> {
