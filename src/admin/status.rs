@@ -110,10 +110,13 @@ pub struct Books {
 pub struct Lane {
     /// Its number.
     pub lane: u32,
-    /// What it is doing: idle, connecting, connected, backing_off, stopped.
+    /// What it is doing: idle, connecting, connected, backing_off, suspended, stopped.
     pub state: String,
     /// The MQTT version of its session, once there is one.
     pub protocol: Option<String>,
+    /// The server that it was connected to last.
+    #[serde(default)]
+    pub server: Option<String>,
     /// Pending deliveries.
     pub pending: u64,
     /// Sent and not acknowledged.
@@ -186,6 +189,7 @@ fn lane(number: u32, pending: u64, status: LaneStatus) -> Lane {
         lane: number,
         state: status.state.name().to_owned(),
         protocol: status.protocol.map(|protocol: Protocol| protocol.name().to_owned()),
+        server: status.server,
         pending,
         in_flight: status.in_flight,
         waiting: status.waiting,

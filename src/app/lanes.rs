@@ -107,7 +107,8 @@ fn lane_config(
         // Eight digits for store and connection: with the default client id it stays within the 23 bytes that every broker has to take
         // (MQTT 5.0 §3.1.3.1).
         client_id: format!("{}-{origin:08x}", connection.client_id),
-        endpoint: format!("{} {user}", connection.servers[0]),
+        endpoints: connection.servers.iter().map(|server| format!("{server} {user}")).collect(),
+        failback_ms: connection.failback_ms,
         protocol: match connection.protocol {
             ProtocolChoice::Auto => None,
             ProtocolChoice::Only(protocol) => Some(protocol),
@@ -119,11 +120,13 @@ fn lane_config(
         connect_timeout_ms: CONNECT_TIMEOUT_MS,
         ack_timeout_ms: ACK_TIMEOUT_MS,
         retry: RetryPolicy { initial_ms: config.retry.initial_ms, max_ms: config.retry.max_ms, attempts: config.retry.attempts },
+        downgrade: connection.downgrade,
     };
     LaneConfig {
         settings,
         servers: connection.servers.clone(),
         tls: connection.tls.clone(),
+        stamp: connection.stamp,
         credentials: Credentials { user: connection.user.clone(), password: connection.password.clone() },
         after,
         is_retired,

@@ -117,8 +117,22 @@ fn write_text(text: &mut String, config: &Config) -> std::fmt::Result {
 }
 
 fn write_connection(text: &mut String, connection: &ConnectionConfig) -> std::fmt::Result {
-    let ConnectionConfig { name, servers, tls, keepalive_s, user, password, client_id, protocol, workers, window, window_3_1_1 } =
-        connection;
+    let ConnectionConfig {
+        name,
+        servers,
+        tls,
+        keepalive_s,
+        user,
+        password,
+        client_id,
+        protocol,
+        workers,
+        window,
+        window_3_1_1,
+        stamp,
+        downgrade,
+        failback_ms,
+    } = connection;
     writeln!(text, "\nconnection {name}")?;
     let address = servers.iter().map(Address::written).collect::<Vec<_>>().join(" or ");
     let protocol = if protocol.name() == "auto" { "MQTT 5 or 3.1.1".to_owned() } else { format!("MQTT {}", protocol.name()) };
@@ -135,7 +149,16 @@ fn write_connection(text: &mut String, connection: &ConnectionConfig) -> std::fm
         (Some(user), None) => writeln!(text, "  user      {user}, no password; client ids {client_id}-…")?,
         (Some(user), Some(password)) => writeln!(text, "  user      {user}, password {password}; client ids {client_id}-…")?,
     }
-    writeln!(text, "  lanes     {workers}, each with up to {window} in flight ({window_3_1_1} with MQTT 3.1.1)")
+    writeln!(text, "  lanes     {workers}, each with up to {window} in flight ({window_3_1_1} with MQTT 3.1.1)")?;
+    let extras = [(!stamp, "not stamped"), (*downgrade, "sent with less QoS, or not retained, where the broker has no more")];
+    let extras: Vec<&str> = extras.into_iter().filter(|(on, _)| *on).map(|(_, name)| name).collect();
+    if !extras.is_empty() {
+        writeln!(text, "  reports   {}", extras.join("; "))?;
+    }
+    match servers.len() {
+        1 => Ok(()),
+        _ => writeln!(text, "  failback  to a server that stands before another, looked for every {}", format_duration(*failback_ms)),
+    }
 }
 
 fn write_pipeline(text: &mut String, entry: &PipelineRoutes) -> std::fmt::Result {
@@ -183,6 +206,9 @@ fn as_json(config: &Config) -> Value {
             "workers": connection.workers,
             "window": connection.window,
             "window_3_1_1": connection.window_3_1_1,
+            "stamp": connection.stamp,
+            "downgrade": connection.downgrade,
+            "failback": format_duration(connection.failback_ms),
         });
         if let [Address::Tcp { host, port }] = &connection.servers[..] {
             (shown["server"], shown["port"]) = (json!(host), json!(port));

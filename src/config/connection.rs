@@ -18,6 +18,8 @@ const KEEPALIVE_S: RangeInclusive<u64> = 5..=65_535;
 const WORKERS: RangeInclusive<u64> = 1..=64;
 /// What is in flight may have to be sent again, and is held in memory.
 const WINDOW: RangeInclusive<u64> = 1..=1_000;
+/// Each look is a connection to the preferred server; after an hour nobody remembers which one that is.
+const FAILBACK_MS: RangeInclusive<u64> = 1_000..=3_600_000;
 /// Store id, epoch and lane are appended, and logs and brokers' lists show the whole.
 const MAX_CLIENT_ID: usize = 64;
 /// Connection names are metric labels and part of every stored delivery.
@@ -80,6 +82,9 @@ fn connection(name: &str, mut table: Table<'_>, environment: &dyn Fn(&str) -> Op
     let workers = table.whole("workers", WORKERS, default.workers);
     let window = table.whole("window", WINDOW, default.window);
     let window_3_1_1 = table.whole("window_3_1_1", WINDOW, default.window_3_1_1);
+    let stamp = table.flag("stamp", default.stamp);
+    let downgrade = table.flag("downgrade", default.downgrade);
+    let failback_ms = table.duration_ms("failback", FAILBACK_MS, default.failback_ms).value;
     table.finish();
     ConnectionConfig {
         name: default.name,
@@ -93,6 +98,9 @@ fn connection(name: &str, mut table: Table<'_>, environment: &dyn Fn(&str) -> Op
         workers,
         window,
         window_3_1_1,
+        stamp,
+        downgrade,
+        failback_ms,
     }
 }
 

@@ -112,6 +112,12 @@ pub struct ConnectionConfig {
     pub window: u16,
     /// Deliveries in flight per lane to an MQTT 3.1.1 broker.
     pub window_3_1_1: u16,
+    /// Over MQTT 5 each delivery says which it is and when it was accepted.
+    pub stamp: bool,
+    /// What asks for a QoS or a retained message that the broker does not have is sent with less, rather than held.
+    pub downgrade: bool,
+    /// While another server than the first is used, so often is looked whether one before it is back.
+    pub failback_ms: u64,
 }
 
 /// Which MQTT to speak.
@@ -178,6 +184,9 @@ impl ConnectionConfig {
             workers: 4,
             window: 100,
             window_3_1_1: 20,
+            stamp: true,
+            downgrade: false,
+            failback_ms: 60_000,
         }
     }
 }

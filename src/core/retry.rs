@@ -66,6 +66,12 @@ pub mod code {
     pub const QUOTA: u8 = 0x97;
     /// Payload format invalid.
     pub const PAYLOAD_INVALID: u8 = 0x99;
+    /// Retain not supported (CONNACK, DISCONNECT).
+    pub const RETAIN_NOT_SUPPORTED: u8 = 0x9a;
+    /// QoS not supported (CONNACK, DISCONNECT).
+    pub const QOS_NOT_SUPPORTED: u8 = 0x9b;
+    /// Tidings' own, and no code of the standard's: the broker closed the connection instead of an answer.
+    pub const HUNG_UP: u8 = 0xff;
 }
 
 /// Decides about a refusal with a reason code ≥ 0x80.
@@ -136,6 +142,7 @@ pub fn reason_name(reason: u8) -> &'static str {
         0x9c => "use another server",
         0x9d => "server moved",
         0x9f => "connection rate exceeded",
+        code::HUNG_UP => "the broker hung up",
         _ => "unknown reason",
     }
 }

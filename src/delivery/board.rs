@@ -17,6 +17,8 @@ pub enum LaneState {
     Connected,
     /// The connection failed; it waits before the next try.
     BackingOff,
+    /// The broker hangs up at whatever is sent: reports are kept, one is tried now and then, and an operator is needed.
+    Suspended,
     /// It has stopped for good, and an operator is needed.
     Stopped,
 }
@@ -29,6 +31,7 @@ impl LaneState {
             LaneState::Connecting => "connecting",
             LaneState::Connected => "connected",
             LaneState::BackingOff => "backing_off",
+            LaneState::Suspended => "suspended",
             LaneState::Stopped => "stopped",
         }
     }
@@ -41,6 +44,8 @@ pub struct LaneStatus {
     pub state: LaneState,
     /// The protocol of its session, once there is one.
     pub protocol: Option<Protocol>,
+    /// The server that it was connected to last.
+    pub server: Option<String>,
     /// Sent and not acknowledged.
     pub in_flight: u64,
     /// Refused, and waiting for a retry.

@@ -3,6 +3,8 @@
 //! What that codec does not give is read from the frame itself: reason codes as numbers, and the CONNACK with which a 3.1.1 broker answers
 //! a CONNECT of MQTT 5 (two bytes, which a v5 decoder takes for a broken packet).
 
+use std::time::{Duration, UNIX_EPOCH};
+
 use bytes::{Buf, BytesMut};
 use rumqttc::mqttbytes::v4;
 use rumqttc::v5::mqttbytes::v5;
@@ -11,7 +13,7 @@ use rumqttc::{mqttbytes, v5::mqttbytes as mqttbytes5};
 use crate::config::Secret;
 use crate::core::event::Accepted;
 use crate::core::session::{Ack, BrokerLimits, Incoming};
-use crate::core::types::{Protocol, Qos};
+use crate::core::types::{Millis, Protocol, Qos, Seq};
 
 /// The largest packet that is taken from a broker, in bytes: a publisher gets only acknowledgements, with a reason string at most.
 const LARGEST_INCOMING: usize = 64 << 10;
@@ -84,43 +86,71 @@ pub fn write_connect(protocol: Protocol, connect: &Connect<'_>, out: &mut BytesM
     written.expect("a CONNECT is far below the size that MQTT can encode");
 }
 
-/// Writes a PUBLISH. `packet_id` is none at QoS 0.
+/// The user property that says which delivery it is: the same in every repetition, so a consumer can recognise one.
+pub const STAMP_ID: &str = "tidings-id";
+
+/// The user property that says when the report was accepted (RFC 3339, UTC).
+pub const STAMP_ACCEPTED_AT: &str = "tidings-accepted-at";
+
+/// What Tidings adds to a delivery over MQTT 5, so that whoever reads it can recognise a repetition. It follows from what is stored: a
+/// PUBLISH that is sent again has to be the same (brokers compare).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp {
+    /// The delivery's id.
+    pub id: Seq,
+    /// When it was accepted.
+    pub accepted_at: Millis,
+}
+
+impl Stamp {
+    fn properties(self) -> [(String, String); 2] {
+        /// The end of the year 9999, beyond which RFC 3339 has no way to write a year.
+        const LAST: u64 = 253_402_300_799_999;
+        let at = UNIX_EPOCH + Duration::from_millis(self.accepted_at.0.min(LAST));
+        let accepted_at = humantime::format_rfc3339_millis(at).to_string();
+        [(STAMP_ID.to_owned(), self.id.to_string()), (STAMP_ACCEPTED_AT.to_owned(), accepted_at)]
+    }
+}
+
+/// How a delivery is put into a PUBLISH.
+#[derive(Debug, Clone, Copy)]
+pub struct Manner {
+    /// None at QoS 0.
+    pub packet_id: Option<u16>,
+    /// It may have been sent before in this session.
+    pub dup: bool,
+    /// The quality of service.
+    pub qos: Qos,
+    /// The retain flag.
+    pub retain: bool,
+    /// What is added to it, over MQTT 5.
+    pub stamp: Option<Stamp>,
+}
+
+/// Writes a PUBLISH.
 ///
 /// # Errors
 /// If the packet is beyond the 256 MiB that MQTT can encode.
-pub fn write_publish(
-    protocol: Protocol,
-    accepted: &Accepted,
-    packet_id: Option<u16>,
-    dup: bool,
-    out: &mut BytesMut,
-) -> Result<(), DecodeError> {
+pub fn write_publish(protocol: Protocol, accepted: &Accepted, manner: Manner, out: &mut BytesMut) -> Result<(), DecodeError> {
     let written = match protocol {
         Protocol::V311 => {
-            let mut packet = v4::Publish::from_bytes(accepted.topic.as_str(), qos4(accepted.qos), accepted.payload.clone());
-            packet.pkid = packet_id.unwrap_or(0);
-            packet.dup = dup;
-            packet.retain = accepted.retain;
+            let mut packet = v4::Publish::from_bytes(accepted.topic.as_str(), qos4(manner.qos), accepted.payload.clone());
+            packet.pkid = manner.packet_id.unwrap_or(0);
+            packet.dup = manner.dup;
+            packet.retain = manner.retain;
             packet.write(out).map_err(|error| error.to_string())
         }
-        Protocol::V5 => {
-            let mut packet = publish5(accepted);
-            packet.pkid = packet_id.unwrap_or(0);
-            packet.dup = dup;
-            packet.write(out).map_err(|error| error.to_string())
-        }
+        Protocol::V5 => publish5(accepted, manner).write(out).map_err(|error| error.to_string()),
     };
     written.map(drop).map_err(DecodeError::Malformed)
 }
 
 /// The size of a delivery's PUBLISH over MQTT 5, in bytes.
-pub fn publish_size(accepted: &Accepted) -> usize {
-    let mut packet = publish5(accepted);
-    packet.pkid = 1;
-    packet.size()
+pub fn publish_size(accepted: &Accepted, stamp: Option<Stamp>) -> usize {
+    publish5(accepted, Manner { packet_id: Some(1), dup: false, qos: accepted.qos, retain: accepted.retain, stamp }).size()
 }
 
-fn publish5(accepted: &Accepted) -> v5::Publish {
+fn publish5(accepted: &Accepted, manner: Manner) -> v5::Publish {
     let stored = &accepted.properties;
     let properties = v5::PublishProperties {
         payload_format_indicator: stored.payload_format,
@@ -128,13 +158,15 @@ fn publish5(accepted: &Accepted) -> v5::Publish {
         topic_alias: None,
         response_topic: stored.response_topic.clone(),
         correlation_data: stored.correlation_data.clone(),
-        user_properties: stored.user.clone(),
+        user_properties: stored.user.iter().cloned().chain(manner.stamp.into_iter().flat_map(Stamp::properties)).collect(),
         subscription_identifiers: Vec::new(),
         content_type: stored.content_type.clone(),
     };
     let properties = (properties != v5::PublishProperties::default()).then_some(properties);
-    let mut packet = v5::Publish::new(accepted.topic.as_str(), qos5(accepted.qos), accepted.payload.clone(), properties);
-    packet.retain = accepted.retain;
+    let mut packet = v5::Publish::new(accepted.topic.as_str(), qos5(manner.qos), accepted.payload.clone(), properties);
+    packet.pkid = manner.packet_id.unwrap_or(0);
+    packet.dup = manner.dup;
+    packet.retain = manner.retain;
     packet
 }
 
@@ -216,9 +248,12 @@ fn read5(arrived: &mut BytesMut, frame: Frame, code: u8) -> Result<Incoming, Dec
                 receive_maximum: properties.and_then(|known| known.receive_max),
                 maximum_packet_size: properties.and_then(|known| known.max_packet_size),
                 keepalive_s: properties.and_then(|known| known.server_keep_alive),
+                maximum_qos: properties.and_then(|known| known.max_qos).and_then(|level| Qos::try_from(u64::from(level)).ok()),
+                retain_available: properties.and_then(|known| known.retain_available).map(|available| available != 0),
             };
-            let reason = properties.and_then(|known| known.reason_string.clone());
-            Ok(Incoming::ConnAck { session_present: packet.session_present, code, limits, reason })
+            let reason = properties.and_then(|known| words(known.reason_string.as_deref(), known.server_reference.as_deref()));
+            let assigned_client_id = properties.and_then(|known| known.assigned_client_identifier.clone());
+            Ok(Incoming::ConnAck { session_present: packet.session_present, code, limits, reason, assigned_client_id })
         }
         v5::Packet::PubAck(packet) => {
             let reason = packet.properties.and_then(|known| known.reason_string);
@@ -234,11 +269,19 @@ fn read5(arrived: &mut BytesMut, frame: Frame, code: u8) -> Result<Incoming, Dec
         }
         v5::Packet::PingResp(_) => Ok(Incoming::PingResp),
         v5::Packet::Disconnect(packet) => {
-            let reason = packet.properties.and_then(|known| known.reason_string);
+            let reason = packet.properties.and_then(|known| words(known.reason_string.as_deref(), known.server_reference.as_deref()));
             Ok(Incoming::Disconnect { code, reason })
         }
         _ => Err(DecodeError::Unexpected(frame.name())),
     }
+}
+
+/// The broker's words: Reason String and Server Reference (MQTT 5.0 §3.2.2.3.9, §3.2.2.3.16). Which server to use is the operator's to decide,
+/// so the reference is told and not followed.
+fn words(reason: Option<&str>, server_reference: Option<&str>) -> Option<String> {
+    let referred = server_reference.map(|server| format!("it refers to the server {server}"));
+    let words: Vec<String> = reason.map(str::to_owned).into_iter().chain(referred).collect();
+    (!words.is_empty()).then(|| words.join("; "))
 }
 
 fn malformed4(error: mqttbytes::Error) -> DecodeError {
@@ -330,7 +373,13 @@ impl Frame {
             5 => 0x87,
             other => other,
         };
-        Some(Incoming::ConnAck { session_present: flags & 1 == 1, code, limits: BrokerLimits::default(), reason: None })
+        Some(Incoming::ConnAck {
+            session_present: flags & 1 == 1,
+            code,
+            limits: BrokerLimits::default(),
+            reason: None,
+            assigned_client_id: None,
+        })
     }
 
     fn name(self) -> &'static str {
@@ -376,12 +425,19 @@ mod tests {
 
     #[test]
     fn a_connack_of_mqtt_5_tells_the_brokers_limits() {
-        // Receive Maximum 20 (0x21), Maximum Packet Size 1000 (0x27), Server Keep Alive 30 (0x13)
-        let bytes = [0x20, 14, 1, 0, 11, 0x21, 0, 20, 0x27, 0, 0, 3, 0xe8, 0x13, 0, 30];
+        // Receive Maximum 20 (0x21), Maximum Packet Size 1000 (0x27), Server Keep Alive 30 (0x13), Maximum QoS 1 (0x24), Retain Available 0 (0x25)
+        let bytes = [0x20, 18, 1, 0, 15, 0x21, 0, 20, 0x27, 0, 0, 3, 0xe8, 0x13, 0, 30, 0x24, 1, 0x25, 0];
         let Ok(Some(Incoming::ConnAck { session_present: true, code: 0, limits, .. })) = decode(Protocol::V5, &bytes) else {
             panic!("no CONNACK")
         };
-        assert_eq!(limits, BrokerLimits { receive_maximum: Some(20), maximum_packet_size: Some(1_000), keepalive_s: Some(30) });
+        let expected = BrokerLimits {
+            receive_maximum: Some(20),
+            maximum_packet_size: Some(1_000),
+            keepalive_s: Some(30),
+            maximum_qos: Some(Qos::AtLeastOnce),
+            retain_available: Some(false),
+        };
+        assert_eq!(limits, expected);
     }
 
     #[test]

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use super::codec;
+use super::codec::{self, Stamp};
 use crate::core::event::{Accepted, Event};
 use crate::core::outbox::Lane;
 use crate::core::session::{Delivery, Start};
@@ -37,6 +37,15 @@ impl Loaded {
             _ => unreachable!("only made for these two"),
         }
     }
+
+    /// What is added to it over MQTT 5.
+    pub fn stamp(&self) -> Stamp {
+        let id = match self.page.get(self.at) {
+            Some(Event::Carried(carried)) => carried.id,
+            _ => self.at,
+        };
+        Stamp { id, accepted_at: self.accepted().at }
+    }
 }
 
 /// A delivery with what is needed to send it, and the proof that it is durable.
@@ -64,18 +73,20 @@ pub struct Feed {
     through: Seq,
     /// Carried deliveries that are still to come in their turn.
     carried: VecDeque<(SendNo, Seq, Seq)>,
+    /// Deliveries are stamped, which makes their packets larger.
+    stamped: bool,
 }
 
 impl Feed {
     /// A feed that starts from `snapshot`, which is the lane as of the event `through`.
-    pub fn new(log: LogHandle, lane: LaneKey, snapshot: Lane, through: Seq) -> Self {
+    pub fn new(log: LogHandle, lane: LaneKey, snapshot: Lane, through: Seq, stamped: bool) -> Self {
         let at = match snapshot.is_settled_through(snapshot.next_send()) {
             true => through.next(),
             false => snapshot.anchor_for(snapshot.cursor()).unwrap_or(through.next()),
         };
         let carried = snapshot.moved().iter().filter(|(_, moved)| !moved.is_resent);
         let carried = carried.map(|(send, moved)| (*send, moved.id, moved.located)).collect();
-        Feed { log, lane, at, snapshot, through, carried }
+        Feed { log, lane, at, snapshot, through, carried, stamped }
     }
 
     /// Reads what a session starts with: everything that may be on the wire, and what waits.
@@ -94,13 +105,13 @@ impl Feed {
         };
         for (send, waiting) in self.snapshot.waiting() {
             let payload = self.load(waiting.located)?;
-            let delivery = Delivery { attempts: waiting.attempts, ..delivery(*send, waiting.id, waiting.located, &payload) };
+            let delivery = Delivery { attempts: waiting.attempts, ..delivery(*send, waiting.id, waiting.located, &payload, self.stamped) };
             start.waiting.push((delivery, waiting.retry_at, waiting.sent_through));
             payloads.insert(*send, payload);
         }
         for (send, moved) in self.snapshot.moved().iter().filter(|(_, moved)| moved.is_resent) {
             let payload = self.load(moved.located)?;
-            let known = delivery(*send, moved.id, moved.located, &payload);
+            let known = delivery(*send, moved.id, moved.located, &payload, self.stamped);
             start.resent.push((Delivery { attempts: moved.attempts, is_resent: true, ..known }, moved.sent_through));
             payloads.insert(*send, payload);
         }
@@ -171,12 +182,12 @@ impl Feed {
                     }
                     bytes += accepted.payload.len();
                     let payload = page.map_ref(|page| Loaded { page: Arc::clone(page), at: seq });
-                    piece.fresh.push((delivery(send, seq, seq, &payload), payload));
+                    piece.fresh.push((delivery(send, seq, seq, &payload, self.stamped), payload));
                 }
                 Event::Resent { delivery, .. } if delivery.lane == self.lane => next = next.map(SendNo::next),
                 Event::Requeued { delivery: requeued, at, .. } if requeued.lane == self.lane && seq > self.through && seq >= self.at => {
                     let payload = self.load(requeued.located)?;
-                    piece.requeued.push((delivery(requeued.send, requeued.id, requeued.located, &payload), *at, payload));
+                    piece.requeued.push((delivery(requeued.send, requeued.id, requeued.located, &payload, self.stamped), *at, payload));
                 }
                 _ => {}
             }
@@ -190,7 +201,7 @@ impl Feed {
 
     fn push_carried(&self, send: SendNo, id: Seq, located: Seq, piece: &mut Piece) -> Result<(), ReadError> {
         let payload = self.load(located)?;
-        piece.fresh.push((delivery(send, id, located, &payload), payload));
+        piece.fresh.push((delivery(send, id, located, &payload, self.stamped), payload));
         Ok(())
     }
 
@@ -209,7 +220,7 @@ fn no_send(seq: Seq) -> ReadError {
     ReadError::Damaged { seq, what: "its page does not say which send it is".into() }
 }
 
-fn delivery(send: SendNo, id: Seq, located: Seq, payload: &Payload) -> Delivery {
+fn delivery(send: SendNo, id: Seq, located: Seq, payload: &Payload, stamped: bool) -> Delivery {
     let accepted = payload.get().accepted();
     Delivery {
         send,
@@ -217,9 +228,10 @@ fn delivery(send: SendNo, id: Seq, located: Seq, payload: &Payload) -> Delivery 
         located,
         topic: Arc::from(accepted.topic.as_str()),
         qos: accepted.qos,
+        retain: accepted.retain,
         accepted_at: accepted.at,
         attempts: 0,
-        size: codec::publish_size(accepted),
+        size: codec::publish_size(accepted, stamped.then(|| payload.get().stamp())),
         is_resent: false,
     }
 }

@@ -249,7 +249,8 @@ impl Ingest {
             qos,
             retain,
             expiry_s: None,
-            properties: Properties::default(),
+            // What was posted is JSON, or it would not be here.
+            properties: Properties { content_type: Some("application/json".to_owned()), ..Properties::default() },
             payload,
             dedupe,
             replay_of: None,

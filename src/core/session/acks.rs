@@ -1,7 +1,7 @@
 //! What the broker says, and what it means for the connection and for each send.
 
 use super::link::{Link, Plan};
-use super::packet::{Ack, Incoming, Output};
+use super::packet::{Ack, Incoming, Note, Output};
 use super::{Send, Session};
 use crate::core::event::Proof;
 use crate::core::retry::{code, reason_name};
@@ -9,11 +9,14 @@ use crate::core::types::{Millis, Qos, SendNo};
 
 impl Session {
     pub(super) fn on_packet(&mut self, now: Millis, jitter: u32, packet: Incoming) {
-        if let Link::Confirming { up, .. } | Link::Resuming { up } | Link::Serving { up } = &mut self.link {
+        if let Link::Confirming { up, .. } | Link::Probing { up, .. } | Link::Resuming { up } | Link::Serving { up } = &mut self.link {
             up.last_received = now;
         }
         let outcome = match packet {
-            Incoming::ConnAck { session_present, code: 0, limits, .. } => {
+            Incoming::ConnAck { session_present, code: 0, limits, assigned_client_id, .. } => {
+                if let Some(client_id) = assigned_client_id.filter(|assigned| *assigned != self.client_id()) {
+                    self.out.push_back(Output::Note(Note::Renamed { client_id }));
+                }
                 self.on_connack(now, jitter, session_present, limits);
                 Ok(())
             }
@@ -22,8 +25,14 @@ impl Session {
             Incoming::PubRec(ack) => self.on_pubrec(now, jitter, ack),
             Incoming::PubComp(ack) => self.on_pubcomp(now, ack),
             Incoming::PingResp => {
-                if let Link::Confirming { up, .. } | Link::Resuming { up } | Link::Serving { up } = &mut self.link {
+                if let Link::Confirming { up, .. } | Link::Probing { up, .. } | Link::Resuming { up } | Link::Serving { up } =
+                    &mut self.link
+                {
                     up.ping_sent = None;
+                }
+                if let Link::Probing { is_answered, .. } = &mut self.link {
+                    *is_answered = true;
+                    self.on_probed(now, jitter);
                 }
                 Ok(())
             }
@@ -44,6 +53,7 @@ impl Session {
             self.fall_back();
         }
         self.silent_closes = 0;
+        self.connect_refused = Some(reason_code);
         let hint = match reason_code {
             0x86 | 0x87 => "; check `user` and `password`",
             0x85 => "; check `client_id`",
@@ -57,7 +67,7 @@ impl Session {
     pub(super) fn find(&self, packet_id: u16) -> Option<(SendNo, Qos, Send)> {
         let send = *self.ids.get(&packet_id)?;
         let in_flight = self.in_flight.get(&send)?;
-        Some((send, in_flight.delivery.qos, in_flight.state))
+        Some((send, in_flight.qos, in_flight.state))
     }
 
     pub(super) fn on_puback(&mut self, now: Millis, jitter: u32, ack: Ack) -> Result<(), String> {
@@ -127,6 +137,7 @@ impl Session {
 
     pub(super) fn progress(&mut self) {
         self.failures = 0;
+        self.has_answered();
         if let Link::Resuming { up } | Link::Serving { up } = &mut self.link {
             up.has_progressed = true;
         }
@@ -134,7 +145,7 @@ impl Session {
 
     pub(super) fn on_flushed(&mut self, sends: Vec<SendNo>) {
         for send in sends {
-            if self.in_flight.get(&send).is_some_and(|in_flight| in_flight.delivery.qos == Qos::AtMostOnce) {
+            if self.in_flight.get(&send).is_some_and(|in_flight| in_flight.qos == Qos::AtMostOnce) {
                 self.done(send, Proof::Flushed);
             }
         }

@@ -3,9 +3,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::capability::Manner;
 use super::packet::{BrokerLimits, Delivery, Note, Outgoing, Output};
 use super::{InFlight, Send, Session};
 use crate::core::event::Event;
+use crate::core::retry::code;
 use crate::core::types::{Millis, Protocol, Qos, SendNo};
 
 /// So many closes without a CONNACK make an automatic protocol choice try the other protocol.
@@ -17,12 +19,35 @@ const RESUME_DEATHS: u32 = 3;
 /// The state of the connection. See the diagram and the table above.
 #[derive(Debug)]
 pub(super) enum Link {
-    Down { retry_at: Millis, plan: Plan },
-    Opening { since: Millis, plan: Plan },
-    Greeting { since: Millis, plan: Plan },
-    Confirming { up: Up, append: u64 },
-    Resuming { up: Up },
-    Serving { up: Up },
+    Down {
+        retry_at: Millis,
+        plan: Plan,
+    },
+    Opening {
+        since: Millis,
+        plan: Plan,
+    },
+    Greeting {
+        since: Millis,
+        plan: Plan,
+    },
+    Confirming {
+        up: Up,
+        append: u64,
+    },
+    /// Idle on purpose until then, see [`super::isolation`]; `resumed`: the session goes on.
+    Probing {
+        up: Up,
+        until: Millis,
+        is_answered: bool,
+        resumed: bool,
+    },
+    Resuming {
+        up: Up,
+    },
+    Serving {
+        up: Up,
+    },
     Stopped,
 }
 
@@ -48,6 +73,8 @@ pub(super) enum Plan {
 pub(super) struct Up {
     pub(super) window: usize,
     pub(super) maximum_packet_size: usize,
+    pub(super) maximum_qos: Qos,
+    pub(super) retain_available: bool,
     pub(super) keepalive_ms: u64,
     pub(super) last_sent: Millis,
     pub(super) last_received: Millis,
@@ -61,8 +88,9 @@ impl Session {
         let timed_out = match &mut self.link {
             Link::Down { retry_at, plan } if *retry_at <= now && (!self.is_draining || self.is_retiring) => {
                 let plan = *plan;
+                self.choose_server(now);
                 self.link = Link::Opening { since: now, plan };
-                self.out.push_back(Output::Open);
+                self.out.push_back(Output::Open { server: self.server });
                 None
             }
             Link::Opening { since, .. } if now.since(*since) >= self.settings.connect_timeout_ms => {
@@ -71,7 +99,7 @@ impl Session {
             Link::Greeting { since, .. } if now.since(*since) >= self.settings.connect_timeout_ms => {
                 Some(format!("the broker did not answer CONNECT within {} ms", self.settings.connect_timeout_ms))
             }
-            Link::Confirming { up, .. } | Link::Resuming { up } | Link::Serving { up } => match up.ping_sent {
+            Link::Confirming { up, .. } | Link::Probing { up, .. } | Link::Resuming { up } | Link::Serving { up } => match up.ping_sent {
                 Some(sent) if now.since(sent) >= up.ping_timeout_ms() => {
                     Some(format!("the broker did not answer PINGREQ within {} ms", up.ping_timeout_ms()))
                 }
@@ -92,12 +120,14 @@ impl Session {
         });
         if let Some(reason) = timed_out {
             self.out.push_back(Output::Close);
-            self.on_closed(now, jitter, reason);
+            return self.on_closed(now, jitter, reason);
         }
+        self.on_probed(now, jitter);
+        self.look_for_preferred(now);
     }
 
     pub(super) fn oldest_unacknowledged(&self) -> Option<Millis> {
-        let is_due = |send: &&InFlight| matches!(send.state, Send::Sent | Send::Releasing) && send.delivery.qos != Qos::AtMostOnce;
+        let is_due = |send: &&InFlight| matches!(send.state, Send::Sent | Send::Releasing) && send.qos != Qos::AtMostOnce;
         self.in_flight.values().filter(is_due).map(|send| send.at).min()
     }
 
@@ -126,6 +156,7 @@ impl Session {
     pub(super) fn on_connack(&mut self, now: Millis, jitter: u32, session_present: bool, limits: BrokerLimits) {
         let Link::Greeting { plan, .. } = self.link else { return };
         self.silent_closes = 0;
+        self.absences = 0;
         let up = self.up(now, limits);
         match plan {
             Plan::Purge => {
@@ -142,13 +173,23 @@ impl Session {
                 );
             }
             Plan::Fresh { .. } | Plan::Decide => {
-                self.out.push_back(Output::Note(Note::Connected { protocol: self.protocol, resumed: false }));
-                self.confirm(up);
+                self.out.push_back(Output::Note(Note::Connected { protocol: self.protocol, resumed: false, server: self.server }));
+                self.has_connected(now);
+                if !self.probe_if_suspecting(now, up, false) {
+                    self.confirm(up);
+                }
             }
             Plan::Resume if session_present => {
-                self.out.push_back(Output::Note(Note::Connected { protocol: self.protocol, resumed: true }));
-                self.link = Link::Resuming { up };
-                self.resume(now);
+                self.out.push_back(Output::Note(Note::Connected { protocol: self.protocol, resumed: true, server: self.server }));
+                self.has_connected(now);
+                if self.in_flight.values().any(|send| up.manner(&send.delivery, self.settings.downgrade).is_err()) {
+                    self.lose_session(now, "the broker does not take any more what it took in this session");
+                    return self.reconnect_at_once(now, Plan::Decide, true);
+                }
+                if !self.probe_if_suspecting(now, up, true) {
+                    self.link = Link::Resuming { up };
+                    self.resume(now);
+                }
             }
             Plan::Resume => {
                 self.lose_session(now, "the broker has no session for this lane any more");
@@ -166,6 +207,8 @@ impl Session {
         Up {
             window: usize::from(window.max(1)),
             maximum_packet_size: limits.maximum_packet_size.map_or(usize::MAX, |size| size as usize),
+            maximum_qos: limits.maximum_qos.unwrap_or(Qos::ExactlyOnce),
+            retain_available: limits.retain_available.unwrap_or(true),
             keepalive_ms: u64::from(limits.keepalive_s.unwrap_or(self.settings.keepalive_s).max(1)) * 1_000,
             last_sent: now,
             last_received: now,
@@ -186,7 +229,7 @@ impl Session {
 
     /// Says in the log which session is used from now on, unless it says so already.
     pub(super) fn announce(&mut self, now: Millis) {
-        let opened = (self.epoch, Some(self.protocol), self.settings.endpoint.clone(), self.settings.doubt());
+        let opened = (self.epoch, Some(self.protocol), self.endpoint().to_owned(), self.settings.doubt());
         if self.opened == opened && self.repeated.is_empty() {
             return;
         }
@@ -194,7 +237,7 @@ impl Session {
             lane: self.settings.lane.clone(),
             epoch: self.epoch,
             protocol: self.protocol,
-            endpoint: self.settings.endpoint.clone(),
+            endpoint: self.endpoint().to_owned(),
             doubt: self.settings.doubt(),
             repeated: std::mem::take(&mut self.repeated).to_ranges(),
             at: now,
@@ -212,7 +255,7 @@ impl Session {
     }
 
     /// Sends again what may have been sent before, within the window; goes on clean when all of it is settled.
-    pub(super) fn resend_in_doubt(&mut self, now: Millis) {
+    pub(super) fn resend_in_doubt(&mut self, now: Millis, jitter: u32) {
         let on_the_wire = self.in_flight.values().filter(|send| send.state != Send::InDoubt).count();
         let room = self.window().saturating_sub(on_the_wire);
         let mut qos_before: HashMap<&Arc<str>, Qos> = HashMap::new();
@@ -220,22 +263,33 @@ impl Session {
         for (send, in_flight) in &self.in_flight {
             // What a restart takes for sent may never have been, so the rule about another QoS of the same topic holds here too.
             let delivery = &in_flight.delivery;
-            let is_other_qos = *qos_before.entry(&delivery.topic).or_insert(delivery.qos) != delivery.qos;
+            if self.is_aside(*send) {
+                continue;
+            }
+            let is_other_qos = *qos_before.entry(&delivery.topic).or_insert(in_flight.qos) != in_flight.qos;
             if next.len() >= room || is_other_qos {
                 break;
             }
             if in_flight.state == Send::InDoubt {
-                next.push(*send);
+                // Looked at when the session was resumed: this broker takes all of them.
+                let manner = self.manner(delivery).unwrap_or(Manner { qos: in_flight.qos, retain: delivery.retain });
+                next.push((*send, manner));
             }
         }
-        for send in next {
+        for (send, Manner { qos, retain }) in next {
             if let Some(in_flight) = self.in_flight.get_mut(&send) {
                 in_flight.state = Send::Sent;
+                in_flight.qos = qos;
                 in_flight.at = now;
             }
-            self.send(now, Outgoing::Publish { send, packet_id: Some(send.packet_id()), dup: true });
+            // At QoS 0 there is neither (MQTT 5.0 §3.3.1.1).
+            let with_id = qos != Qos::AtMostOnce;
+            self.send(now, Outgoing::Publish { send, packet_id: with_id.then_some(send.packet_id()), dup: with_id, qos, retain });
         }
-        if self.in_flight.is_empty() && self.finishing.is_empty() {
+        if !self.in_flight.keys().all(|send| self.is_aside(*send)) || !self.finishing.is_empty() {
+            return;
+        }
+        if !self.charge_aside(now, jitter) {
             self.resume_deaths = 0;
             // At a stop the session stays, so that the next start finds what it will ask for.
             self.reconnect_at_once(now, Plan::Decide, !self.is_draining);
@@ -267,6 +321,7 @@ impl Session {
         for delivery in &deliveries {
             self.ids.remove(&delivery.send.packet_id());
         }
+        self.forget_aside();
         self.topics.clear();
         self.releases.clear();
         self.record.released.clear();
@@ -282,15 +337,18 @@ impl Session {
             Link::Opening { .. } => (false, false, false),
             Link::Greeting { plan, .. } => (true, *plan == Plan::Resume, false),
             Link::Resuming { up } => (false, true, up.has_progressed),
-            Link::Confirming { up, .. } | Link::Serving { up } => (false, false, up.has_progressed),
+            Link::Confirming { up, .. } | Link::Probing { up, .. } | Link::Serving { up } => (false, false, up.has_progressed),
         };
         let was_up = self.is_up();
+        let has_connected = !matches!(self.link, Link::Opening { .. } | Link::Greeting { .. });
+        let has_suspect = self.on_death(now, has_progressed);
+        self.moving_to = None;
         self.failures = if has_progressed { 1 } else { self.failures.saturating_add(1) };
         let mut unsent = Vec::new();
         for (send, in_flight) in &mut self.in_flight {
             match in_flight.state {
                 // At most once: what did not leave was not sent. What left is done by then.
-                Send::Sent if in_flight.delivery.qos == Qos::AtMostOnce => unsent.push(*send),
+                Send::Sent if in_flight.qos == Qos::AtMostOnce => unsent.push(*send),
                 Send::Sent => in_flight.state = Send::InDoubt,
                 Send::Releasing => (in_flight.state, in_flight.may_be_complete) = (Send::Releasable, true),
                 Send::InDoubt | Send::Recording | Send::Releasable => {}
@@ -303,15 +361,19 @@ impl Session {
             self.uncount_topic(delivery);
         }
         self.queue.give_back(unsent);
-        if was_greeting {
+        let refused = self.connect_refused.take();
+        let mut stays = refused == Some(code::PROTOCOL_VERSION) && self.settings.protocol.is_none() && self.protocol == Protocol::V311;
+        if was_greeting && refused.is_none() {
             self.silent_closes += 1;
-            let has_spoken_5 = self.opened.1 == Some(Protocol::V5) && self.opened.2 == self.settings.endpoint;
+            stays = self.settings.protocol.is_none() && self.silent_closes < SILENT_CLOSES;
+            let has_spoken_5 = self.opened.1 == Some(Protocol::V5) && self.opened.2 == self.endpoint();
             // A broker that has spoken MQTT 5 has not unlearnt it: something between here and there closes connections.
             if self.settings.protocol.is_none() && self.in_flight.is_empty() && !has_spoken_5 && self.silent_closes >= SILENT_CLOSES {
                 self.fall_back();
+                stays = self.protocol == Protocol::V311;
             }
         }
-        if was_resuming && was_up && !has_progressed {
+        if was_resuming && was_up && !has_progressed && !has_suspect {
             self.resume_deaths += 1;
             if self.resume_deaths >= RESUME_DEATHS {
                 self.lose_session(now, "resuming the session failed again and again; this broker can't resume it");
@@ -319,7 +381,14 @@ impl Session {
         } else if has_progressed {
             self.resume_deaths = 0;
         }
-        let retry_at = now.plus(self.settings.retry.backoff_ms(self.failures, jitter));
+        // The protocol is found out first: another server is no answer to that.
+        let retry_at = match !has_connected && !stays && self.try_next_server() {
+            true => now,
+            false => now.plus(self.settings.retry.backoff_ms(self.failures, jitter)),
+        };
+        if has_connected {
+            self.prefer_first();
+        }
         self.out.push_back(Output::Note(Note::Disconnected { reason, retry_at }));
         self.is_retiring = false;
         self.link = if self.is_draining { Link::Stopped } else { Link::Down { retry_at, plan: Plan::Decide } };

@@ -6,6 +6,7 @@
 //!   ┌─▶ Down ────────▶ Opening ────────▶ Greeting ──────────▶ Confirming ────────▶ Serving ──┐ drained
 //!   │                     │                 │  │ session present                             ▼
 //!   │                     │                 │  └───────────▶ Resuming ── all settled ─▶ (Down, at once, clean)
+//!   │                     │                 └─ a suspect ──▶ Probing ── it lives ─▶ Confirming or Resuming
 //!   └──── closed, refused, timed out ◀──────┴─────────────────┴──────────────────────── Stopped
 //! ```
 //!
@@ -18,9 +19,12 @@
 //! | Greeting | CONNACK, to purge | DISCONNECT | Down, at once, to begin anew |
 //! | Greeting | CONNACK, session present | PUBRELs in PUBREC order, then PUBLISH with DUP in send order | Resuming |
 //! | Greeting | CONNACK, no session | next epoch; what is in doubt is sent again and counted | Down, at once |
+//! | Greeting | CONNACK, and there is a suspect | PINGREQ, and nothing else | Probing |
+//! | Probing | PINGRESP, and it has lived long enough | the suspect is charged | Confirming or Resuming |
 //! | Confirming | durable | | Serving |
 //! | Resuming | everything is settled | DISCONNECT, which ends the session | Down, at once, to begin anew |
 //! | Serving | room in the window | PUBLISH | |
+//! | Serving | a preferred server is back, and nothing is in flight any more | DISCONNECT, which ends the session | Down, at once |
 //! | any | closed, a timer | | Down, with backoff |
 //!
 //! # A send
@@ -34,7 +38,13 @@
 //! The log does not say what was sent. So that a restart can tell what *may* be on the wire, fresh deliveries are sent strictly in send
 //! order and at most `doubt` of them have an outcome that is not durable; those are the first `doubt` pending ones. What has a new
 //! number (`Resent`) is named by the log. All of that is sent again, with DUP, in the resumed session before anything new.
-
+//!
+//! # Several servers
+//! Tried in their order, the first one first. A session lives at one server: while anything is in doubt, that server is given some time to come
+//! back ([`failover`]); only then is its session given up, and what was in doubt is sent again elsewhere and counted.
+//!
+//! # What the broker can't or won't
+//! [`capability`] has what a broker has said about itself, and [`isolation`] finds the report at which it hangs up.
 //!
 //! # What can't be known
 //! A broker that has lost the session makes a new, empty one when it is asked to resume, and says so in its CONNACK. If that very CONNACK is
@@ -44,6 +54,9 @@
 //! it never answers. So the standard's word is taken: session present means the session.
 
 mod acks;
+mod capability;
+mod failover;
+mod isolation;
 mod link;
 mod packet;
 mod queue;
@@ -57,6 +70,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
+use isolation::Isolation;
 use link::{Link, Plan};
 pub use packet::{Ack, BrokerLimits, Delivery, Incoming, Input, Note, Outgoing, Output};
 use queue::{HOLDS_NOTHING_UP, Queue};
@@ -75,6 +89,9 @@ const HELD_BYTES: usize = 16 << 20;
 /// So many bytes may be without a durable outcome at once, or one delivery: bounds what a restart has to load before it can connect.
 const DOUBT_BYTES: usize = if cfg!(test) { 60 } else { 16 << 20 };
 
+/// So many bytes of what may be in doubt a start looks at. Twice as many: how large a packet is said to be may change a little from release to release.
+const DOUBT_BYTES_READ: usize = 2 * DOUBT_BYTES;
+
 /// A lane stops reading ahead when it has so many bytes ready to be sent: with reports of the largest size its memory stays bounded.
 const READY_BYTES: usize = 4 << 20;
 
@@ -86,6 +103,15 @@ pub struct Session {
     /// What the log knows of the newest session: epoch, protocol, endpoint, doubt.
     opened: (u32, Option<Protocol>, String, u32),
     protocol: Protocol,
+    /// The server that is used, or tried next.
+    server: usize,
+    /// How often in a row the server of the session could not be reached while something was in doubt.
+    absences: u32,
+    /// A more preferred server is back: so nothing new is sent here.
+    moving_to: Option<usize>,
+    /// When to look for a more preferred server next, and how long to wait after that.
+    look: (Millis, u64),
+    isolation: Isolation,
     link: Link,
     queue: Queue,
     in_flight: BTreeMap<SendNo, InFlight>,
@@ -108,6 +134,8 @@ pub struct Session {
     repeated: RangeSet,
     failures: u32,
     silent_closes: u32,
+    /// The broker has answered CONNECT with a no; the reason code.
+    connect_refused: Option<u8>,
     resume_deaths: u32,
     paused_until: Millis,
     /// Deliveries done so far: tells whether others get through.
@@ -123,6 +151,8 @@ pub struct Session {
 #[derive(Debug)]
 struct InFlight {
     delivery: Delivery,
+    /// What it is sent at, which may be less than was asked for.
+    qos: Qos,
     state: Send,
     at: Millis,
     /// A PUBREL may have left for it on an earlier connection: only then can the broker have completed it already.
@@ -168,12 +198,18 @@ enum End {
 impl Session {
     /// The session of a lane as its log has it. The first tick connects.
     pub fn new(settings: Settings, start: Start) -> Self {
-        let same_session = !start.endpoint.is_empty() && start.endpoint == settings.endpoint;
+        let server = settings.endpoints.iter().position(|endpoint| *endpoint == start.endpoint);
+        let same_session = server.is_some();
         let protocol = settings.protocol.or(start.protocol.filter(|_| same_session)).unwrap_or(Protocol::V5);
         let mut session = Session {
             epoch: start.epoch,
             opened: (start.epoch, start.protocol, start.endpoint.clone(), start.doubt),
             protocol,
+            server: server.unwrap_or(0),
+            absences: 0,
+            moving_to: None,
+            look: (Millis(0), settings.failback_ms),
+            isolation: Isolation::default(),
             link: Link::Down { retry_at: Millis(0), plan: Plan::Decide },
             queue: Queue::default(),
             in_flight: BTreeMap::new(),
@@ -189,6 +225,7 @@ impl Session {
             repeated: RangeSet::new(),
             failures: 0,
             silent_closes: 0,
+            connect_refused: None,
             resume_deaths: 0,
             paused_until: Millis(0),
             successes: 0,
@@ -202,6 +239,9 @@ impl Session {
         if session.settings.protocol.is_none() && session.in_flight.is_empty() {
             // Nothing holds it to the protocol of before: MQTT 5 is tried first again.
             session.protocol = Protocol::V5;
+        }
+        if session.in_flight.is_empty() {
+            session.server = 0;
         }
         session
     }
@@ -227,16 +267,18 @@ impl Session {
                 _ => candidates.push(delivery),
             }
         }
-        let mut room = start.doubt;
+        // The same prefix at every start, however much was read: what is taken for sent is sent, and the next start has to take it for sent, too.
+        let (mut room, mut bytes) = (start.doubt, 0);
         for delivery in start.fresh {
             let is_released = released.contains(&delivery.send);
-            let may_be_sent = is_released || (room > 0 && !self.queue.holds_up(&delivery));
+            let may_be_sent = is_released || (room > 0 && bytes <= DOUBT_BYTES_READ && !self.queue.holds_up(&delivery));
             if !(had_session && may_be_sent) {
                 self.queue.offer(delivery);
                 continue;
             }
             if !is_released {
                 room -= 1;
+                bytes += delivery.size;
             }
             match delivery.qos {
                 Qos::AtMostOnce => self.queue.offer(delivery),
@@ -249,9 +291,10 @@ impl Session {
             }
             let state = if released.contains(&delivery.send) { Send::Releasable } else { Send::InDoubt };
             collides |= self.ids.insert(delivery.send.packet_id(), delivery.send).is_some();
-            self.count_topic(&delivery);
+            self.count_topic(&delivery.topic, delivery.qos);
             let may_be_complete = state == Send::Releasable;
-            self.in_flight.insert(delivery.send, InFlight { delivery, state, at: Millis(0), may_be_complete });
+            let qos = delivery.qos;
+            self.in_flight.insert(delivery.send, InFlight { delivery, qos, state, at: Millis(0), may_be_complete });
         }
         self.releases = start.released.into_iter().filter(|send| self.in_flight.contains_key(send)).collect();
         if had_session && !same_session {
@@ -272,10 +315,11 @@ impl Session {
             Input::Committed { resent } => self.on_committed(now, resent),
             Input::Offer(deliveries) => deliveries.into_iter().for_each(|delivery| self.queue.offer(delivery)),
             Input::OfferWaiting { delivery, retry_at } => self.queue.requeue(delivery, retry_at),
+            Input::Looked { found } => self.on_looked(now, found),
             Input::Drain => self.is_draining = true,
             Input::Retire => (self.is_draining, self.is_retiring) = (true, true),
         }
-        self.pump(now);
+        self.pump(now, jitter);
     }
 
     /// What is to be done next.
@@ -290,10 +334,13 @@ impl Session {
             Link::Down { retry_at, .. } => (!self.is_draining || self.is_retiring).then_some(*retry_at),
             Link::Opening { since, .. } | Link::Greeting { since, .. } => Some(since.plus(self.settings.connect_timeout_ms)),
             Link::Confirming { up, .. } => Some(up.next_timer()),
+            Link::Probing { until, is_answered: true, .. } => Some(*until),
+            Link::Probing { up, .. } => Some(up.next_timer()),
             Link::Resuming { up } | Link::Serving { up } => {
                 let ack = self.oldest_unacknowledged().map(|at| at.plus(self.settings.ack_timeout_ms));
                 let paused = Some(self.paused_until).filter(|until| until.0 > 0 && self.queue.ready() > 0);
-                [Some(up.next_timer()), ack, paused].into_iter().flatten().min()
+                let look = Some(self.look.0).filter(|_| self.is_second_choice());
+                [Some(up.next_timer()), ack, paused, look].into_iter().flatten().min()
             }
             Link::Stopped => None,
         };
@@ -353,7 +400,7 @@ impl Session {
 
     fn window(&self) -> usize {
         match &self.link {
-            Link::Resuming { up } | Link::Serving { up } | Link::Confirming { up, .. } => up.window,
+            Link::Resuming { up } | Link::Serving { up } | Link::Confirming { up, .. } => self.isolation.window(up.window),
             _ => 0,
         }
     }

@@ -16,8 +16,10 @@ pub struct Delivery {
     pub located: Seq,
     /// Its topic.
     pub topic: Arc<str>,
-    /// Its quality of service.
+    /// The quality of service that was asked for.
     pub qos: Qos,
+    /// The retain flag that was asked for.
+    pub retain: bool,
     /// When it was accepted.
     pub accepted_at: Millis,
     /// Refusals charged so far.
@@ -52,6 +54,10 @@ pub enum Outgoing {
         packet_id: Option<u16>,
         /// It may have been sent before.
         dup: bool,
+        /// The quality of service to send it at: the one asked for, unless the broker has less and the operator lets it be lowered.
+        qos: Qos,
+        /// The retain flag to send it with; likewise.
+        retain: bool,
     },
     /// PUBREL. Written only with the proof that its release is durable.
     PubRel {
@@ -82,6 +88,8 @@ pub enum Incoming {
         limits: BrokerLimits,
         /// The broker's words, if any.
         reason: Option<String>,
+        /// The client identifier that the broker has put in place of the one it was given (MQTT 5.0 §3.2.2.3.7).
+        assigned_client_id: Option<String>,
     },
     /// PUBACK.
     PubAck(Ack),
@@ -120,6 +128,10 @@ pub struct BrokerLimits {
     pub maximum_packet_size: Option<u32>,
     /// Server Keep Alive in seconds.
     pub keepalive_s: Option<u16>,
+    /// Maximum QoS; 2 if absent.
+    pub maximum_qos: Option<Qos>,
+    /// Retain Available; yes if absent.
+    pub retain_available: Option<bool>,
 }
 
 /// What happens to a session.
@@ -152,6 +164,11 @@ pub enum Input {
         /// Not before.
         retry_at: Millis,
     },
+    /// What [`Output::Look`] has found.
+    Looked {
+        /// The most preferred server that can be reached, if one of them can.
+        found: Option<usize>,
+    },
     /// No new sends: finish what is in flight, then disconnect.
     Drain,
     /// As `Drain`, and the broker is to forget the session: the lane is not used any more.
@@ -161,8 +178,16 @@ pub enum Input {
 /// What a session wants done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Output {
-    /// Open a transport to the broker.
-    Open,
+    /// Open a transport to a broker.
+    Open {
+        /// Which of the connection's servers, by its place in their order.
+        server: usize,
+    },
+    /// Find out which of the servers before this one can be reached, without a word of MQTT; [`Input::Looked`] is the answer.
+    Look {
+        /// The place of the server that is in use.
+        before: usize,
+    },
     /// Close the transport, after what was sent has been flushed.
     Close,
     /// Write a packet.
@@ -182,6 +207,13 @@ pub enum Note {
         protocol: Protocol,
         /// A session was resumed.
         resumed: bool,
+        /// The place of the server in their order.
+        server: usize,
+    },
+    /// The broker calls this client otherwise than it calls itself.
+    Renamed {
+        /// The client identifier that the broker has assigned.
+        client_id: String,
     },
     /// The connection failed or was lost.
     Disconnected {
@@ -196,7 +228,7 @@ pub enum Note {
     Done {
         /// Its send number.
         send: SendNo,
-        /// Its quality of service.
+        /// The quality of service that it was sent at.
         qos: Qos,
         /// When it was accepted.
         accepted_at: Millis,
@@ -214,6 +246,13 @@ pub enum Note {
         /// When it is tried again.
         retry_at: Millis,
     },
+    /// A delivery is not sent, because the broker has said that it does not take what it asks for. It waits.
+    Held {
+        /// Its id.
+        id: Seq,
+        /// What the broker lacks, and what to do.
+        reason: String,
+    },
     /// A delivery became a dead letter.
     Dead {
         /// Its id.
@@ -230,6 +269,22 @@ pub enum Note {
         /// How many.
         in_doubt: u64,
         /// Why it is thought to be gone.
+        reason: String,
+    },
+    /// Connection after connection dies: deliveries are sent one at a time, to find out whether it is one of them.
+    Isolating,
+    /// Isolation is over: the window is whole again.
+    Isolated,
+    /// The lane stops trying in earnest: whatever is sent, the broker hangs up, so it is not the reports.
+    Suspended {
+        /// When it is tried again.
+        retry_at: Millis,
+    },
+    /// Another server of the connection is used from now on.
+    Leaving {
+        /// The place of the server that is left.
+        from: usize,
+        /// Why.
         reason: String,
     },
     /// The broker does not speak the protocol; the other one is tried.

@@ -186,14 +186,38 @@ impl Queue {
         self.next_due
     }
 
-    /// The next delivery to send: resent ones first.
-    pub fn peek(&self) -> Option<&Delivery> {
-        self.resent.front().or_else(|| self.fresh.front())
+    /// The next delivery to send: resent ones first, which are older, unless `untried_first`.
+    pub fn peek(&self, untried_first: bool) -> Option<&Delivery> {
+        match untried_first {
+            false => self.resent.front().or_else(|| self.fresh.front()),
+            true => self.fresh.front().or_else(|| self.resent.front()),
+        }
     }
 
     /// Takes the next delivery to send.
-    pub fn pop(&mut self) -> Option<Delivery> {
-        self.resent.pop_front().or_else(|| self.fresh.pop_front())
+    pub fn pop(&mut self, untried_first: bool) -> Option<Delivery> {
+        match untried_first {
+            false => self.resent.pop_front().or_else(|| self.fresh.pop_front()),
+            true => self.fresh.pop_front().or_else(|| self.resent.pop_front()),
+        }
+    }
+
+    /// Takes one that is ready out of its turn.
+    pub fn take(&mut self, send: SendNo) -> Option<Delivery> {
+        [&mut self.resent, &mut self.fresh].into_iter().find_map(|ready| {
+            let place = ready.iter().position(|delivery| delivery.send == send)?;
+            ready.remove(place)
+        })
+    }
+
+    /// A delivery that [`Queue::take_due`] has just given waits on, as it did before.
+    pub fn put_back(&mut self, delivery: Delivery, retry_at: Millis) {
+        if let Some(topic) = self.topics.get_mut(&delivery.topic) {
+            topic.under_way = topic.under_way.saturating_sub(1);
+            topic.waiting.insert(delivery.id, (delivery, retry_at));
+            self.held += 1;
+            self.update_due();
+        }
     }
 
     /// How many are ready to be sent.
@@ -231,6 +255,8 @@ impl Queue {
             let waiting = topic.waiting.first_key_value().map(|(_, (delivery, _))| delivery.accepted_at);
             waiting.into_iter().chain(topic.parked.front().map(|delivery| delivery.accepted_at))
         });
-        held.chain(self.peek().map(|delivery| delivery.accepted_at)).chain(self.fresh.front().map(|delivery| delivery.accepted_at)).min()
+        held.chain(self.peek(false).map(|delivery| delivery.accepted_at))
+            .chain(self.fresh.front().map(|delivery| delivery.accepted_at))
+            .min()
     }
 }

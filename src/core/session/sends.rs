@@ -1,7 +1,9 @@
 //! Sends: what may go next, and how each one ends.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use super::capability::Manner;
 use super::link::{Link, Plan};
 use super::packet::{Delivery, Note, Outgoing, Output};
 use super::{DOUBT_BYTES, End, Finishing, HELD_LIMIT, InFlight, Send, Session};
@@ -13,25 +15,28 @@ use crate::core::types::{Millis, Qos, SendNo};
 const IN_FLIGHT_BYTES: usize = 8 << 20;
 
 impl Session {
-    pub(super) fn pump(&mut self, now: Millis) {
+    pub(super) fn pump(&mut self, now: Millis, jitter: u32) {
         if now >= self.paused_until {
             self.paused_until = Millis(0);
         }
         match self.link {
             Link::Resuming { .. } => {
                 self.renumber_due(now);
-                self.resend_in_doubt(now);
+                self.resend_in_doubt(now, jitter);
             }
             Link::Serving { .. } => {
                 self.renumber_due(now);
                 if !self.is_draining {
                     while self.send_next(now) {}
+                    self.move_if_idle(now);
                 } else if self.in_flight.is_empty() && self.finishing.is_empty() && self.appends.is_empty() && self.record.is_empty() {
                     let end_session = self.queue.ready() == 0 && self.queue.held() == 0;
                     self.reconnect_at_once(now, Plan::Decide, end_session);
                 }
             }
-            Link::Down { .. } | Link::Opening { .. } | Link::Greeting { .. } if self.is_draining && !self.is_retiring => {
+            Link::Down { .. } | Link::Opening { .. } | Link::Greeting { .. } | Link::Probing { .. }
+                if self.is_draining && !self.is_retiring =>
+            {
                 if !matches!(self.link, Link::Down { .. }) {
                     self.out.push_back(Output::Close);
                 }
@@ -44,7 +49,15 @@ impl Session {
 
     /// Asks for new numbers for what is to be sent again.
     pub(super) fn renumber_due(&mut self, now: Millis) {
+        // What this broker does not take waits on, and so does what is behind it.
+        let mut held = BTreeSet::new();
         for delivery in self.queue.take_due(now) {
+            if held.contains(&delivery.topic) || self.manner(&delivery).is_err() {
+                held.insert(Arc::clone(&delivery.topic));
+                let retry_at = self.look_again_at(now);
+                self.queue.put_back(delivery, retry_at);
+                continue;
+            }
             let reference = self.reference(&delivery);
             self.record.events.push(Event::Resent { delivery: reference, at: now });
             self.record.resents += 1;
@@ -55,17 +68,20 @@ impl Session {
     /// Sends the next delivery, if there is one and it may go.
     pub(super) fn send_next(&mut self, now: Millis) -> bool {
         let Link::Serving { up } = &self.link else { return false };
-        let (window, maximum_packet_size) = (up.window, up.maximum_packet_size);
-        if now < self.paused_until {
+        let (window, maximum_packet_size) = (self.isolation.window(up.window), up.maximum_packet_size);
+        if now < self.paused_until || self.moving_to.is_some() {
             return false;
         }
-        let Some(next) = self.queue.peek() else { return false };
+        let untried_first = self.isolation.is_alone();
+        let Some(next) = self.queue.peek(untried_first) else { return false };
+        let manner = self.manner(next);
+        let qos = manner.map_or(next.qos, |manner| manner.qos);
         let (mut in_window, mut bytes) = (0, 0);
-        for InFlight { delivery, .. } in self.in_flight.values() {
-            in_window += usize::from(delivery.qos != Qos::AtMostOnce);
+        for InFlight { delivery, qos, .. } in self.in_flight.values() {
+            in_window += usize::from(*qos != Qos::AtMostOnce);
             bytes += delivery.size;
         }
-        let is_window_full = next.qos != Qos::AtMostOnce && in_window >= window;
+        let is_window_full = qos != Qos::AtMostOnce && in_window >= window;
         let is_too_much = bytes > 0 && bytes + next.size > IN_FLIGHT_BYTES;
         let (undurable, undurable_bytes) = self.undurable();
         let is_doubt_full = undurable >= self.settings.doubt() as usize || (undurable > 0 && undurable_bytes + next.size > DOUBT_BYTES);
@@ -77,14 +93,21 @@ impl Session {
             return false;
         }
         // A QoS 0 could overtake a QoS 2: of one topic, another QoS waits until those before are done.
-        if self.topics.get(&next.topic).is_some_and(|(qos, _)| *qos != next.qos) {
+        if self.topics.get(&next.topic).is_some_and(|(before, _)| *before != qos) {
             return false;
         }
         let packet_id = next.send.packet_id();
         if self.ids.contains_key(&packet_id) {
             return false;
         }
-        let Some(delivery) = self.queue.pop() else { return false };
+        let Some(delivery) = self.queue.pop(untried_first) else { return false };
+        let Manner { qos, retain } = match manner {
+            Ok(manner) => manner,
+            Err(lack) => {
+                self.hold(now, delivery, lack);
+                return true;
+            }
+        };
         if delivery.size > maximum_packet_size {
             let message = format!(
                 "its packet of {} bytes is larger than the broker's Maximum Packet Size of {maximum_packet_size}; raise that at the broker",
@@ -98,11 +121,11 @@ impl Session {
             self.highest_sent = self.highest_sent.max(send);
         }
         self.ids.insert(packet_id, send);
-        self.count_topic(&delivery);
-        let packet_id = (delivery.qos != Qos::AtMostOnce).then_some(packet_id);
-        self.in_flight.insert(send, InFlight { delivery, state: Send::Sent, at: now, may_be_complete: false });
+        self.count_topic(&delivery.topic, qos);
+        let packet_id = (qos != Qos::AtMostOnce).then_some(packet_id);
+        self.in_flight.insert(send, InFlight { delivery, qos, state: Send::Sent, at: now, may_be_complete: false });
         // Also what is sent again after a lost session is new to this one: DUP is about one session's packets (MQTT 5.0 §3.3.1.1).
-        self.send(now, Outgoing::Publish { send, packet_id, dup: false });
+        self.send(now, Outgoing::Publish { send, packet_id, dup: false, qos, retain });
         true
     }
 
@@ -128,13 +151,16 @@ impl Session {
         let Some(in_flight) = self.in_flight.remove(&send) else { return };
         let delivery = in_flight.delivery;
         self.successes += 1;
+        if proof != Proof::Flushed {
+            self.got_through();
+        }
         self.refused_at.remove(&delivery.id);
         self.uncount_topic(&delivery);
         if proof != Proof::Flushed && proof != Proof::PubAck {
             self.releases.retain(|released| *released != send);
         }
         self.record.delivered.push((send, proof));
-        self.out.push_back(Output::Note(Note::Done { send, qos: delivery.qos, accepted_at: delivery.accepted_at }));
+        self.out.push_back(Output::Note(Note::Done { send, qos: in_flight.qos, accepted_at: delivery.accepted_at }));
         let end = match in_flight.state {
             Send::Releasable | Send::Releasing => End::DoneReleased,
             Send::InDoubt | Send::Sent | Send::Recording => End::Done,
@@ -178,10 +204,8 @@ impl Session {
             }
             Verdict::Retry { at, attempts } => (at, attempts),
         };
-        let (id, reference) = (delivery.id, self.reference(&delivery));
-        self.finish(&delivery, End::Refused);
-        let sent_through = self.queue.wait(Delivery { attempts, ..delivery }, retry_at, self.highest_sent);
-        self.record.events.push(Event::Refused { delivery: reference, code: reason_code, attempts, retry_at, sent_through, at: now });
+        let id = delivery.id;
+        self.set_aside(now, delivery, reason_code, attempts, retry_at);
         self.out.push_back(Output::Note(Note::Refused { id, send, code: reason_code, reason, retry_at }));
     }
 
@@ -199,9 +223,9 @@ impl Session {
         DeliveryRef { lane: self.settings.lane.clone(), send: delivery.send, id: delivery.id, located: delivery.located }
     }
 
-    pub(super) fn count_topic(&mut self, delivery: &Delivery) {
-        let entry = self.topics.entry(Arc::clone(&delivery.topic)).or_insert((delivery.qos, 0));
-        entry.0 = delivery.qos;
+    pub(super) fn count_topic(&mut self, topic: &Arc<str>, qos: Qos) {
+        let entry = self.topics.entry(Arc::clone(topic)).or_insert((qos, 0));
+        entry.0 = qos;
         entry.1 += 1;
     }
 
@@ -215,7 +239,7 @@ impl Session {
     }
 
     pub(super) fn send(&mut self, now: Millis, packet: Outgoing) {
-        if let Link::Confirming { up, .. } | Link::Resuming { up } | Link::Serving { up } = &mut self.link {
+        if let Link::Confirming { up, .. } | Link::Probing { up, .. } | Link::Resuming { up } | Link::Serving { up } = &mut self.link {
             up.last_sent = now;
         }
         self.out.push_back(Output::Send(packet));

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::DOUBT_BYTES;
+use super::DOUBT_BYTES_READ;
 use super::packet::Delivery;
 use super::queue::HOLDS_NOTHING_UP;
 use crate::core::retry::RetryPolicy;
@@ -16,8 +16,10 @@ pub struct Settings {
     pub lane: LaneKey,
     /// Client id without epoch and lane: `<client_id>-<store id>`.
     pub client_id: String,
-    /// Server, port and user.
-    pub endpoint: String,
+    /// Server, port and user of each server, in the order of preference. At least one.
+    pub endpoints: Vec<String>,
+    /// While a less preferred server is used, so often is looked whether a more preferred one is back, in milliseconds.
+    pub failback_ms: u64,
     /// The only protocol to speak; none for automatic.
     pub protocol: Option<Protocol>,
     /// Keep Alive in seconds.
@@ -34,6 +36,8 @@ pub struct Settings {
     pub ack_timeout_ms: u64,
     /// Backoff and attempts.
     pub retry: RetryPolicy,
+    /// What asks for more than the broker has (Maximum QoS, Retain Available) is sent with what there is, rather than held.
+    pub downgrade: bool,
 }
 
 impl Settings {
@@ -82,8 +86,7 @@ impl Start {
         let last_released = self.released.iter().max();
         let (count, bytes) =
             self.fresh.iter().filter(may_be_sent).fold((0, 0), |(count, bytes), delivery| (count + 1, bytes + delivery.size));
-        // Twice the bytes: how large a packet is said to be may change a little from release to release.
-        (count >= self.doubt as usize || bytes > 2 * DOUBT_BYTES)
+        (count >= self.doubt as usize || bytes > DOUBT_BYTES_READ)
             && last_released.is_none_or(|last| self.fresh.last().is_some_and(|fresh| fresh.send >= *last))
     }
 }

@@ -48,9 +48,17 @@ struct Story {
     refusals: u64,
     session_losses: u64,
     window: u16,
+    /// So many of a hundred reports make the broker hang up.
+    poison: u64,
+    /// So many of a thousand steps take a server away, or bring it back.
+    absences: u64,
+    servers: usize,
+    /// What the brokers take at most.
+    maximum_qos: Qos,
+    downgrade: bool,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct BrokerSession {
     /// Packet ids received and not released, with what they carry.
     received: BTreeMap<u16, Seq>,
@@ -75,19 +83,31 @@ struct World {
     /// Sends of QoS 0 that have left.
     left: Vec<SendNo>,
     // the broker
-    broker: BTreeMap<String, BrokerSession>,
+    /// One after the other, by client id.
+    brokers: Vec<BTreeMap<String, BrokerSession>>,
+    is_away: Vec<bool>,
+    /// The server that is connected to.
+    at: usize,
+    /// A preferred server is looked for.
+    looking: Option<usize>,
+    poisoned: BTreeSet<Seq>,
+    suspended: u64,
+    /// What the brokers took at most before everything was mended.
+    maximum_qos: Qos,
     client: Option<(String, bool)>,
     in_window: BTreeSet<u16>,
     arrived: Vec<Seq>,
     refused: BTreeSet<Seq>,
-    /// Sessions that Tidings gave up, and said so.
-    lost_sessions: u64,
+    /// Reports that may arrive twice, because Tidings has said so in the log: it gave up their session, or charged them.
+    repeated: BTreeSet<Seq>,
     /// The broker lost a session with something in it.
     has_broker_forgotten: bool,
     /// The CONNACK that tells of a lost session is on its way. That it is lost, too, is what can't be known: see the session's docs.
     must_hear: bool,
     /// The connection is about to break.
     is_breaking: bool,
+    /// The broker has read poison, and hangs up.
+    is_dying: bool,
     calm: bool,
 }
 
@@ -99,7 +119,8 @@ fn settings(story: &Story) -> Settings {
     Settings {
         lane: lane_key(),
         client_id: "tidings-0".into(),
-        endpoint: "localhost:1883".into(),
+        endpoints: (0..story.servers).map(|server| format!("server-{server}:1883")).collect(),
+        failback_ms: 300,
         protocol: Some(story.protocol),
         keepalive_s: 60,
         window_5: story.window,
@@ -108,6 +129,7 @@ fn settings(story: &Story) -> Settings {
         connect_timeout_ms: 1_000,
         ack_timeout_ms: 5_000,
         retry: RetryPolicy { initial_ms: 50, max_ms: 400, attempts: 3 },
+        downgrade: story.downgrade,
     }
 }
 
@@ -129,7 +151,7 @@ fn start_of(log: &[Event], outbox: &Outbox) -> (Start, usize, HashMap<SendNo, Se
     let delivery = |send, id, attempts, is_resent| {
         let accepted = at(id);
         let topic = Arc::from(accepted.topic.as_str());
-        Delivery { send, id, located: id, topic, qos: accepted.qos, accepted_at: accepted.at, attempts, size: 10, is_resent }
+        Delivery { send, id, located: id, topic, qos: accepted.qos, retain: false, accepted_at: accepted.at, attempts, size: 10, is_resent }
     };
     let mut start = Start {
         epoch: lane.epoch,
@@ -182,6 +204,13 @@ impl World {
         World {
             random: Random(story.seed),
             session: Session::new(settings(&story), start),
+            brokers: (0..story.servers).map(|_| BTreeMap::new()).collect(),
+            is_away: vec![false; story.servers],
+            at: 0,
+            looking: None,
+            poisoned: BTreeSet::new(),
+            suspended: 0,
+            maximum_qos: story.maximum_qos,
             story,
             now: Millis(1),
             log,
@@ -193,15 +222,15 @@ impl World {
             to_broker: VecDeque::new(),
             to_client: VecDeque::new(),
             left: Vec::new(),
-            broker: BTreeMap::new(),
             client: None,
             in_window: BTreeSet::new(),
             arrived: Vec::new(),
             refused: BTreeSet::new(),
-            lost_sessions: 0,
+            repeated: BTreeSet::new(),
             has_broker_forgotten: false,
             must_hear: false,
             is_breaking: false,
+            is_dying: false,
             calm: false,
         }
     }
@@ -216,12 +245,16 @@ impl World {
 
     fn act(&mut self, output: Output) {
         match output {
-            Output::Open => {
-                self.open = true;
+            Output::Open { server } => {
                 self.to_broker.clear();
                 self.to_client.clear();
+                if self.is_away[server] {
+                    return self.give(Input::Closed { reason: "away".into() });
+                }
+                (self.open, self.at) = (true, server);
                 self.give(Input::Opened);
             }
+            Output::Look { before } => self.looking = Some(before),
             Output::Close => self.hang_up(),
             Output::Append(events) => self.appending.push_back(events),
             Output::Send(packet) => {
@@ -245,20 +278,19 @@ impl World {
                 let id = self.known[&from];
                 self.known.insert(to, id);
             }
-            // That the broker has no session excuses nothing unless the broker has lost one.
-            Output::Note(Note::SessionLost { reason, .. }) => {
-                self.lost_sessions += u64::from(self.story.session_losses > 0 || !reason.contains("has no session"));
-            }
+            Output::Note(Note::Suspended { .. }) => self.suspended += 1,
             Output::Note(_) => {}
         }
+    }
+
+    fn broker(&mut self) -> &mut BTreeMap<String, BrokerSession> {
+        &mut self.brokers[self.at]
     }
 
     fn hang_up(&mut self) {
         // What was written before a close is flushed; the broker reads it.
         self.is_breaking = true;
-        while let Some((packet, id)) = self.to_broker.pop_front() {
-            self.broker_reads(packet, id);
-        }
+        self.broker_reads_some(self.to_broker.len());
         self.is_breaking = false;
         self.open = false;
         self.to_client.clear();
@@ -267,7 +299,7 @@ impl World {
 
     fn broker_sees_close(&mut self) {
         if let Some((client, true)) = self.client.take() {
-            self.broker.remove(&client);
+            self.broker().remove(&client);
         }
         self.in_window.clear();
     }
@@ -278,23 +310,43 @@ impl World {
         }
         // Some of what was under way still arrives.
         self.is_breaking = true;
-        for _ in 0..self.random.below(self.to_broker.len() as u64 + 1) {
-            let (packet, id) = self.to_broker.pop_front().unwrap();
-            self.broker_reads(packet, id);
-        }
+        let still_read = self.random.below(self.to_broker.len() as u64 + 1);
+        self.broker_reads_some(still_read as usize);
+        self.is_breaking = false;
+        self.lose_connection("cut");
+    }
+
+    fn lose_connection(&mut self, reason: &str) {
         self.open = false;
+        self.is_dying = false;
         self.to_broker.clear();
         self.to_client.clear();
         self.broker_sees_close();
-        self.is_breaking = false;
-        self.give(Input::Closed { reason: "cut".into() });
+        self.give(Input::Closed { reason: reason.into() });
+    }
+
+    /// A server goes away, or comes back. In the end the last one is there.
+    fn come_and_go(&mut self) {
+        let server = self.random.below(self.story.servers as u64) as usize;
+        self.is_away[server] = !self.is_away[server];
+        if self.is_away[server] && self.at == server && self.open && !self.must_hear {
+            self.cut();
+        }
+    }
+
+    fn broker_reads_some(&mut self, packets: usize) {
+        for _ in 0..packets {
+            let (packet, id) = self.to_broker.pop_front().unwrap();
+            self.broker_reads(packet, id);
+            if std::mem::take(&mut self.is_dying) {
+                return self.to_broker.clear();
+            }
+        }
     }
 
     fn crash(&mut self) {
-        for _ in 0..self.random.below(self.to_broker.len() as u64 + 1) {
-            let (packet, id) = self.to_broker.pop_front().unwrap();
-            self.broker_reads(packet, id);
-        }
+        let still_read = self.random.below(self.to_broker.len() as u64 + 1);
+        self.broker_reads_some(still_read as usize);
         self.open = false;
         self.to_broker.clear();
         self.to_client.clear();
@@ -319,9 +371,14 @@ impl World {
                 resent.push(self.outbox.next_send(&lane_key()));
             }
             if let Event::DeadLettered { delivery, .. } = &event {
-                assert!(self.refused.contains(&delivery.id), "only what was refused dies");
+                // Where connections are cut as well, an innocent one can be alone on three that were.
+                let is_guilty = self.refused.contains(&delivery.id) || self.poisoned.contains(&delivery.id);
+                let is_cut = self.story.cuts + self.story.absences > 0;
+                assert!(is_guilty || is_cut, "only what was refused or is poison dies");
             }
             self.outbox.apply(&event).unwrap_or_else(|error| panic!("{error}: {event:?}"));
+            let repeated = self.repeated_by(&event);
+            self.repeated.extend(repeated);
             self.log.push(event);
         }
         self.check_books();
@@ -338,6 +395,9 @@ impl World {
     fn accept(&mut self) {
         let number = self.log.len() as u64;
         let event = accepted(number, &mut self.random);
+        if self.random.chance(self.story.poison) {
+            self.poisoned.insert(self.outbox.next());
+        }
         self.outbox.apply(&event).unwrap();
         self.log.push(event);
     }
@@ -356,7 +416,18 @@ impl World {
                         let topic = Arc::from(accepted.topic.as_str());
                         let (qos, accepted_at) = (accepted.qos, accepted.at);
                         self.known.insert(send, id);
-                        offered.push(Delivery { send, id, located: id, topic, qos, accepted_at, attempts: 0, size: 10, is_resent: false });
+                        offered.push(Delivery {
+                            send,
+                            id,
+                            located: id,
+                            topic,
+                            qos,
+                            retain: false,
+                            accepted_at,
+                            attempts: 0,
+                            size: 10,
+                            is_resent: false,
+                        });
                         wanted -= 1;
                     }
                 }
@@ -372,25 +443,48 @@ impl World {
         self.arrived.push(id);
     }
 
+    fn repeated_by(&self, event: &Event) -> Vec<Seq> {
+        match event {
+            Event::SessionOpened { repeated, .. } => repeated.iter().map(|send| self.known[&SendNo(send)]).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Tidings ends a session. It must know what became of everything in it, or have said that it does not.
+    fn end_session(&mut self, client: &str) {
+        let Some(session) = self.broker().remove(client) else { return };
+        // Should what is on its way to the disk be lost, the next start finds no session, and says so then.
+        let under_way: BTreeSet<Seq> = self.appending.iter().flatten().flat_map(|event| self.repeated_by(event)).collect();
+        let dead = self.dead();
+        let excused = |id: &Seq| self.repeated.contains(id) || under_way.contains(id) || dead.contains(id);
+        assert!(self.has_broker_forgotten || session.received.values().all(excused), "{client} was ended with {session:?} in it");
+    }
+
     fn broker_reads(&mut self, packet: Outgoing, id: Option<Seq>) {
         match packet {
             Outgoing::Connect { protocol, client_id, clean, session_expiry_s, .. } => {
                 if clean {
-                    self.broker.remove(&client_id);
+                    self.end_session(&client_id);
                 }
                 if !self.calm && !self.is_breaking && self.random.chance(self.story.session_losses) {
                     self.must_hear = true;
-                    self.has_broker_forgotten |= self.broker.values().any(|session| !session.received.is_empty());
-                    self.broker.clear();
+                    self.has_broker_forgotten |= self.broker().values().any(|session| !session.received.is_empty());
+                    self.broker().clear();
                 }
-                let session_present = self.broker.contains_key(&client_id);
-                self.broker.entry(client_id.clone()).or_default();
-                let limits = BrokerLimits { receive_maximum: Some(8), ..BrokerLimits::default() };
+                let session_present = self.broker().contains_key(&client_id);
+                self.broker().entry(client_id.clone()).or_default();
+                let maximum_qos = Some(self.story.maximum_qos);
+                let limits = BrokerLimits { receive_maximum: Some(8), maximum_qos, ..BrokerLimits::default() };
                 self.client = Some((client_id, clean && (protocol == Protocol::V311 || session_expiry_s == 0)));
-                self.to_client.push_back(Incoming::ConnAck { session_present, code: 0, limits, reason: None });
+                self.to_client.push_back(Incoming::ConnAck { session_present, code: 0, limits, reason: None, assigned_client_id: None });
             }
-            Outgoing::Publish { send, packet_id, .. } => {
+            Outgoing::Publish { send, packet_id, qos, .. } => {
                 let id = id.unwrap();
+                assert!(qos <= self.story.maximum_qos, "the broker's Maximum QoS is obeyed");
+                if packet_id.is_some() && self.poisoned.contains(&id) {
+                    self.is_dying = true;
+                    return;
+                }
                 let Some(packet_id) = packet_id else {
                     self.left.push(send);
                     return self.arrive(id);
@@ -399,8 +493,7 @@ impl World {
                 self.in_window.insert(packet_id);
                 let limit = if self.story.protocol == Protocol::V5 { self.story.window.min(8) } else { self.story.window };
                 assert!(self.in_window.len() <= usize::from(limit), "the window is never exceeded");
-                let qos = self.qos_of(id);
-                let is_known = self.broker[&client].received.contains_key(&packet_id);
+                let is_known = self.broker()[&client].received.contains_key(&packet_id);
                 let refuses = self.story.protocol == Protocol::V5 && !self.calm && !is_known && self.random.chance(self.story.refusals);
                 let mut ack = Ack { packet_id, code: 0, reason: None };
                 if refuses {
@@ -412,10 +505,10 @@ impl World {
                         self.arrive(id);
                     }
                     if qos == Qos::ExactlyOnce {
-                        self.broker.get_mut(&client).unwrap().received.insert(packet_id, id);
+                        self.broker().get_mut(&client).unwrap().received.insert(packet_id, id);
                     }
                 } else {
-                    let held = self.broker[&client].received[&packet_id];
+                    let held = self.broker()[&client].received[&packet_id];
                     assert_eq!(held, id, "a packet id stands for one report as long as the broker knows it");
                 }
                 match qos {
@@ -428,7 +521,7 @@ impl World {
             }
             Outgoing::PubRel { packet_id, .. } => {
                 let (client, _) = self.client.clone().expect("CONNECT comes first");
-                let held = self.broker.get_mut(&client).unwrap().received.remove(&packet_id);
+                let held = self.broker().get_mut(&client).unwrap().received.remove(&packet_id);
                 self.in_window.remove(&packet_id);
                 let found = match held {
                     Some(held) => {
@@ -447,16 +540,9 @@ impl World {
                 if let Some((client, clean)) = self.client.take()
                     && (clean || end_session && self.story.protocol == Protocol::V5)
                 {
-                    self.broker.remove(&client);
+                    self.end_session(&client);
                 }
             }
-        }
-    }
-
-    fn qos_of(&self, id: Seq) -> Qos {
-        match &self.log[id.0 as usize - 1] {
-            Event::Accepted(accepted) => accepted.qos,
-            other => panic!("{other:?} is no delivery"),
         }
     }
 
@@ -465,6 +551,9 @@ impl World {
             0..=3 if self.open && !self.to_broker.is_empty() => {
                 let (packet, id) = self.to_broker.pop_front().unwrap();
                 self.broker_reads(packet, id);
+                if std::mem::take(&mut self.is_dying) {
+                    self.lose_connection("the broker closed the connection");
+                }
             }
             4..=6 if self.open && !self.to_client.is_empty() => {
                 let packet = self.to_client.pop_front().unwrap();
@@ -476,6 +565,11 @@ impl World {
             10 if self.open => {
                 let sends = std::mem::take(&mut self.left);
                 self.give(Input::Flushed(sends));
+            }
+            11 if self.looking.is_some() => {
+                let before = self.looking.take().unwrap();
+                let found = (0..before).find(|server| !self.is_away[*server]);
+                self.give(Input::Looked { found });
             }
             // Nor does a timer end the connection before that answer is there.
             _ if self.must_hear => {}
@@ -497,15 +591,27 @@ impl World {
             if self.random.below(1_000) < self.story.crashes {
                 self.crash();
             }
+            if self.random.below(1_000) < self.story.absences {
+                self.come_and_go();
+            }
             self.step();
         }
         for _ in 0..200_000 {
-            let pending = self.outbox.lane(&lane_key()).unwrap().pending();
-            if pending == 0 {
+            if self.is_at_rest() {
                 break;
             }
             if !self.calm && self.random.chance(1) {
                 self.calm = self.random.chance(3);
+                if self.calm {
+                    // Whatever was wrong with the brokers is mended, but for what is wrong with reports.
+                    self.is_away.fill(false);
+                    self.story.maximum_qos = Qos::ExactlyOnce;
+                    self.must_hear = false;
+                    self.cut();
+                }
+            }
+            if !self.calm && self.random.below(1_000) < self.story.absences {
+                self.come_and_go();
             }
             if !self.calm && self.random.below(1_000) < self.story.cuts {
                 self.cut();
@@ -518,9 +624,33 @@ impl World {
         self
     }
 
+    /// Nothing is pending. Or nothing gets through any more but what the broker hangs up at, and what waits behind that: then the lane is
+    /// suspended.
+    fn is_at_rest(&self) -> bool {
+        let lane = self.outbox.lane(&lane_key()).unwrap();
+        if lane.pending() == 0 {
+            return true;
+        }
+        if self.suspended == 0 || !self.calm {
+            return false;
+        }
+        let topic = |id: &Seq| match &self.log[id.0 as usize - 1] {
+            Event::Accepted(accepted) => accepted.topic.clone(),
+            other => panic!("{other:?} is no delivery"),
+        };
+        let done: BTreeSet<Seq> = self.arrived.iter().copied().chain(lane.dead().values().map(|dead| dead.id)).collect();
+        let held_up: BTreeSet<String> = self.poisoned.iter().filter(|id| !done.contains(id)).map(topic).collect();
+        let ids = (1..=self.log.len() as u64).map(Seq).filter(|id| matches!(self.log[id.0 as usize - 1], Event::Accepted(_)));
+        let others = ids.filter(|id| !done.contains(id) && !held_up.contains(&topic(id)));
+        self.appending.is_empty() && others.count() == 0
+    }
+
     fn check_promises(&self) {
         let lane = self.outbox.lane(&lane_key()).unwrap();
-        assert_eq!(lane.pending(), 0, "a run that is left in peace ends with an empty backlog: {:?}", self.session);
+        assert!(self.is_at_rest(), "a run that is left in peace ends with an empty backlog: {:?}", self.session);
+        if lane.pending() > 0 {
+            return;
+        }
         let mut counts: BTreeMap<Seq, u32> = BTreeMap::new();
         for id in &self.arrived {
             *counts.entry(*id).or_default() += 1;
@@ -534,13 +664,17 @@ impl World {
             match accepted.qos {
                 Qos::AtMostOnce => {}
                 _ if dead.contains(&id) => {}
+                asked if asked > self.maximum_qos && self.story.downgrade => {}
                 Qos::AtLeastOnce => assert!(count >= 1, "report {id} was lost"),
-                Qos::ExactlyOnce if self.lost_sessions > 0 || self.has_broker_forgotten => assert!(count >= 1, "report {id} was lost"),
+                Qos::ExactlyOnce if self.has_broker_forgotten || self.repeated.contains(&id) => {
+                    assert!(count >= 1, "report {id} was lost");
+                }
                 Qos::ExactlyOnce => assert_eq!(count, 1, "report {id} arrived {count} times"),
             }
         }
         // In order of first arrival, but for what was refused and what was in flight behind that.
-        if self.refused.is_empty() && self.lost_sessions == 0 && !self.has_broker_forgotten {
+        let is_downgraded = self.story.downgrade && self.maximum_qos < Qos::ExactlyOnce;
+        if self.refused.is_empty() && self.poisoned.is_empty() && !is_downgraded && self.repeated.is_empty() && !self.has_broker_forgotten {
             let mut seen = BTreeSet::new();
             for id in self.arrived.iter().filter(|id| seen.insert(**id)) {
                 let Event::Accepted(accepted) = &self.log[id.0 as usize - 1] else { continue };
@@ -557,12 +691,37 @@ impl World {
 fn story() -> impl Strategy<Value = Story> {
     let chances = (0u64..30, 0u64..15, prop_oneof![Just(0u64), 0u64..30], prop_oneof![4 => Just(0u64), 1 => 0u64..20]);
     let protocol = prop_oneof![Just(Protocol::V5), Just(Protocol::V311)];
-    (any::<u64>(), 1u64..80, protocol, any::<bool>(), chances, 1u16..12).prop_map(
-        |(seed, reports, protocol, at_publish, chances, window)| {
+    let troubles = (
+        prop_oneof![3 => Just(0u64), 1 => 1u64..10],
+        prop_oneof![3 => Just(0u64), 1 => 1u64..20],
+        prop_oneof![2 => Just(1usize), 1 => 2usize..4],
+        prop_oneof![6 => Just(Qos::ExactlyOnce), 1 => Just(Qos::AtLeastOnce), 1 => Just(Qos::AtMostOnce)],
+        any::<bool>(),
+    );
+    (any::<u64>(), 1u64..80, protocol, any::<bool>(), chances, 1u16..12, troubles).prop_map(
+        |(seed, reports, protocol, at_publish, chances, window, troubles)| {
             let (cuts, crashes, refusals, session_losses) = chances;
             // A crash between the loss of a session and its discovery is the other thing that can't be known.
             let crashes = if session_losses > 0 { 0 } else { crashes };
-            Story { seed, reports, protocol, delivers_at_publish: at_publish, cuts, crashes, refusals, session_losses, window }
+            let (poison, absences, servers, maximum_qos, downgrade) = troubles;
+            // A 3.1.1 broker says nothing about itself.
+            let maximum_qos = if protocol == Protocol::V5 { maximum_qos } else { Qos::ExactlyOnce };
+            Story {
+                seed,
+                reports,
+                protocol,
+                delivers_at_publish: at_publish,
+                cuts,
+                crashes,
+                refusals,
+                session_losses,
+                window,
+                poison,
+                absences,
+                servers,
+                maximum_qos,
+                downgrade,
+            }
         },
     )
 }
@@ -573,7 +732,7 @@ fn cases() -> u32 {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: cases(), max_shrink_iters: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(), max_shrink_iters: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn nothing_is_lost_and_qos_2_arrives_once_through_cuts_crashes_and_refusals(story in story()) {
@@ -592,6 +751,11 @@ fn calm() -> Story {
         refusals: 0,
         session_losses: 0,
         window: 8,
+        poison: 0,
+        absences: 0,
+        servers: 1,
+        maximum_qos: Qos::ExactlyOnce,
+        downgrade: false,
     }
 }
 
@@ -612,7 +776,7 @@ fn ended_by(input: Input, protocol: Protocol) -> (bool, usize) {
         }
         world.step();
     }
-    (world.session.is_drained(), world.broker.len())
+    (world.session.is_drained(), world.broker().len())
 }
 
 #[test]
@@ -626,4 +790,129 @@ fn a_retired_lane_leaves_no_session_at_the_broker() {
 fn a_drained_lane_disconnects_and_stops() {
     assert_eq!(ended_by(Input::Drain, Protocol::V5), (true, 0));
     assert!(ended_by(Input::Drain, Protocol::V311).0);
+}
+
+impl World {
+    fn steps_until(&mut self, what: &str, mut is_so: impl FnMut(&World) -> bool) {
+        for _ in 0..200_000 {
+            if is_so(self) {
+                return;
+            }
+            self.step();
+        }
+        panic!("{what}: {:?}", self.session);
+    }
+
+    fn pending(&self) -> u64 {
+        self.outbox.lane(&lane_key()).unwrap().pending()
+    }
+
+    fn dead(&self) -> Vec<Seq> {
+        self.outbox.lane(&lane_key()).unwrap().dead().values().map(|dead| dead.id).collect()
+    }
+
+    /// Accepts a report of QoS 2 for a topic.
+    fn accept_for(&mut self, topic: &str) -> Seq {
+        let event = Event::Accepted(Box::new(Accepted::plain(lane_key(), topic, Qos::ExactlyOnce, self.now)));
+        let id = self.outbox.apply(&event).unwrap();
+        self.log.push(event);
+        id
+    }
+
+    fn arrived_times(&self, id: Seq) -> usize {
+        self.arrived.iter().filter(|arrived| **arrived == id).count()
+    }
+}
+
+#[test]
+fn a_report_at_which_the_broker_hangs_up_is_found_and_costs_nobody_else_more_than_time() {
+    let mut world = World::new(calm());
+    let ids: Vec<Seq> = (0..20).map(|number| world.accept_for(&format!("topic/{number}"))).collect();
+    world.poisoned.insert(ids[7]);
+    world.steps_until("all others arrive", |world| world.pending() == 0);
+    assert_eq!(world.dead(), [ids[7]]);
+    for id in ids.iter().filter(|id| **id != ids[7]) {
+        assert!(world.arrived_times(*id) >= 1, "report {id}");
+    }
+    let attempts = world.log.iter().filter(|event| matches!(event, Event::Refused { code: code::HUNG_UP, .. })).count();
+    assert_eq!(attempts, 2, "two charges, and the third condemns it");
+}
+
+#[test]
+fn a_broker_that_hangs_up_at_everything_costs_two_reports_and_all_others_arrive_when_it_is_mended() {
+    let mut world = World::new(calm());
+    let ids: Vec<Seq> = (0..12).map(|number| world.accept_for(&format!("topic/{number}"))).collect();
+    world.poisoned.extend(&ids);
+    world.steps_until("the lane is suspended again and again", |world| world.suspended >= 5);
+    assert_eq!((world.dead().len(), world.pending()), (2, 10), "it does not empty itself into the dead letters");
+    world.poisoned.clear();
+    world.steps_until("all others arrive", |world| world.pending() == 0);
+    assert_eq!(world.dead().len(), 2);
+}
+
+#[test]
+fn what_a_broker_does_not_take_is_held_uncharged_until_it_does_and_others_go_on() {
+    let mut world = World::new(Story { maximum_qos: Qos::AtLeastOnce, ..calm() });
+    let held = world.accept_for("held");
+    let event = Event::Accepted(Box::new(Accepted::plain(lane_key(), "free", Qos::AtLeastOnce, Millis(1))));
+    let free = world.outbox.apply(&event).unwrap();
+    world.log.push(event);
+    world.steps_until("the other topic goes on", |world| world.arrived_times(free) == 1 && world.pending() == 1);
+    for _ in 0..5_000 {
+        world.step();
+    }
+    assert_eq!((world.arrived_times(held), world.dead()), (0, vec![]));
+    let refusals = world.log.iter().filter(|event| matches!(event, Event::Refused { .. })).count();
+    assert_eq!(refusals, 1, "looking again costs no event");
+    world.story.maximum_qos = Qos::ExactlyOnce;
+    world.cut();
+    world.steps_until("it is sent", |world| world.pending() == 0);
+    assert_eq!(world.arrived_times(held), 1);
+}
+
+#[test]
+fn with_leave_to_downgrade_it_is_sent_at_what_the_broker_has() {
+    for maximum_qos in [Qos::AtMostOnce, Qos::AtLeastOnce] {
+        let mut world = World::new(Story { maximum_qos, downgrade: true, ..calm() });
+        let id = world.accept_for("topic");
+        world.steps_until("it is sent", |world| world.pending() == 0);
+        assert_eq!((world.arrived_times(id), world.dead()), (1, vec![]));
+    }
+}
+
+#[test]
+fn with_the_first_server_away_the_second_is_used_and_the_first_again_when_it_is_back() {
+    let mut world = World::new(Story { servers: 2, ..calm() });
+    world.is_away[0] = true;
+    let elsewhere: Vec<Seq> = (0..5).map(|number| world.accept_for(&format!("topic/{number}"))).collect();
+    world.steps_until("the second takes them", |world| world.pending() == 0);
+    assert_eq!(world.at, 1);
+    world.is_away[0] = false;
+    world.steps_until("the first is used again", |world| world.at == 0 && world.session.is_up());
+    let home: Vec<Seq> = (0..5).map(|number| world.accept_for(&format!("topic/{number}"))).collect();
+    world.steps_until("the first takes them", |world| world.pending() == 0);
+    assert_eq!(world.at, 0);
+    for id in elsewhere.into_iter().chain(home) {
+        assert_eq!(world.arrived_times(id), 1, "report {id}");
+    }
+    assert_eq!(world.outbox.connections()[&lane_key().connection].totals.possible_duplicates, 0, "moving at leisure repeats nothing");
+}
+
+#[test]
+fn a_server_with_a_session_in_doubt_is_waited_for_and_then_given_up() {
+    for is_back in [true, false] {
+        let mut world = World::new(Story { servers: 2, ..calm() });
+        let id = world.accept_for("topic");
+        world.steps_until("it is released", |world| !world.outbox.lane(&lane_key()).unwrap().released().is_empty());
+        world.is_away[0] = true;
+        world.cut();
+        if is_back {
+            world.steps_until("it is tried", |world| world.session.absences >= 1);
+            world.is_away[0] = false;
+        }
+        world.steps_until("it arrives", |world| world.pending() == 0);
+        let duplicates = world.outbox.connections()[&lane_key().connection].totals.possible_duplicates;
+        assert_eq!((world.at, duplicates), if is_back { (0, 0) } else { (1, 1) });
+        assert!(world.arrived_times(id) == 1 || !is_back);
+    }
 }

@@ -8,6 +8,7 @@
 
 mod notes;
 mod reading;
+mod servers;
 mod socket;
 
 use std::collections::{HashMap, VecDeque};
@@ -18,7 +19,8 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use reading::{Reading, reading};
-use socket::{Connecting, Connection, Socket, network};
+use servers::{Looking, looking};
+use socket::{Connection, Socket, network};
 
 use super::board::{Board, LaneState};
 use super::codec::Credentials;
@@ -45,6 +47,8 @@ pub struct LaneConfig {
     pub tls: Option<TlsConfig>,
     /// User and password.
     pub credentials: Credentials,
+    /// Over MQTT 5, each delivery says which it is and when it was accepted.
+    pub stamp: bool,
     /// This set of lanes begins when those below this number are empty.
     pub after: Option<u32>,
     /// It takes no new deliveries, and ends when it is empty.
@@ -146,6 +150,7 @@ enum Event {
     Read(Box<Feed>, Result<Piece, ReadError>),
     FeedLost,
     LogGrew,
+    Looked(Option<usize>),
     Drain,
     Tick,
 }
@@ -164,7 +169,13 @@ struct Lane<'a> {
     payloads: HashMap<SendNo, Payload>,
     /// Sends whose PUBREL may leave.
     permits: HashMap<SendNo, Committed<()>>,
+    /// A look for a preferred server that is under way.
+    looking: Option<Looking>,
     is_drained: bool,
+    /// Nothing gets through, and an operator is needed.
+    is_suspended: bool,
+    /// It has been said on this connection that something is held.
+    has_held: bool,
     state: LaneState,
 }
 
@@ -191,7 +202,7 @@ impl<'a> Lane<'a> {
             return Err(LaneError::Internal(format!("lane {key} is not in the log")));
         };
         let through = Seq(next.0 - 1);
-        let mut feed = Feed::new(around.log.clone(), key.clone(), lane, through);
+        let mut feed = Feed::new(around.log.clone(), key.clone(), lane, through, config.stamp);
         let reading = tokio::task::spawn_blocking(move || {
             let start = feed.start();
             (feed, start)
@@ -218,7 +229,10 @@ impl<'a> Lane<'a> {
             progress,
             payloads: payloads.into_iter().collect(),
             permits,
+            looking: None,
             is_drained: false,
+            is_suspended: false,
+            has_held: false,
             state: LaneState::Idle,
         })
     }
@@ -255,6 +269,7 @@ impl<'a> Lane<'a> {
             event = network(&mut self.connection) => event,
             result = append => Event::Committed(result),
             event = reading(&mut self.feed, &mut self.progress, is_reading_wanted) => event,
+            found = looking(&mut self.looking) => Event::Looked(found),
             () = tick => Event::Tick,
             _ = drain.wait_for(|drain| *drain), if !self.is_drained => Event::Drain,
         }
@@ -288,6 +303,10 @@ impl<'a> Lane<'a> {
                 }
                 Ok(())
             }
+            Event::Looked(found) => {
+                self.looking = None;
+                self.give(Input::Looked { found }).await
+            }
             Event::Drain => {
                 self.is_drained = true;
                 self.give(Input::Drain).await
@@ -306,29 +325,17 @@ impl<'a> Lane<'a> {
 
     async fn act(&mut self, output: Output) -> Result<(), LaneError> {
         match output {
-            Output::Open => {
+            Output::Open { server } => {
                 self.set_state(LaneState::Connecting);
-                self.connection = self.open(0);
+                self.connection = Connection::Opening(self.open(server));
             }
+            Output::Look { before } => self.look(before),
             Output::Close => self.finish_writing().await,
             Output::Send(packet) => self.write(packet)?,
             Output::Append(events) => self.append(events).await?,
             Output::Note(note) => self.note(note),
         }
         Ok(())
-    }
-
-    /// Begins to connect to one of the servers.
-    fn open(&self, server: usize) -> Connection {
-        let opening: Connecting = match (&self.config.servers[server], &self.config.tls) {
-            (Address::Tcp { host, port }, None) => Box::pin(TcpStream::connect((host.clone(), *port))),
-            // Never in the clear what was meant to be encrypted.
-            (address, _) => {
-                let message = format!("{} needs a transport that is not available in this version", address.written());
-                Box::pin(std::future::ready(Err(std::io::Error::other(message))))
-            }
-        };
-        Connection::Opening(opening)
     }
 
     async fn append(&mut self, events: Vec<LogEvent>) -> Result<(), LaneError> {

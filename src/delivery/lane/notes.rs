@@ -8,16 +8,45 @@ use crate::log::committer::now;
 
 impl Lane<'_> {
     pub(super) fn note(&mut self, note: Note) {
-        let (key, metrics) = (&self.key, &self.around.metrics);
+        let (config, around) = (self.config, self.around);
+        let (key, metrics) = (&config.settings.lane, &around.metrics);
         let connection = key.connection.as_str();
         let attempts = |outcome: &str, count: u64| metrics.tidings_attempts_total.with_label_values(&[connection, outcome]).inc_by(count);
         match note {
-            Note::Connected { protocol, resumed } => {
-                tracing::info!(lane = %key, protocol = protocol.name(), resumed, "connected");
+            Note::Connected { protocol, resumed, server } => {
+                let server = self.server(server);
+                tracing::info!(lane = %key, protocol = protocol.name(), resumed, server, "connected");
                 self.set_state(LaneState::Connected);
-                self.around.board.post(&self.key, |status| status.protocol = Some(protocol));
+                self.around.board.post(&self.key, |status| (status.protocol, status.server) = (Some(protocol), Some(server)));
+            }
+            Note::Renamed { client_id } => {
+                tracing::warn!(lane = %key, client_id, "the broker has assigned another client id; what it says of sessions is about that one");
+            }
+            Note::Leaving { from, reason } => {
+                let from = self.server(from);
+                tracing::warn!(lane = %key, from, reason, "the lane goes on with another of its servers");
+            }
+            Note::Held { id, reason } => {
+                // Once for each connection is enough: it is about the reporter, not about the report.
+                if !std::mem::replace(&mut self.has_held, true) {
+                    tracing::warn!(lane = %key, delivery = %id, reason, "a report is held: the broker does not take what it asks for");
+                    self.around.board.post(&self.key, |status| status.last_error = Some((now(), reason)));
+                }
+            }
+            Note::Isolating => {
+                tracing::warn!(lane = %key, "connection after connection dies; reports are sent one at a time to find out whether it is one of them");
+            }
+            Note::Isolated => tracing::info!(lane = %key, "reports get through again"),
+            Note::Suspended { retry_at } => {
+                let wait_ms = retry_at.since(self.clock.now());
+                let reason = "the broker closes the connection whatever is sent, so it is not the reports: look into its log";
+                tracing::error!(lane = %key, reason, wait_ms, "the lane is suspended; its reports are kept, and one is tried now and then");
+                self.is_suspended = true;
+                self.set_state(LaneState::Suspended);
+                self.around.board.post(&self.key, |status| status.last_error = Some((now(), reason.to_owned())));
             }
             Note::Disconnected { reason, retry_at } => {
+                self.has_held = false;
                 attempts("lost", self.session.in_flight() as u64);
                 metrics.tidings_reconnects_total.with_label_values(&[connection]).inc();
                 let wait_ms = retry_at.since(self.clock.now());
@@ -27,6 +56,10 @@ impl Lane<'_> {
             }
             Note::Closed => self.set_state(LaneState::Connecting),
             Note::Done { qos, accepted_at, .. } => {
+                if qos != Qos::AtMostOnce && std::mem::replace(&mut self.is_suspended, false) {
+                    tracing::info!(lane = %key, "the lane is no longer suspended: a report got through");
+                    self.set_state(LaneState::Connected);
+                }
                 let outcome = if qos == Qos::AtMostOnce { "sent" } else { "acknowledged" };
                 attempts(outcome, 1);
                 metrics.tidings_deliveries_total.with_label_values(&[connection, qos.label(), outcome]).inc();
@@ -67,7 +100,15 @@ impl Lane<'_> {
         }
     }
 
+    /// A server's name in log and status.
+    fn server(&self, place: usize) -> String {
+        let endpoint = self.config.settings.endpoints.get(place).map_or("", String::as_str);
+        endpoint.split(' ').next().unwrap_or_default().to_owned()
+    }
+
     pub(super) fn set_state(&mut self, state: LaneState) {
+        // The alarm stays until something is delivered, whatever the connection does meanwhile.
+        let state = if self.is_suspended { LaneState::Suspended } else { state };
         self.state = state;
         self.around.board.post(&self.key, |status| status.state = state);
     }

@@ -14,7 +14,7 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use super::{Event, Lane, LaneError};
 use crate::core::session::{Input, Outgoing};
 use crate::core::types::{Protocol, SendNo};
-use crate::delivery::codec::{self, Connect};
+use crate::delivery::codec::{self, Connect, Manner};
 use crate::delivery::feed::Payload;
 use crate::log::committer::Committed;
 
@@ -74,9 +74,10 @@ impl Lane<'_> {
                 let credentials = &self.config.credentials;
                 codec::write_connect(protocol, &Connect { client_id: &client_id, clean, session_expiry_s, keepalive_s, credentials }, out);
             }
-            Outgoing::Publish { send, packet_id, dup } => {
+            Outgoing::Publish { send, packet_id, dup, qos, retain } => {
                 let payload = self.payloads.get(&send).ok_or_else(|| LaneError::Internal(format!("send {send} has no payload")))?;
-                write_publish(self.protocol, payload, packet_id, dup, out)?;
+                let stamp = self.config.stamp.then(|| payload.get().stamp());
+                write_publish(self.protocol, payload, Manner { packet_id, dup, qos, retain, stamp }, out)?;
                 qos_0 = packet_id.is_none().then_some(send);
             }
             Outgoing::PubRel { send, packet_id } => {
@@ -172,9 +173,9 @@ pub(super) async fn network(connection: &mut Connection) -> Event {
 }
 
 /// A PUBLISH leaves only for what is durable: the log's reader makes no other payloads.
-fn write_publish(protocol: Protocol, payload: &Payload, packet_id: Option<u16>, dup: bool, out: &mut BytesMut) -> Result<(), LaneError> {
+fn write_publish(protocol: Protocol, payload: &Payload, manner: Manner, out: &mut BytesMut) -> Result<(), LaneError> {
     let accepted = payload.get().accepted();
-    codec::write_publish(protocol, accepted, packet_id, dup, out).map_err(|error| LaneError::Internal(error.to_string()))
+    codec::write_publish(protocol, accepted, manner, out).map_err(|error| LaneError::Internal(error.to_string()))
 }
 
 /// A PUBREL leaves only with the permit of its committed release.
