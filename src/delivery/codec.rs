@@ -216,6 +216,8 @@ fn read5(arrived: &mut BytesMut, frame: Frame, code: u8) -> Result<Incoming, Dec
                 receive_maximum: properties.and_then(|known| known.receive_max),
                 maximum_packet_size: properties.and_then(|known| known.max_packet_size),
                 keepalive_s: properties.and_then(|known| known.server_keep_alive),
+                maximum_qos: properties.and_then(|known| known.max_qos).and_then(|level| Qos::try_from(u64::from(level)).ok()),
+                retain_available: properties.and_then(|known| known.retain_available).map(|available| available != 0),
             };
             let reason = properties.and_then(|known| known.reason_string.clone());
             Ok(Incoming::ConnAck { session_present: packet.session_present, code, limits, reason })
@@ -376,12 +378,19 @@ mod tests {
 
     #[test]
     fn a_connack_of_mqtt_5_tells_the_brokers_limits() {
-        // Receive Maximum 20 (0x21), Maximum Packet Size 1000 (0x27), Server Keep Alive 30 (0x13)
-        let bytes = [0x20, 14, 1, 0, 11, 0x21, 0, 20, 0x27, 0, 0, 3, 0xe8, 0x13, 0, 30];
+        // Receive Maximum 20 (0x21), Maximum Packet Size 1000 (0x27), Server Keep Alive 30 (0x13), Maximum QoS 1 (0x24), no Retain (0x25)
+        let bytes = [0x20, 18, 1, 0, 15, 0x21, 0, 20, 0x27, 0, 0, 3, 0xe8, 0x13, 0, 30, 0x24, 1, 0x25, 0];
         let Ok(Some(Incoming::ConnAck { session_present: true, code: 0, limits, .. })) = decode(Protocol::V5, &bytes) else {
             panic!("no CONNACK")
         };
-        assert_eq!(limits, BrokerLimits { receive_maximum: Some(20), maximum_packet_size: Some(1_000), keepalive_s: Some(30) });
+        let expected = BrokerLimits {
+            receive_maximum: Some(20),
+            maximum_packet_size: Some(1_000),
+            keepalive_s: Some(30),
+            maximum_qos: Some(Qos::AtLeastOnce),
+            retain_available: Some(false),
+        };
+        assert_eq!(limits, expected);
     }
 
     #[test]

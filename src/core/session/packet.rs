@@ -120,6 +120,10 @@ pub struct BrokerLimits {
     pub maximum_packet_size: Option<u32>,
     /// Server Keep Alive in seconds.
     pub keepalive_s: Option<u16>,
+    /// Maximum QoS; 2 if absent.
+    pub maximum_qos: Option<Qos>,
+    /// Retain Available; yes if absent.
+    pub retain_available: Option<bool>,
 }
 
 /// What happens to a session.

@@ -14,15 +14,15 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use reading::{Reading, reading};
-use socket::{Connecting, Connection, Socket, network};
+use socket::{Connection, Socket, network};
 
 use super::board::{Board, LaneState};
 use super::codec::Credentials;
 use super::feed::{Feed, Payload, Piece};
+use super::transport::{self, Stream};
 use crate::config::TlsConfig;
 use crate::core::address::Address;
 use crate::core::event::Event as LogEvent;
@@ -34,6 +34,9 @@ use crate::metrics::Metrics;
 
 /// A lane whose reading was overtaken starts anew after this: by then what is carried stands in its new place.
 const ANEW: Duration = Duration::from_millis(200);
+
+/// A connection that takes too long is given up so much before the session gives it up: the transport knows which step it was.
+const STEP_AHEAD: Duration = Duration::from_millis(500);
 
 /// What a lane is made of.
 pub struct LaneConfig {
@@ -138,7 +141,7 @@ async fn turn_has_come(config: &LaneConfig, around: &Surroundings) -> bool {
 
 /// What a lane waits for.
 enum Event {
-    Opened(TcpStream),
+    Opened(Stream),
     Closed(String),
     Arrived,
     Written,
@@ -263,17 +266,10 @@ impl<'a> Lane<'a> {
     async fn apply(&mut self, event: Event) -> Result<(), LaneError> {
         match event {
             Event::Opened(stream) => {
-                // Acknowledgements are small and wait for nobody.
-                if let Err(error) = stream.set_nodelay(true) {
-                    tracing::debug!(lane = %self.key, %error, "TCP_NODELAY could not be set");
-                }
                 self.connection = Connection::Open(Box::new(Socket::new(stream)));
                 self.give(Input::Opened).await
             }
-            Event::Closed(reason) => {
-                self.connection = Connection::None;
-                self.give(Input::Closed { reason }).await
-            }
+            Event::Closed(reason) => self.closed(reason).await,
             Event::Arrived => self.take_packets().await,
             Event::Written => self.flushed().await,
             Event::Committed(result) => {
@@ -320,15 +316,9 @@ impl<'a> Lane<'a> {
 
     /// Begins to connect to one of the servers.
     fn open(&self, server: usize) -> Connection {
-        let opening: Connecting = match (&self.config.servers[server], &self.config.tls) {
-            (Address::Tcp { host, port }, None) => Box::pin(TcpStream::connect((host.clone(), *port))),
-            // Never in the clear what was meant to be encrypted.
-            (address, _) => {
-                let message = format!("{} needs a transport that is not available in this version", address.written());
-                Box::pin(std::future::ready(Err(std::io::Error::other(message))))
-            }
-        };
-        Connection::Opening(opening)
+        let (address, tls) = (self.config.servers[server].clone(), self.config.tls.clone());
+        let limit = Duration::from_millis(self.config.settings.connect_timeout_ms).saturating_sub(STEP_AHEAD);
+        Connection::Opening(Box::pin(async move { transport::connect(&address, tls.as_ref(), limit).await }))
     }
 
     async fn append(&mut self, events: Vec<LogEvent>) -> Result<(), LaneError> {
