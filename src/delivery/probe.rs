@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
 
 use super::codec::{self, Connect, Credentials, DecodeError};
-use super::transport::{self, ConnectError, Encryption, Stream, explain};
+use super::transport::{self, ConnectError, Encryption, Stream, lost};
 use crate::config::{Secret, TlsConfig};
 use crate::core::address::Address;
 use crate::core::retry::reason_name;
@@ -67,7 +67,7 @@ pub enum ProbeError {
         reason: String,
     },
     /// What answers there does not speak MQTT.
-    #[error("{error}{hint}: look at `port`")]
+    #[error("{error}{hint}")]
     NotMqtt {
         /// What was read.
         error: DecodeError,
@@ -154,20 +154,19 @@ async fn greet(target: &Target, protocol: Protocol, mut stream: Stream) -> Resul
     let written = written.await;
     let mut arrived = BytesMut::new();
     let packet = loop {
-        let hint = if encryption.is_none() { transport::what_else(&arrived) } else { "" };
+        let hint = transport::instead(&arrived, stream.may_expect_tls());
         match codec::read(protocol, &mut arrived) {
             Ok(Some(packet)) => break packet,
             Ok(None) => {}
             Err(error) => return Err(ProbeError::NotMqtt { error, hint }),
         }
-        let unheard = if arrived.is_empty() && stream.may_expect_tls() { transport::UNHEARD } else { "" };
         let reason = match stream.read_buf(&mut arrived).await {
             Ok(1..) => continue,
             Ok(0) => match &written {
-                Ok(()) => format!("the broker closed the connection{unheard}"),
-                Err(error) => format!("the connection was lost: {}{unheard}", explain(error)),
+                Ok(()) => format!("the broker closed the connection{hint}"),
+                Err(error) => lost(error, hint),
             },
-            Err(error) => format!("the connection was lost: {}{unheard}", explain(&error)),
+            Err(error) => lost(&error, hint),
         };
         return Err(ProbeError::Closed { reason });
     };

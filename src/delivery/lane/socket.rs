@@ -14,7 +14,7 @@ use crate::core::session::{Input, Outgoing};
 use crate::core::types::{Protocol, SendNo};
 use crate::delivery::codec::{self, Connect};
 use crate::delivery::feed::Payload;
-use crate::delivery::transport::{ConnectError, Stream, UNHEARD, explain, what_else};
+use crate::delivery::transport::{ConnectError, Stream, instead, lost};
 use crate::log::committer::Committed;
 
 /// A broker that takes nothing for so long has stopped: half a keepalive of a minute.
@@ -43,7 +43,7 @@ pub(super) struct Socket {
     queued: u64,
     taken: u64,
     written: u64,
-    /// Whether anything has arrived on it.
+    /// Whether a packet has arrived on it.
     is_heard: bool,
     /// It is in the clear, and the broker may have expected otherwise.
     may_expect_tls: bool,
@@ -69,6 +69,13 @@ impl Socket {
             may_expect_tls,
             qos_0: VecDeque::new(),
         }
+    }
+}
+
+impl Socket {
+    /// What else it may be that answers there.
+    fn hint(&self) -> &'static str {
+        if self.is_heard { "" } else { instead(&self.arrived, self.may_expect_tls) }
     }
 }
 
@@ -105,9 +112,12 @@ impl Lane<'_> {
     pub(super) async fn take_packets(&mut self) -> Result<(), LaneError> {
         loop {
             let Connection::Open(socket) = &mut self.connection else { return Ok(()) };
-            let hint = if socket.may_expect_tls { what_else(&socket.arrived) } else { "" };
+            let hint = socket.hint();
             match codec::read(self.protocol, &mut socket.arrived) {
-                Ok(Some(packet)) => self.give(Input::Received(packet)).await?,
+                Ok(Some(packet)) => {
+                    socket.is_heard = true;
+                    self.give(Input::Received(packet)).await?;
+                }
                 Ok(None) => return Ok(()),
                 Err(error) => return self.closed(format!("{error}{hint}")).await,
             }
@@ -165,17 +175,14 @@ pub(super) async fn network(connection: &mut Connection) -> Event {
         },
         Connection::Open(socket) => {
             let stuck = socket.stuck_since.unwrap_or_else(tokio::time::Instant::now) + WRITE_TIMEOUT;
-            let hint = if socket.may_expect_tls && !socket.is_heard { UNHEARD } else { "" };
-            let Socket { reader, writer, arrived, outgoing, stuck_since, taken, written, is_heard, .. } = socket.as_mut();
+            let hint = socket.hint();
+            let Socket { reader, writer, arrived, outgoing, stuck_since, taken, written, .. } = socket.as_mut();
             let is_writing = !outgoing.is_empty() || taken != written;
             tokio::select! {
                 read = reader.read_buf(arrived) => match read {
                     Ok(0) => Event::Closed(format!("the broker closed the connection{hint}")),
-                    Ok(_) => {
-                        *is_heard = true;
-                        Event::Arrived
-                    }
-                    Err(error) => Event::Closed(format!("the connection was lost: {}{hint}", explain(&error))),
+                    Ok(_) => Event::Arrived,
+                    Err(error) => Event::Closed(lost(&error, hint)),
                 },
                 wrote = pass_on(writer, outgoing, taken), if is_writing => match wrote {
                     Ok(()) => {
@@ -206,8 +213,8 @@ async fn last_words(reader: &mut ReadHalf<Stream>, arrived: &mut BytesMut, error
     const PATIENCE: Duration = Duration::from_millis(200);
     match tokio::time::timeout(PATIENCE, reader.read_buf(arrived)).await {
         Ok(Ok(1..)) => Event::Arrived,
-        Ok(Err(said)) => Event::Closed(format!("the connection was lost: {}", explain(&said))),
-        Ok(Ok(0)) | Err(_) => Event::Closed(format!("the connection was lost: {}", explain(error))),
+        Ok(Err(said)) => Event::Closed(lost(&said, "")),
+        Ok(Ok(0)) | Err(_) => Event::Closed(lost(error, "")),
     }
 }
 

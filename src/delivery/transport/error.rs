@@ -213,9 +213,15 @@ impl ConnectError {
     }
 }
 
+/// How a connection that was open was lost. The hint, where nothing was understood before, is for connections that were reset.
+pub fn lost(error: &io::Error, hint: &str) -> String {
+    let hint = if error.kind() == io::ErrorKind::ConnectionReset { hint } else { "" };
+    format!("the connection was lost: {}{hint}", explain(error))
+}
+
 /// What an error of a connection that was open means. In TLS 1.3 a client is done before the broker has looked at its certificate, so
 /// what the broker thinks of it comes with the first read.
-pub fn explain(error: &io::Error) -> String {
+pub(super) fn explain(error: &io::Error) -> String {
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<ssl::Error>()).and_then(ssl::Error::ssl_error);
     let Some((reason, words)) = inner.and_then(of_ssl) else { return error.to_string() };
     match of_alert(reason, &words, None) {

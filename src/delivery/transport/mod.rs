@@ -29,7 +29,8 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
-pub use error::{ConnectError, Step, explain};
+use error::explain;
+pub use error::{ConnectError, Step, lost};
 
 use crate::config::TlsConfig;
 use crate::core::address::Address;
@@ -67,12 +68,15 @@ impl Stream {
     }
 }
 
-/// Said of a broker that closes a connection in the clear without a word.
-pub const UNHEARD: &str = " before it said anything; if it expects TLS there, `ca_certs` is missing";
-
-/// What answers a CONNECT in the clear and is no MQTT may be an alert of TLS (RFC 8446 §6); a hint, or nothing.
-pub fn what_else(arrived: &[u8]) -> &'static str {
-    if arrived.starts_with(&[21, 3]) { "; that is an alert of TLS: set `ca_certs`, or look at `port`" } else { "" }
+/// What a connection that ends before its first packet may have been instead; a hint, or nothing. `arrived` is what has come of it.
+pub fn instead(arrived: &[u8], may_expect_tls: bool) -> &'static str {
+    match (arrived, may_expect_tls) {
+        // An alert (RFC 8446 §6), which answers a CONNECT in the clear.
+        ([21, 3, ..], true) => "; that is an alert of TLS: set `ca_certs`, or look at `port`",
+        ([], true) => " before it said anything; if it expects TLS there, `ca_certs` is missing",
+        ([], false) => "",
+        _ => "; what it sent is no MQTT packet: look at `port`",
+    }
 }
 
 /// Connects to a broker, within a limit.
