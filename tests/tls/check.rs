@@ -72,13 +72,37 @@ fn every_server_of_every_connection_is_tried_and_one_that_fails_is_a_failure() {
 }
 
 #[test]
-fn a_broker_that_says_nothing_is_given_up_in_time() {
-    let broker = ScriptedBroker::start(|_: &Packet| vec![]);
-    let tidings = Tidings::prepare(&(connection(broker.port, "") + PIPELINES));
-    let (shown, code) = as_json(&tidings);
-    assert_eq!((shown["brokers"][0]["error"]["code"].as_str(), code), (Some("no_answer"), Some(1)));
-    // A configuration with a mistake is not tried.
+fn who_says_nothing_is_given_up_in_time_and_it_is_said_at_which_step() {
     let site = Site::new();
-    tidings.configure(&(site.connection("certfile = \"@/broker.pem\"")));
+    let broker = ScriptedBroker::start(|_: &Packet| vec![]);
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let more = format!("[connection.tls]\ndriver = \"mqtt\"\nserver = \"127.0.0.1\"\nport = {port}\nca_certs = \"@/ca.pem\"\n")
+        + &format!("[connection.web]\ndriver = \"mqtt\"\nserver = \"ws://127.0.0.1:{port}\"\n");
+    let tidings = Tidings::start(&(site.filled_in(&more) + &connection(broker.port, "workers = 1") + SOON + PIPELINES));
+    // Side by side: the lanes' own time is up when the check's is.
+    let (shown, code) = as_json(&tidings);
+    assert_eq!(code, Some(1));
+    let errors: Vec<(&str, &str)> = shown["brokers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|broker| (broker["error"]["code"].as_str().unwrap(), broker["error"]["message"].as_str().unwrap()))
+        .collect();
+    let [(silent, _), (handshake, at_tls), (upgrade, at_upgrade)] = errors[..] else { panic!("{errors:?}") };
+    assert_eq!((silent, handshake, upgrade), ("no_answer", "timed_out", "timed_out"));
+    assert!(at_tls.starts_with("the TLS handshake (does `port` speak TLS?) did not end within "), "{at_tls}");
+    assert!(at_upgrade.starts_with("the WebSocket upgrade (does `server` speak WebSocket?) did not end within "), "{at_upgrade}");
+    for step in
+        ["the TLS handshake (does `port` speak TLS?) did not end", "the WebSocket upgrade (does `server` speak WebSocket?) did not end"]
+    {
+        wait_until("the lanes say so, too", || !tidings.logged(step).is_empty());
+    }
+}
+
+#[test]
+fn a_configuration_with_a_mistake_is_not_tried() {
+    let site = Site::new();
+    let tidings = Tidings::prepare(&site.connection("certfile = \"@/broker.pem\""));
     assert_eq!(check(&tidings, &[]).status.code(), Some(2));
 }

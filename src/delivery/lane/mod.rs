@@ -266,6 +266,9 @@ impl<'a> Lane<'a> {
     async fn apply(&mut self, event: Event) -> Result<(), LaneError> {
         match event {
             Event::Opened(stream) => {
+                if let Some(tls) = stream.encryption() {
+                    tracing::debug!(lane = %self.key, version = tls.version, cipher = tls.cipher, "TLS is agreed on");
+                }
                 self.connection = Connection::Open(Box::new(Socket::new(stream)));
                 self.give(Input::Opened).await
             }

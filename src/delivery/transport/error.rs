@@ -254,13 +254,13 @@ fn of_ssl(stack: &ErrorStack) -> Option<(i32, String)> {
 /// Why a handshake failed.
 pub(super) fn of_handshake(error: &ssl::Error, seen: &Seen, has_identity: bool, host: &str) -> ConnectError {
     if let Some(io) = error.io_error() {
-        return closed(&io.to_string());
+        return closed(&io.to_string(), seen, has_identity);
     }
-    let Some((reason, words)) = error.ssl_error().and_then(of_ssl) else { return closed("the connection was closed") };
+    let Some((reason, words)) = error.ssl_error().and_then(of_ssl) else { return closed("connection closed", seen, has_identity) };
     let in_handshake = InHandshake { has_certificate: seen.has_certificate, has_identity };
     match reason {
         CERTIFICATE_VERIFY_FAILED => of_certificate(seen, host),
-        UNEXPECTED_EOF => closed("the connection was closed"),
+        UNEXPECTED_EOF => closed("connection closed", seen, has_identity),
         WRONG_VERSION_NUMBER | PACKET_LENGTH_TOO_LONG => ConnectError::NoTls { reason: words },
         UNSUPPORTED_PROTOCOL => ConnectError::ProtocolVersion { reason: words },
         NO_CIPHERS_AVAILABLE | WRONG_CIPHER_RETURNED | DH_KEY_TOO_SMALL => ConnectError::NoSharedCipher { reason: words },
@@ -268,8 +268,15 @@ pub(super) fn of_handshake(error: &ssl::Error, seen: &Seen, has_identity: bool, 
     }
 }
 
-fn closed(how: &str) -> ConnectError {
-    ConnectError::NoTls { reason: format!("{how} during the handshake") }
+/// The other side has hung up: before it has shown a certificate, it does not know what TLS is; after that, it has its own reason.
+fn closed(how: &str, seen: &Seen, has_identity: bool) -> ConnectError {
+    match (seen.has_certificate, has_identity) {
+        (false, _) => ConnectError::NoTls { reason: format!("{how} during the handshake") },
+        (true, false) => {
+            ConnectError::Handshake { reason: format!("{how}; if the broker wants a client's certificate, `certfile` is missing") }
+        }
+        (true, true) => ConnectError::Handshake { reason: format!("{how}; look into the broker's log") },
+    }
 }
 
 /// How far a handshake has come.
@@ -317,5 +324,40 @@ fn of_certificate(seen: &Seen, host: &str) -> ConnectError {
         HOSTNAME_MISMATCH | IP_ADDRESS_MISMATCH => ConnectError::WrongName { host: host.to_owned(), names: refusal.names.clone() },
         verdict if UNTRUSTED.contains(&verdict) => ConnectError::Untrusted { subject, reason },
         _ => ConnectError::Certificate { subject, reason },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_alert_means_what_it_means_at_its_time() {
+        let code = |alert: i32, at: Option<(bool, bool)>| {
+            let at = at.map(|(has_certificate, has_identity)| InHandshake { has_certificate, has_identity });
+            of_alert(ALERT + alert, "words", at).map(|error| error.code())
+        };
+        let (early, anonymous, known) = (Some((false, true)), Some((true, false)), Some((true, true)));
+        for (alert, at, expected) in [
+            (40, early, Some("no_shared_cipher")),
+            (40, anonymous, Some("client_certificate_missing")),
+            (40, known, Some("client_certificate_refused")),
+            (42, known, Some("client_certificate_refused")),
+            (45, None, Some("client_certificate_refused")),
+            (48, None, Some("client_certificate_refused")),
+            (70, early, Some("tls_version")),
+            (71, early, Some("no_shared_cipher")),
+            (112, early, Some("unknown_name")),
+            (116, None, Some("client_certificate_missing")),
+            (80, known, None),
+        ] {
+            assert_eq!(code(alert, at), expected, "{alert} {at:?}");
+        }
+    }
+
+    #[test]
+    fn a_connection_that_was_reset_has_a_hint_and_any_other_error_none() {
+        assert_eq!(lost(&io::Error::new(io::ErrorKind::ConnectionReset, "reset"), "; hint"), "the connection was lost: reset; hint");
+        assert_eq!(lost(&io::Error::other("no"), "; hint"), "the connection was lost: no");
     }
 }
