@@ -2,9 +2,10 @@
 
 use openssl::dh::Dh;
 
+use crate::bridge::{Bridge, Manners};
 use crate::certificates::{LOCAL, Wanted};
-use crate::setup::{Site, assert_delivers};
-use crate::support::ledger::Ledger;
+use crate::setup::{Broker, Site, assert_delivers};
+use crate::support::ledger::{Ledger, report};
 use crate::support::tidings::Tidings;
 use crate::support::wait_until;
 
@@ -92,4 +93,43 @@ fn certificates_that_were_renewed_on_disk_are_used_at_the_next_connect() {
     site.write(&renewed, "client");
     tidings.wait_until_delivered();
     ledger.assert_kept(&broker.subscriber.arrivals());
+}
+
+/// Large reports at every QoS, to a broker that reads nothing for a while: what waits is written in pieces, and read meanwhile.
+fn assert_large_reports_arrive(broker: &Broker, config: &str) {
+    let tidings = Tidings::start(config);
+    let mut ledger = Ledger::default();
+    let large = |number: u64| {
+        let action = ["start", "failure", "success"][number as usize % 3];
+        let padding = format!("{{\"padding\":\"{}\",", "x".repeat(150_000));
+        report(action, &format!("widgets-{}", number % 3), number).replacen('{', &padding, 1)
+    };
+    ledger.post(&tidings, 2, "first", 0);
+    tidings.wait_until_delivered();
+    broker.mosquitto.freeze();
+    for batch in 0..3 {
+        ledger.post_many(&tidings.client(), &(0..20).map(|number| large(20 * batch + number)).collect::<Vec<_>>());
+    }
+    let in_flight = || tidings.status("mqtt")["lanes"][0]["in_flight"].as_u64().unwrap();
+    wait_until("reports are on their way", || in_flight() >= 20);
+    broker.mosquitto.thaw();
+    tidings.wait_until_delivered();
+    wait_until("the reports arrive", || ledger.is_complete(&broker.subscriber.arrivals()));
+    ledger.assert_kept_in_any_order(&broker.subscriber.arrivals());
+    assert!(tidings.logged("no connection to the broker").is_empty());
+}
+
+#[test]
+fn large_reports_arrive_over_tls_after_the_broker_has_paused() {
+    let site = Site::new();
+    let broker = site.broker("");
+    assert_large_reports_arrive(&broker, &site.connection(""));
+}
+
+#[test]
+fn large_reports_arrive_over_websocket_and_tls_after_the_broker_has_paused() {
+    let (site, broker) = (Site::new(), Broker::start(""));
+    let bridge = Bridge::start(broker.port(), Some(&site), Manners::Usual);
+    let lines = format!("server = \"wss://127.0.0.1:{}\"\nca_certs = \"@/ca.pem\"", bridge.port);
+    assert_large_reports_arrive(&broker, &site.connection_to(&lines));
 }

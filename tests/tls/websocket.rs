@@ -5,8 +5,6 @@ use std::sync::atomic::Ordering;
 use crate::bridge::{Bridge, Manners};
 use crate::certificates::Authority;
 use crate::setup::{Broker, Site, assert_delivers, assert_says};
-use crate::support::ledger::{Ledger, report};
-use crate::support::tidings::Tidings;
 use crate::support::wait_until;
 
 fn at(site: &Site, address: &str, lines: &str) -> String {
@@ -33,25 +31,6 @@ fn reports_arrive_over_websocket_and_tls() {
     assert!(said.contains(&format!("to {address}: ok: MQTT 5 over TLSv1.3")), "{said}");
     Authority::new("another").write(&site.path("ca.pem"));
     assert_says(&at(&site, &address, "ca_certs = \"@/ca.pem\""), "was not issued by an authority in `ca_certs`");
-}
-
-#[test]
-fn large_reports_in_numbers_arrive_over_websocket_and_tls_each_once() {
-    let (site, broker) = (Site::new(), Broker::start(""));
-    let bridge = Bridge::start(broker.port(), Some(&site), Manners::Usual);
-    let address = format!("wss://127.0.0.1:{}", bridge.port);
-    let tidings = Tidings::start(&at(&site, &address, "ca_certs = \"@/ca.pem\""));
-    let mut ledger = Ledger::default();
-    let large = |number: u64| {
-        let action = ["start", "failure", "success"][number as usize % 3];
-        report(action, &format!("widgets-{}", number % 3), number).replacen('{', &format!("{{\"padding\":\"{}\",", "x".repeat(150_000)), 1)
-    };
-    for batch in 0..3 {
-        ledger.post_many(&tidings.client(), &(0..20).map(|number| large(20 * batch + number)).collect::<Vec<_>>());
-    }
-    tidings.wait_until_delivered();
-    wait_until("the reports arrive", || broker.subscriber.count() >= 60);
-    ledger.assert_kept(&broker.subscriber.arrivals());
 }
 
 #[test]
