@@ -37,7 +37,7 @@
 //! - `core` imports no room, and no runtime, disk, socket, clock or chance: time and randomness are arguments. That is what lets the
 //!   whole delivery protocol run against a model under a seed.
 //! - Rooms don't know each other, apart from plain types that they are handed: a [`LogHandle`](log::committer::LogHandle) and pages;
-//!   the lanes' [`board`](delivery::board), which admin reads; a [`Secret`](config::Secret); [`server`]'s errors; [`metrics`].
+//!   the lanes' [`board`](delivery::board), which admin reads; a [`Secret`](config::Secret) and [`TlsConfig`](config::TlsConfig); [`server`]'s errors; [`metrics`].
 //! - Nobody but the app knows which log there is: to all others it is a handle, a reader, and errors.
 //!
 //! `tests/rooms.rs` holds this, line by line. A new room or a new edge has to be written there first, with its reason.

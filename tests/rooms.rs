@@ -19,12 +19,13 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("ingest", &["core", "metrics", "server", LOG_HANDLE, LOG_PAGE, LOG_READ_ERROR, "log::codec::MAX_EVENT"]),
     // A password is a `Secret` up to the byte that is written to the broker; what is encrypted how is checked at load and done at each
     // connect by one function.
-    ("delivery", &["core", "metrics", "config::Secret", "config::TlsConfig", LOG_HANDLE, LOG_PAGE, LOG_READ_ERROR]),
+    ("delivery", &["core", "metrics", "config::Secret", "config::TlsConfig", "config::TlsFaults", LOG_HANDLE, LOG_PAGE, LOG_READ_ERROR]),
     // The board is what lanes publish for whoever shows it.
     ("admin", &["core", "metrics", "server", "delivery::board", LOG_HANDLE]),
     ("app", &["core", "metrics", "server", "config", "log", "ingest", "delivery", "admin"]),
     // The commands read the answers of the API by the types that it writes them with.
-    ("cli", &["app", "config", "core", "telemetry", "admin::status", "server::error"]),
+    // `check --connect` asks brokers by the way that lanes go.
+    ("cli", &["app", "config", "core", "telemetry", "admin::status", "server::error", "delivery::probe"]),
 ];
 
 const LOG_HANDLE: &str = "log::committer";

@@ -1,4 +1,5 @@
-//! `tidings check`: reads the configuration, shows what was understood, and names every mistake. It changes and contacts nothing.
+//! `tidings check`: reads the configuration, shows what was understood, and names every mistake. It changes nothing, and contacts nobody
+//! unless it is told to.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
@@ -9,6 +10,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::{Value, json};
 
+use super::{FAILED, connect};
 use crate::config::{self, Config, ConfigErrors, ConnectionConfig, Identity, TlsConfig, format_duration, format_size};
 use crate::core::address::Address;
 use crate::core::route::{PipelineRoutes, Reporter};
@@ -25,9 +27,12 @@ pub struct CheckArgs {
     /// Print what was understood, or the mistakes, as JSON
     #[arg(long)]
     pub json: bool,
+    /// Connect to every broker too, with a session of its own, and say what it tells about itself or which option to look at
+    #[arg(long)]
+    pub connect: bool,
 }
 
-/// Runs the command: exit code 0, or 2 if there are mistakes.
+/// Runs the command: exit code 0, 1 if a broker can't be used, or 2 if there are mistakes.
 pub fn run(args: &CheckArgs) -> ExitCode {
     let from_env: Option<OsString> = std::env::var_os("TIDINGS_CONFIG");
     let outcome = check(args, from_env.as_deref());
@@ -50,10 +55,27 @@ fn check(args: &CheckArgs, from_env: Option<&OsStr>) -> Outcome {
         Err(not_found) => return mistaken(args, &not_found.to_string(), json!([{ "message": not_found.to_string() }])),
     };
     match config::load(&path) {
+        Ok(config) if args.connect => connected(args, &config),
         Ok(config) if args.json => Outcome { stdout: format!("{:#}\n", as_json(&config)), stderr: String::new(), code: 0 },
         Ok(config) => Outcome { stdout: as_text(&config), stderr: String::new(), code: 0 },
         Err(errors) => mistaken(args, &errors.to_string(), mistakes_as_json(&errors)),
     }
+}
+
+fn connected(args: &CheckArgs, config: &Config) -> Outcome {
+    let asked = match connect::ask_all(config) {
+        Ok(asked) => asked,
+        Err(error) => return Outcome { stdout: String::new(), stderr: format!("connecting failed: {error}\n"), code: FAILED },
+    };
+    let is_well = connect::all_well(&asked);
+    let stdout = if args.json {
+        let mut shown = as_json(config);
+        (shown["ok"], shown["brokers"]) = (json!(is_well), connect::as_json(&asked));
+        format!("{shown:#}\n")
+    } else {
+        as_text(config) + &connect::as_text(&asked)
+    };
+    Outcome { stdout, stderr: String::new(), code: if is_well { 0 } else { FAILED } }
 }
 
 fn mistaken(args: &CheckArgs, text: &str, mistakes: Value) -> Outcome {
@@ -271,7 +293,7 @@ merge-failure.mqtt = { topic = "{tenant}/{ref}", qos = 2, retain = true }
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tidings.toml");
         std::fs::write(&path, text).unwrap();
-        check(&CheckArgs { config: Some(path), json }, None)
+        check(&CheckArgs { config: Some(path), json, connect: false }, None)
     }
 
     #[test]
@@ -326,7 +348,7 @@ merge-failure.mqtt = { topic = "{tenant}/{ref}", qos = 2, retain = true }
 
     #[test]
     fn a_file_that_is_not_there_is_a_mistake() {
-        let args = CheckArgs { config: None, json: false };
+        let args = CheckArgs { config: None, json: false, connect: false };
         let outcome = check(&args, Some(OsStr::new("/nowhere/tidings.toml")));
         assert_eq!(outcome.code, 2);
         assert!(outcome.stderr.starts_with("/nowhere/tidings.toml: can't be read"), "{}", outcome.stderr);

@@ -8,6 +8,7 @@
 //! | [`serve`] | the service |
 //! | [`demo`] | the whole thing on one machine, with an outage |
 //! | [`check`] | what the configuration says, or what is wrong with it |
+//! | `connect` | its `--connect`: what each broker is, or why it can't be used |
 //! | [`report`] | posts reports to a running service |
 //! | [`status`] | how a running service does |
 //! | [`completions`] | completions for a shell |
@@ -17,6 +18,7 @@
 pub mod check;
 pub mod client;
 pub mod completions;
+mod connect;
 pub mod demo;
 pub mod output;
 pub mod report;

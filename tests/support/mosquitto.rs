@@ -54,6 +54,11 @@ impl Mosquitto {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log_file()).unwrap();
         let path = format!("{}:/usr/sbin:/usr/local/sbin", std::env::var("PATH").unwrap_or_default());
         let mut command = Command::new("mosquitto");
+        // Where it has to speak an older TLS than it would: mosquitto itself knows the lowest version only.
+        let openssl = self.folder.path().join("openssl.cnf");
+        if openssl.exists() {
+            command.env("OPENSSL_CONF", openssl);
+        }
         command.arg("-c").arg(&config).env("PATH", path).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let child = match command.spawn() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {

@@ -83,6 +83,9 @@ pub struct Limits {
     /// On MQTT 3.1.1 it is not told, and checked all the same.
     pub receive_maximum: Option<u16>,
     pub maximum_packet_size: Option<u32>,
+    pub maximum_qos: Option<u8>,
+    pub retain_available: Option<bool>,
+    pub keepalive_s: Option<u16>,
 }
 
 pub struct ScriptedBroker {
@@ -171,6 +174,11 @@ impl ScriptedBroker {
     /// From now on it does this.
     pub fn change(&self, script: impl FnMut(&Packet) -> Vec<Act> + Send + 'static) {
         lock(&self.shared).script = Box::new(script);
+    }
+
+    /// From now on it says this about itself, to whoever connects.
+    pub fn limit(&self, limits: Limits) {
+        lock(&self.shared).limits = limits;
     }
 
     /// From now on it behaves.
@@ -311,6 +319,12 @@ impl Shared {
             self.violate(peer, &format!("a packet of {} bytes is beyond the Maximum Packet Size", frame.size));
         }
         let Heard::Publish(publish) = heard else { return };
+        if self.limits.maximum_qos.is_some_and(|most| publish.qos > most) {
+            self.violate(peer, &format!("QoS {} is beyond the Maximum QoS", publish.qos));
+        }
+        if self.limits.retain_available == Some(false) && publish.retain {
+            self.violate(peer, "the retain flag, though Retain Available is 0");
+        }
         if publish.dup && (!peer.is_resumed || publish.qos == 0) {
             self.violate(peer, &format!("DUP in a new session or at QoS 0: {publish:?}"));
         }
@@ -383,6 +397,13 @@ fn connack(peer: &Peer, limits: Limits) -> Vec<u8> {
         if let Some(maximum) = limits.maximum_packet_size {
             properties.push(0x27);
             properties.extend(maximum.to_be_bytes());
+        }
+        // MQTT 5.0 §3.2.2.3.4 knows no Maximum QoS of 2.
+        properties.extend(limits.maximum_qos.into_iter().filter(|most| *most < 2).flat_map(|most| [0x24, most]));
+        properties.extend(limits.retain_available.into_iter().flat_map(|available| [0x25, u8::from(available)]));
+        if let Some(seconds) = limits.keepalive_s {
+            properties.push(0x13);
+            properties.extend(seconds.to_be_bytes());
         }
         body.push(u8::try_from(properties.len()).unwrap());
         body.extend(properties);

@@ -204,10 +204,10 @@ impl Session {
         }
         self.lose_session(now, "the broker hangs up at what is left of it");
         // Each of them is charged, also where one of them suspends the lane.
-        let is_suspended = aside.into_iter().fold(false, |before, suspect| self.charge(now, jitter, suspect) || before);
-        match is_suspended {
-            true => self.suspend(now),
-            false => self.reconnect_at_once(now, Plan::Decide, true),
+        let suspensions = aside.into_iter().filter(|suspect| self.charge(now, jitter, *suspect)).count();
+        match suspensions {
+            0 => self.reconnect_at_once(now, Plan::Decide, true),
+            _ => self.suspend(now),
         }
         true
     }

@@ -15,7 +15,6 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use reading::{Reading, reading};
@@ -25,6 +24,7 @@ use socket::{Connection, Socket, network};
 use super::board::{Board, LaneState};
 use super::codec::Credentials;
 use super::feed::{Feed, Payload, Piece};
+use super::transport::Stream;
 use crate::config::TlsConfig;
 use crate::core::address::Address;
 use crate::core::event::Event as LogEvent;
@@ -142,7 +142,7 @@ async fn turn_has_come(config: &LaneConfig, around: &Surroundings) -> bool {
 
 /// What a lane waits for.
 enum Event {
-    Opened(TcpStream),
+    Opened(Stream),
     Closed(String),
     Arrived,
     Written,
@@ -278,17 +278,13 @@ impl<'a> Lane<'a> {
     async fn apply(&mut self, event: Event) -> Result<(), LaneError> {
         match event {
             Event::Opened(stream) => {
-                // Acknowledgements are small and wait for nobody.
-                if let Err(error) = stream.set_nodelay(true) {
-                    tracing::debug!(lane = %self.key, %error, "TCP_NODELAY could not be set");
+                if let Some(tls) = stream.encryption() {
+                    tracing::debug!(lane = %self.key, version = tls.version, cipher = tls.cipher, "TLS is agreed on");
                 }
                 self.connection = Connection::Open(Box::new(Socket::new(stream)));
                 self.give(Input::Opened).await
             }
-            Event::Closed(reason) => {
-                self.connection = Connection::None;
-                self.give(Input::Closed { reason }).await
-            }
+            Event::Closed(reason) => self.closed(reason).await,
             Event::Arrived => self.take_packets().await,
             Event::Written => self.flushed().await,
             Event::Committed(result) => {

@@ -7,22 +7,21 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 
 use super::{Event, Lane, LaneError};
 use crate::core::session::{Input, Outgoing};
 use crate::core::types::{Protocol, SendNo};
 use crate::delivery::codec::{self, Connect, Manner};
 use crate::delivery::feed::Payload;
+use crate::delivery::transport::{ConnectError, Stream, instead, lost};
 use crate::log::committer::Committed;
 
 /// A broker that takes nothing for so long has stopped: half a keepalive of a minute.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A connection on its way.
-pub(super) type Connecting = Pin<Box<dyn Future<Output = std::io::Result<TcpStream>> + Send>>;
+pub(super) type Connecting = Pin<Box<dyn Future<Output = Result<Stream, ConnectError>> + Send>>;
 
 /// Where the connection stands.
 pub(super) enum Connection {
@@ -33,22 +32,30 @@ pub(super) enum Connection {
 
 /// A connection that is open.
 pub(super) struct Socket {
-    pub(super) reader: OwnedReadHalf,
-    pub(super) writer: OwnedWriteHalf,
+    pub(super) reader: ReadHalf<Stream>,
+    pub(super) writer: WriteHalf<Stream>,
     pub(super) arrived: BytesMut,
     pub(super) outgoing: BytesMut,
     /// Since when the broker has taken nothing of what is to be written.
     pub(super) stuck_since: Option<tokio::time::Instant>,
-    /// So many bytes were ever to be written, and so many were.
+    /// So many bytes were ever to be written, so many has the transport taken, and so many has it passed on: a frame of WebSocket waits
+    /// until it is flushed.
     queued: u64,
+    taken: u64,
     written: u64,
+    /// Whether a packet has arrived on it.
+    is_heard: bool,
+    /// It is in the clear, and the broker may have expected otherwise.
+    may_expect_tls: bool,
     /// QoS 0: where each PUBLISH that has not left yet ends. What the broker may have is never sent again.
     qos_0: VecDeque<(SendNo, u64)>,
 }
 
 impl Socket {
-    pub(super) fn new(stream: TcpStream) -> Self {
-        let (reader, writer) = stream.into_split();
+    pub(super) fn new(stream: Stream) -> Self {
+        let may_expect_tls = stream.may_expect_tls();
+        // Both halves are polled by one task, so neither waits for the other.
+        let (reader, writer) = tokio::io::split(stream);
         Socket {
             reader,
             writer,
@@ -56,9 +63,19 @@ impl Socket {
             outgoing: BytesMut::with_capacity(64 << 10),
             stuck_since: None,
             queued: 0,
+            taken: 0,
             written: 0,
+            is_heard: false,
+            may_expect_tls,
             qos_0: VecDeque::new(),
         }
+    }
+}
+
+impl Socket {
+    /// What else it may be that answers there.
+    fn hint(&self) -> &'static str {
+        if self.is_heard { "" } else { instead(&self.arrived, self.may_expect_tls) }
     }
 }
 
@@ -96,15 +113,26 @@ impl Lane<'_> {
     pub(super) async fn take_packets(&mut self) -> Result<(), LaneError> {
         loop {
             let Connection::Open(socket) = &mut self.connection else { return Ok(()) };
+            let hint = socket.hint();
             match codec::read(self.protocol, &mut socket.arrived) {
-                Ok(Some(packet)) => self.give(Input::Received(packet)).await?,
-                Ok(None) => return Ok(()),
-                Err(error) => {
-                    self.connection = Connection::None;
-                    return self.give(Input::Closed { reason: error.to_string() }).await;
+                Ok(Some(packet)) => {
+                    socket.is_heard = true;
+                    self.give(Input::Received(packet)).await?;
                 }
+                Ok(None) => return Ok(()),
+                Err(error) => return self.closed(format!("{error}{hint}")).await,
             }
         }
+    }
+
+    /// The connection is gone. A frame may have left in part: the QoS 0 in it may be with the broker, and is never sent again.
+    pub(super) async fn closed(&mut self, reason: String) -> Result<(), LaneError> {
+        if let Connection::Open(socket) = &mut self.connection {
+            socket.written = socket.taken;
+            self.flushed().await?;
+        }
+        self.connection = Connection::None;
+        self.give(Input::Closed { reason }).await
     }
 
     pub(super) async fn flushed(&mut self) -> Result<(), LaneError> {
@@ -147,28 +175,47 @@ pub(super) async fn network(connection: &mut Connection) -> Event {
             Err(error) => Event::Closed(format!("the broker can't be reached: {error}")),
         },
         Connection::Open(socket) => {
-            let Socket { reader, writer, arrived, outgoing, stuck_since, written, .. } = socket.as_mut();
-            let is_writing = !outgoing.is_empty();
-            let stuck = stuck_since.unwrap_or_else(tokio::time::Instant::now) + WRITE_TIMEOUT;
+            let stuck = socket.stuck_since.unwrap_or_else(tokio::time::Instant::now) + WRITE_TIMEOUT;
+            let hint = socket.hint();
+            let Socket { reader, writer, arrived, outgoing, stuck_since, taken, written, .. } = socket.as_mut();
+            let is_writing = !outgoing.is_empty() || taken != written;
             tokio::select! {
                 read = reader.read_buf(arrived) => match read {
-                    Ok(0) => Event::Closed("the broker closed the connection".into()),
+                    Ok(0) => Event::Closed(format!("the broker closed the connection{hint}")),
                     Ok(_) => Event::Arrived,
-                    Err(error) => Event::Closed(format!("the connection was lost: {error}")),
+                    Err(error) => Event::Closed(lost(&error, hint)),
                 },
-                wrote = writer.write_buf(outgoing), if is_writing => match wrote {
-                    Ok(bytes) => {
-                        *written += bytes as u64;
+                wrote = pass_on(writer, outgoing, taken), if is_writing => match wrote {
+                    Ok(()) => {
+                        *written = *taken;
                         *stuck_since = (!outgoing.is_empty()).then(tokio::time::Instant::now);
                         Event::Written
                     }
-                    Err(error) => Event::Closed(format!("the connection was lost: {error}")),
+                    Err(error) => last_words(reader, arrived, &error).await,
                 },
                 () = tokio::time::sleep_until(stuck), if is_writing => {
                     Event::Closed(format!("the broker took nothing for {} s", WRITE_TIMEOUT.as_secs()))
                 }
             }
         }
+    }
+}
+
+/// Hands a piece to the transport, and sees to it that it leaves. May be dropped half-way: what was taken is counted by then.
+async fn pass_on(writer: &mut WriteHalf<Stream>, outgoing: &mut BytesMut, taken: &mut u64) -> std::io::Result<()> {
+    if !outgoing.is_empty() {
+        *taken += writer.write_buf(outgoing).await? as u64;
+    }
+    writer.flush().await
+}
+
+/// A broker that closes has often said why just before, in a packet or an alert of TLS, and writing finds out first.
+async fn last_words(reader: &mut ReadHalf<Stream>, arrived: &mut BytesMut, error: &std::io::Error) -> Event {
+    const PATIENCE: Duration = Duration::from_millis(200);
+    match tokio::time::timeout(PATIENCE, reader.read_buf(arrived)).await {
+        Ok(Ok(1..)) => Event::Arrived,
+        Ok(Err(said)) => Event::Closed(lost(&said, "")),
+        Ok(Ok(0)) | Err(_) => Event::Closed(lost(error, "")),
     }
 }
 
