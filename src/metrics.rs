@@ -74,6 +74,8 @@ metrics! {
     tidings_dead_letters: IntGaugeVec = gauges(&["connection"]);
     /// Deliveries created by replays.
     tidings_replayed_total: IntCounterVec = counters(&["connection"]);
+    /// Lanes that are suspended, because the broker hangs up at whatever they send.
+    tidings_lanes_suspended: IntGaugeVec = gauges(&["connection"]);
     /// Whether a lane is connected to its broker.
     tidings_connection_up: IntGaugeVec = gauges(&["connection", "lane"]);
     /// Connections to a broker that were lost or failed.

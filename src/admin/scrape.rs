@@ -36,6 +36,8 @@ impl Admin {
             metrics.tidings_oldest_pending_age_seconds.with_label_values(&label).set(age_ms as f64 / 1_000.0);
             metrics.tidings_inflight_deliveries.with_label_values(&label).set(gauge(view.in_flight()));
             metrics.tidings_dead_letters.with_label_values(&label).set(gauge(view.books.totals.dead));
+            let suspended = view.lanes.values().filter(|lane| lane.state == LaneState::Suspended).count();
+            metrics.tidings_lanes_suspended.with_label_values(&label).set(gauge(suspended as u64));
             for (lane, status) in &view.lanes {
                 let up = metrics.tidings_connection_up.with_label_values(&[name.as_str(), &lane.to_string()]);
                 up.set(i64::from(status.state == LaneState::Connected));

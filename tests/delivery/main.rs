@@ -2,9 +2,12 @@
 //!
 //! | Module | Claims about |
 //! |---|---|
+//! | `ability` | brokers that can't do everything: Maximum QoS, Retain Available, and what is stamped on deliveries |
 //! | `arrival` | what is posted arrives: bytes, topic, QoS, retain, protocols, several connections |
+//! | `failover` | connections with several servers |
 //! | `order` | order per topic |
 //! | `outage` | brokers that are away, frozen, or restarted |
+//! | `poison` | reports at which the broker hangs up |
 //! | `refusal` | reports that the broker refuses |
 //! | `sad` | brokers that misbehave |
 //! | `silence` | brokers that fall silent: the tests that wait for time limits |
@@ -14,10 +17,13 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod ability;
 mod arrival;
 mod damage;
+mod failover;
 mod order;
 mod outage;
+mod poison;
 mod refusal;
 mod restart;
 mod sad;

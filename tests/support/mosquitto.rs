@@ -39,8 +39,12 @@ impl Mosquitto {
 
     /// A mosquitto that has its port and its configuration, and does not run yet.
     pub fn prepare(config: &str) -> Mosquitto {
+        Mosquitto::prepare_at(free_port(), config)
+    }
+
+    /// The same, on a port that somebody knows already.
+    pub fn prepare_at(port: u16, config: &str) -> Mosquitto {
         let folder = tempfile::tempdir().unwrap();
-        let port = free_port();
         let data = folder.path().display();
         // Started by root it would give up root, and with it the folder.
         let common = format!("listener {port} 127.0.0.1\nallow_anonymous true\nuser root\npersistence_location {data}/\n");

@@ -139,6 +139,8 @@ pub struct Publish {
     pub dup: bool,
     /// 0 at QoS 0.
     pub packet_id: u16,
+    /// The properties of MQTT 5, as they stand.
+    pub properties: Vec<u8>,
     /// Its whole length on the wire.
     pub size: usize,
 }
@@ -150,11 +152,9 @@ impl Publish {
         let qos = frame.first >> 1 & 3;
         let topic = rest.text();
         let packet_id = if qos > 0 { rest.u16() } else { 0 };
-        if level == 5 {
-            rest.properties();
-        }
+        let properties = if level == 5 { rest.properties().to_vec() } else { Vec::new() };
         let (retain, dup) = (frame.first & 1 == 1, frame.first & 8 == 8);
-        Publish { topic, payload: rest.0.to_vec(), qos, retain, dup, packet_id, size: frame.size }
+        Publish { topic, payload: rest.0.to_vec(), qos, retain, dup, packet_id, properties, size: frame.size }
     }
 }
 

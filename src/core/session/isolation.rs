@@ -13,13 +13,16 @@
 //! a refusal like any other: it is in the log, the delivery waits for its retry, its topic waits behind it, and other topics go on. With
 //! `attempts` of them it is a dead letter.
 //!
-//! In a resumed session the broker may hold a suspect's packet identifier half-way. So a suspect is put aside first: all others of the session
-//! are settled without it, then it is charged, and the session is left with nothing but suspects in it. Where one after the other
+//! In a resumed session the broker may hold a suspect's packet identifier half-way. So a suspect is put aside first, and with it what is behind
+//! it in its topic: all others of the session are settled without them, then it is charged, and the session is given up. Where one after the other
 //! is suspected, it is the resuming that this broker can't do: the session is given up and nobody is charged.
 //!
 //! A dead letter, but not others were condemned just before and nothing has been delivered in between: then the lane is suspended instead. It keeps the
 //! report, raises an alarm, and tries one report at each of its longest waits, until one gets through. So a broker that hangs up
 //! at everything costs two reports at most, and nobody has to start a lane again.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use super::link::{Link, Plan, Up};
 use super::packet::{Delivery, Note, Outgoing, Output};
@@ -28,8 +31,9 @@ use crate::core::event::DeadReason;
 use crate::core::retry::code;
 use crate::core::types::{Millis, Qos, SendNo, Seq};
 
-/// So many connections that die in a row, without anything acknowledged on them, begin isolation: one or two are an ordinary outage.
-const DEATHS: u32 = 3;
+/// So many connections that die in a row, without anything acknowledged on them, begin isolation. One is an ordinary outage; and it has to begin
+/// before a session is given up because it can't be resumed, which would repeat what need not be.
+const DEATHS: u32 = 2;
 
 /// So many reports in a row may be condemned with nothing delivered in between. The next one suspends the lane.
 const CONDEMNED: u32 = 2;
@@ -187,12 +191,14 @@ impl Session {
         }
     }
 
-    /// Whether a send is a suspect that waits for the others of its session.
-    pub(super) fn is_aside(&self, send: SendNo) -> bool {
-        match &self.isolation {
-            Isolation::Alone { trial, .. } | Isolation::Suspecting { trial, .. } => trial.aside.iter().any(|suspect| suspect.send == send),
-            Isolation::Whole { .. } => false,
-        }
+    /// The topics of the suspects that wait for the others of their session: what is behind one in its topic waits, too.
+    pub(super) fn topics_aside(&self) -> BTreeSet<Arc<str>> {
+        let aside = match &self.isolation {
+            Isolation::Alone { trial, .. } | Isolation::Suspecting { trial, .. } => &trial.aside[..],
+            Isolation::Whole { .. } => &[],
+        };
+        let in_flight = aside.iter().filter_map(|suspect| self.in_flight.get(&suspect.send));
+        in_flight.map(|in_flight| Arc::clone(&in_flight.delivery.topic)).collect()
     }
 
     /// All others of the resumed session are settled: the suspects are charged, and their session is left. False if there are none.
@@ -234,6 +240,8 @@ impl Session {
                  say why: it may be larger than the broker takes, or its topic may be forbidden"
             );
             self.dead(now, Delivery { attempts, ..delivery }, DeadReason { code: "poison".into(), broker_code: None, message });
+            // In the same append, what waited behind it gets its new numbers, see `finish`; no connection need be up for that.
+            self.renumber_due(now);
             return false;
         }
         let (attempts, wait_ms) = match is_last {

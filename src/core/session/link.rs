@@ -259,11 +259,13 @@ impl Session {
         let on_the_wire = self.in_flight.values().filter(|send| send.state != Send::InDoubt).count();
         let room = self.window().saturating_sub(on_the_wire);
         let mut qos_before: HashMap<&Arc<str>, Qos> = HashMap::new();
+        let aside = self.topics_aside();
+        let waits_aside = |in_flight: &InFlight| in_flight.state == Send::InDoubt && aside.contains(&in_flight.delivery.topic);
         let mut next = Vec::new();
         for (send, in_flight) in &self.in_flight {
             // What a restart takes for sent may never have been, so the rule about another QoS of the same topic holds here too.
             let delivery = &in_flight.delivery;
-            if self.is_aside(*send) {
+            if waits_aside(in_flight) {
                 continue;
             }
             let is_other_qos = *qos_before.entry(&delivery.topic).or_insert(in_flight.qos) != in_flight.qos;
@@ -276,6 +278,7 @@ impl Session {
                 next.push((*send, manner));
             }
         }
+        let is_settled = next.is_empty() && self.finishing.is_empty() && self.in_flight.values().all(waits_aside);
         for (send, Manner { qos, retain }) in next {
             if let Some(in_flight) = self.in_flight.get_mut(&send) {
                 in_flight.state = Send::Sent;
@@ -286,10 +289,7 @@ impl Session {
             let with_id = qos != Qos::AtMostOnce;
             self.send(now, Outgoing::Publish { send, packet_id: with_id.then_some(send.packet_id()), dup: with_id, qos, retain });
         }
-        if !self.in_flight.keys().all(|send| self.is_aside(*send)) || !self.finishing.is_empty() {
-            return;
-        }
-        if !self.charge_aside(now, jitter) {
+        if is_settled && !self.charge_aside(now, jitter) {
             self.resume_deaths = 0;
             // At a stop the session stays, so that the next start finds what it will ask for.
             self.reconnect_at_once(now, Plan::Decide, !self.is_draining);

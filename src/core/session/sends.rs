@@ -92,6 +92,10 @@ impl Session {
         if !next.is_resent && self.finishing.values().any(|finishing| finishing.end == End::Refused) {
             return false;
         }
+        // Likewise until a new number is durable: a restart would take what was parked for sent, under its old one, and this one for unsent.
+        if !next.is_resent && !self.renumbering.is_empty() {
+            return false;
+        }
         // A QoS 0 could overtake a QoS 2: of one topic, another QoS waits until those before are done.
         if self.topics.get(&next.topic).is_some_and(|(before, _)| *before != qos) {
             return false;
