@@ -106,3 +106,31 @@ fn a_configuration_with_a_mistake_is_not_tried() {
     let tidings = Tidings::prepare(&site.connection("certfile = \"@/broker.pem\""));
     assert_eq!(check(&tidings, &[]).status.code(), Some(2));
 }
+
+#[test]
+fn how_a_connection_is_encrypted_is_shown_as_it_was_understood() {
+    let site = Site::new();
+    let lines = "certfile = \"@/broker.pem\"\nkeyfile = \"@/broker.key\"\nciphers = \"HIGH\"\nuser = \"u\"\npassword = \"p\"";
+    let servers = "servers = [\"broker.example.com\", \"wss://web.example.com/mqtt\"]\nca_certs = \"@/ca.pem\"\n";
+    let tidings = Tidings::prepare(&site.connection_to(&(servers.to_owned() + lines)));
+    let run = |more: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_tidings"));
+        let output = command.args(["check", "--config"]).arg(tidings.config_file()).args(more).output().unwrap();
+        assert_eq!(output.status.code(), Some(0));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let said = run(&[]);
+    for line in [
+        "  broker    broker.example.com:1883 or wss://web.example.com:443/mqtt, MQTT 5 or 3.1.1, keepalive 60s".to_owned(),
+        site.filled_in("  tls       issued by @/ca.pem, as @/broker.pem with @/broker.key, TLS 1.2 with HIGH"),
+    ] {
+        assert!(said.lines().any(|shown| shown == line), "{line:?} is not in\n{said}");
+    }
+    assert!(!said.contains("unencrypted"), "{said}");
+    let shown: Value = serde_json::from_str(&run(&["--json"])).unwrap();
+    let shown = &shown["connections"][0];
+    assert_eq!(shown["servers"], json!(["broker.example.com:1883", "wss://web.example.com:443/mqtt"]));
+    let files = ["ca_certs", "certfile", "keyfile"].map(|key| shown[key].as_str().unwrap().to_owned());
+    assert_eq!(files, ["@/ca.pem", "@/broker.pem", "@/broker.key"].map(|path| site.filled_in(path)));
+    assert_eq!(shown["ciphers"], "HIGH");
+}
