@@ -14,17 +14,26 @@ fn as_json(tidings: &Tidings) -> (Value, Option<i32>) {
 
 #[test]
 fn what_a_broker_tells_of_itself_is_shown_as_far_as_it_is_told() {
-    let limits = Limits { receive_maximum: Some(7), maximum_packet_size: Some(5_000), ..Limits::default() };
+    let limits = Limits {
+        receive_maximum: Some(7),
+        maximum_packet_size: Some(5_000),
+        maximum_qos: Some(1),
+        retain_available: Some(false),
+        keepalive_s: None,
+    };
     let broker = ScriptedBroker::with_limits(limits, |_| vec![Act::Usual]);
     let tidings = Tidings::prepare(&(connection(broker.port, "") + PIPELINES));
     let (shown, code) = as_json(&tidings);
     let expected = json!([{
         "connection": "mqtt", "server": format!("127.0.0.1:{}", broker.port), "ok": true, "protocol": "5", "tls": null,
-        "receive_maximum": 7, "maximum_packet_size": 5_000, "maximum_qos": null, "retain_available": null, "server_keep_alive": null,
+        "receive_maximum": 7, "maximum_packet_size": 5_000, "maximum_qos": 1, "retain_available": false, "server_keep_alive": null,
     }]);
     assert_eq!((&shown["brokers"], &shown["ok"], code), (&expected, &json!(true), Some(0)));
     let said = String::from_utf8(check(&tidings, &[]).stdout).unwrap();
-    assert!(said.ends_with(": ok: MQTT 5; Receive Maximum 7, Maximum Packet Size 5000\n"), "{said}");
+    assert!(said.ends_with(": ok: MQTT 5; Receive Maximum 7, Maximum Packet Size 5000, Maximum QoS 1, Retain Available no\n"), "{said}");
+    broker.limit(Limits { keepalive_s: Some(30), ..Limits::default() });
+    let said = String::from_utf8(check(&tidings, &[]).stdout).unwrap();
+    assert!(said.ends_with(": ok: MQTT 5; Server Keep Alive 30s\n"), "{said}");
 }
 
 #[test]
