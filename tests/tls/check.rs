@@ -14,17 +14,26 @@ fn as_json(tidings: &Tidings) -> (Value, Option<i32>) {
 
 #[test]
 fn what_a_broker_tells_of_itself_is_shown_as_far_as_it_is_told() {
-    let limits = Limits { receive_maximum: Some(7), maximum_packet_size: Some(5_000), ..Limits::default() };
+    let limits = Limits {
+        receive_maximum: Some(7),
+        maximum_packet_size: Some(5_000),
+        maximum_qos: Some(1),
+        retain_available: Some(false),
+        keepalive_s: None,
+    };
     let broker = ScriptedBroker::with_limits(limits, |_| vec![Act::Usual]);
     let tidings = Tidings::prepare(&(connection(broker.port, "") + PIPELINES));
     let (shown, code) = as_json(&tidings);
     let expected = json!([{
         "connection": "mqtt", "server": format!("127.0.0.1:{}", broker.port), "ok": true, "protocol": "5", "tls": null,
-        "receive_maximum": 7, "maximum_packet_size": 5_000, "maximum_qos": null, "retain_available": null, "server_keep_alive": null,
+        "receive_maximum": 7, "maximum_packet_size": 5_000, "maximum_qos": 1, "retain_available": false, "server_keep_alive": null,
     }]);
     assert_eq!((&shown["brokers"], &shown["ok"], code), (&expected, &json!(true), Some(0)));
     let said = String::from_utf8(check(&tidings, &[]).stdout).unwrap();
-    assert!(said.ends_with(": ok: MQTT 5; Receive Maximum 7, Maximum Packet Size 5000\n"), "{said}");
+    assert!(said.ends_with(": ok: MQTT 5; Receive Maximum 7, Maximum Packet Size 5000, Maximum QoS 1, Retain Available no\n"), "{said}");
+    broker.limit(Limits { keepalive_s: Some(30), ..Limits::default() });
+    let said = String::from_utf8(check(&tidings, &[]).stdout).unwrap();
+    assert!(said.ends_with(": ok: MQTT 5; Server Keep Alive 30s\n"), "{said}");
 }
 
 #[test]
@@ -105,4 +114,32 @@ fn a_configuration_with_a_mistake_is_not_tried() {
     let site = Site::new();
     let tidings = Tidings::prepare(&site.connection("certfile = \"@/broker.pem\""));
     assert_eq!(check(&tidings, &[]).status.code(), Some(2));
+}
+
+#[test]
+fn how_a_connection_is_encrypted_is_shown_as_it_was_understood() {
+    let site = Site::new();
+    let lines = "certfile = \"@/broker.pem\"\nkeyfile = \"@/broker.key\"\nciphers = \"HIGH\"\nuser = \"u\"\npassword = \"p\"";
+    let servers = "servers = [\"broker.example.com\", \"wss://web.example.com/mqtt\"]\nca_certs = \"@/ca.pem\"\n";
+    let tidings = Tidings::prepare(&site.connection_to(&(servers.to_owned() + lines)));
+    let run = |more: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_tidings"));
+        let output = command.args(["check", "--config"]).arg(tidings.config_file()).args(more).output().unwrap();
+        assert_eq!(output.status.code(), Some(0));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let said = run(&[]);
+    for line in [
+        "  broker    broker.example.com:1883 or wss://web.example.com:443/mqtt, MQTT 5 or 3.1.1, keepalive 60s".to_owned(),
+        site.filled_in("  tls       issued by @/ca.pem, as @/broker.pem with @/broker.key, TLS 1.2 with HIGH"),
+    ] {
+        assert!(said.lines().any(|shown| shown == line), "{line:?} is not in\n{said}");
+    }
+    assert!(!said.contains("unencrypted"), "{said}");
+    let shown: Value = serde_json::from_str(&run(&["--json"])).unwrap();
+    let shown = &shown["connections"][0];
+    assert_eq!(shown["servers"], json!(["broker.example.com:1883", "wss://web.example.com:443/mqtt"]));
+    let files = ["ca_certs", "certfile", "keyfile"].map(|key| shown[key].as_str().unwrap().to_owned());
+    assert_eq!(files, ["@/ca.pem", "@/broker.pem", "@/broker.key"].map(|path| site.filled_in(path)));
+    assert_eq!(shown["ciphers"], "HIGH");
 }
