@@ -24,7 +24,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("admin", &["core", "metrics", "server", "delivery::board", LOG_HANDLE]),
     ("app", &["core", "metrics", "server", "config", "log", "ingest", "delivery", "admin"]),
     // The commands read the answers of the API by the types that it writes them with.
-    ("cli", &["app", "config", "core", "telemetry", "admin::status", "server::error"]),
+    ("cli", &["app", "config", "core", "telemetry", "admin::status", "admin::moves", "server::error"]),
 ];
 
 const LOG_HANDLE: &str = "log::committer";

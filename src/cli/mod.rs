@@ -10,6 +10,7 @@
 //! | [`check`] | what the configuration says, or what is wrong with it |
 //! | [`report`] | posts reports to a running service |
 //! | [`status`] | how a running service does |
+//! | [`moving`] | gives what is pending on one connection to another |
 //! | [`completions`] | completions for a shell |
 //! | [`client`] | the way to a running service |
 //! | [`output`] | tables, ages, and pipes that may be closed |
@@ -18,6 +19,7 @@ pub mod check;
 pub mod client;
 pub mod completions;
 pub mod demo;
+pub mod moving;
 pub mod output;
 pub mod report;
 pub mod serve;
@@ -63,6 +65,8 @@ pub enum Command {
     Report(report::ReportArgs),
     /// Show how a running service does: backlog, age, connections, lanes
     Status(status::StatusArgs),
+    /// Give what is pending on one connection to another
+    Move(moving::MoveArgs),
     /// Print completions for a shell
     Completions(completions::CompletionsArgs),
 }
@@ -85,6 +89,7 @@ pub fn run(command: &Command) -> ExitCode {
         Command::Check(args) => check::run(args),
         Command::Report(args) => report::run(args),
         Command::Status(args) => status::run(args),
+        Command::Move(args) => moving::run(args),
         Command::Completions(args) => completions::run(args),
     }
 }

@@ -13,9 +13,11 @@
 //! |---|---|
 //! | [`lane`] | a lane at work: the task that owns session, socket and feed |
 //! | [`feed`] | what is a lane's in the log, in send order |
+//! | [`backlog`] | what is pending on a whole connection, in the order of acceptance: for handing it over |
 //! | [`codec`] | packets to bytes and back |
 //! | [`board`] | what every lane is doing, for status and health |
 
+pub mod backlog;
 pub mod board;
 pub mod codec;
 pub mod feed;

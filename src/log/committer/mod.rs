@@ -58,7 +58,7 @@ const FREE_SPACE_FLOOR: u64 = 128 << 20;
 const LARGEST_EVENT: usize = codec::MAX_EVENT;
 
 /// Limits that the operator sets.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Accepts are refused when the store takes more than this, in bytes.
     pub max_size: u64,
@@ -176,6 +176,10 @@ impl Committer {
                 Command::Ask(question) if self.log.is_some() => question(&self.outbox),
                 Command::Ask(_) => {}
                 Command::CarriedForward => self.is_carrying = false,
+                Command::Limit(limits) => {
+                    self.limits = limits;
+                    self.publish_progress();
+                }
                 Command::AdoptCopy(reply) => {
                     let result = self.with_log(|log, _| log.adopt_copy());
                     let _ = reply.send(result);
