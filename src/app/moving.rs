@@ -87,7 +87,7 @@ impl Control {
 
     /// Moves until nothing is left that was pending at the beginning.
     async fn move_all(&self, handover: &Handover, done: &mut Done) -> Result<Books, MoveError> {
-        let routing = self.routing.current();
+        let lanes = self.routing.current().await.lanes.clone();
         let (mut until, mut tries) = (None, 0);
         loop {
             let asked = handover.from.clone();
@@ -95,7 +95,7 @@ impl Control {
             let (backlog, next) = snapshot.await.map_err(|error| failed(done, &error))?.into_inner();
             let through = *until.get_or_insert(Seq(next.0 - 1));
             let before = done.moved;
-            match self.move_through(handover, backlog.unwrap_or_default(), through, &routing.lanes, done).await {
+            match self.move_through(handover, backlog.unwrap_or_default(), through, &lanes, done).await {
                 Err(Interrupted::Overtaken) => {
                     tries = if done.moved > before { 0 } else { tries + 1 };
                     if tries >= TRIES {

@@ -1,12 +1,13 @@
 //! Another configuration, while the service runs.
 //!
 //! ```text
-//!   read ─▶ lane sets are durable ─▶ routing is replaced ─▶ its last request is committed ─▶ lanes stop ─▶ lanes start
-//!    │ mistakes: nothing changes                                                             those that were removed or changed
+//!   read ─▶ lane sets are durable ─▶ routing is replaced ─▶ lanes stop: removed, changed ─▶ lanes start: added, changed
+//!    └ mistakes: nothing changes       between two requests
 //! ```
 //!
 //! - A report is bound to a lane only after that lane is in the log, so no route leads nowhere.
-//! - Lanes are retired, and those that follow them begin, only when nothing more can come to the old ones: order per topic rests on that.
+//! - It is replaced between two requests: what is bound to the old lanes stands before what is bound to the new ones, and nothing more comes to
+//!   the old ones when they are retired.
 //! - A connection that has not changed is not touched: its lanes don't even notice.
 //! - What is accepted is bound: it keeps its connection, topic and QoS, whatever is configured later.
 //! - What only a restart can change keeps its old value, and the log, `/v1/status` and `tidings status` say so.
@@ -94,16 +95,15 @@ impl Control {
         for connection in &config.connections {
             newest.push(lanes::newest(connection, &self.log).await?);
         }
-        self.log.limit(limits(&config)).await.map_err(StartError::from)?;
-        let replaced = self.routing.replace(routing(&config, &newest));
-        self.settings.send_replace(settings(&config, changes.restart_needed.clone()));
-        self.config = config;
         let mut stopping = self.stopping.clone();
         tokio::select! {
-            () = replaced.unused() => {}
-            // At the next start there are no requests of before.
+            () = self.routing.replace(routing(&config, &newest)) => {}
+            // The next start begins with the file as it is then.
             _ = stopping.wait_for(|stopping| *stopping) => return Err(ReloadError::Stopping),
         }
+        self.log.limit(limits(&config)).await.map_err(StartError::from)?;
+        self.settings.send_replace(settings(&config, changes.restart_needed.clone()));
+        self.config = config;
         if !self.pools.stop(&to_stop).await {
             tracing::warn!("what is in flight was not acknowledged in time; it goes on with the new settings");
         }

@@ -171,7 +171,7 @@ impl Ingest {
     /// Nothing of the request was accepted then.
     pub async fn accept(&self, post: Post, now: Millis) -> Result<Committed<Answer>, AcceptError> {
         // Held to the end: see `routing`.
-        let routing = self.routing.current();
+        let routing = self.routing.current().await;
         let pieces = pieces(&post.body, post.shape, routing.max_report)?;
         let dedupe = post.key.as_ref().map(|key| key.recognise(&post.user, &post.body, pieces.len(), post.shape));
         let draft = self.draft(&routing, &pieces, &post.user, dedupe, now);

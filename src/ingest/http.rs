@@ -40,8 +40,8 @@ pub struct Limits {
     pub body_timeout: Duration,
     /// So long an answer waits for the disk. Longer than any disk takes that still works; then the client is told that it can't be known.
     pub commit_timeout: Duration,
-    /// All bodies held at once may be so large together, in bytes; at least one batch. More than the largest that any configuration allows, so
-    /// that `http.max_batch` can be raised while the service runs.
+    /// All bodies held at once may be so large together, in bytes. Twice the largest that any configuration allows: `http.max_batch` may be raised
+    /// while the service runs.
     pub memory: usize,
 }
 
@@ -116,9 +116,7 @@ struct Door {
 
 /// The route.
 pub fn routes(ingest: Ingest, limits: Limits) -> Router {
-    let routing = ingest.routing.current();
-    let largest = routing.max_batch.max(routing.max_report);
-    let budget = Arc::new(Semaphore::new(limits.memory.max(largest).min(Semaphore::MAX_PERMITS)));
+    let budget = Arc::new(Semaphore::new(limits.memory.min(Semaphore::MAX_PERMITS)));
     let door = Arc::new(Door { ingest, limits, budget });
     Router::new().route("/v1/reports", post(take)).with_state(door)
 }
@@ -139,7 +137,7 @@ impl Door {
         let (head, body) = request.into_parts();
         let shape = shape_of(&head.headers)?;
         let key = key_of(&head.headers)?;
-        let held = body::read(body, self.measure(shape), &self.budget).await?;
+        let held = body::read(body, self.measure(shape).await, &self.budget).await?;
         let ingest = self.ingest.clone();
         // On a task of its own: a client that goes away must not leave a commit behind that nobody counts.
         let accepting = tokio::spawn(async move {
@@ -153,9 +151,9 @@ impl Door {
         }
     }
 
-    fn measure(&self, shape: Shape) -> Measure {
+    async fn measure(&self, shape: Shape) -> Measure {
         let timeout = self.limits.body_timeout;
-        let routing = self.ingest.routing.current();
+        let routing = self.ingest.routing.current().await;
         match shape {
             Shape::Single => {
                 let advice = "a report that large has to lose something, such as returned data";

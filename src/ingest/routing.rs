@@ -1,18 +1,18 @@
 //! By what a request is handled: routes, lanes and limits. In force together, and replaced together while requests come in.
 //!
 //! ```text
-//!   request ─▶ current() ─▶ routed, bound, committed by it ─▶ let go
-//!   reload  ─▶ replace() ─▶ who comes from now on gets the new one ─▶ Replaced::unused(): the last request of the old one is committed
+//!   request A ─ current() ────▶ routed, bound, committed ─┐
+//!   reload    ─ replace() ── waits for A ─────────────────┴─ replaced ─┐
+//!   request B ─ current() ── waits ────────────────────────────────────┴─▶ routed, bound, committed by the new one
 //! ```
 //!
-//! A request holds what it began with until its commit has been answered. So when the old one is unused, nothing more comes to the lanes that
-//! only it knew: they may be retired, and the lanes that follow them may begin.
+//! A request holds what it began with until its commit has been answered, and a replacement lets nobody begin meanwhile. So everything that was
+//! bound to the old lanes stands before everything that is bound to the new ones, also in the log: order per topic rests on that. And
+//! nothing more comes to lanes that only the old one knew. It costs the requests of that moment one commit.
 
-use std::convert::Infallible;
-use std::ops::Deref;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedRwLockReadGuard, RwLock};
 
 use super::lanes::LaneDirectory;
 use crate::core::route::Routes;
@@ -30,96 +30,72 @@ pub struct Routing {
     pub max_batch: usize,
 }
 
-/// A routing, held by whoever is at work by it.
-#[derive(Debug)]
-pub struct Held {
-    routing: Routing,
-    /// Goes with the last holder, which is how [`Replaced`] learns of it.
-    _in_use: oneshot::Sender<Infallible>,
-}
+/// A routing that somebody is at work by.
+pub type InUse = OwnedRwLockReadGuard<Routing>;
 
-impl Deref for Held {
-    type Target = Routing;
-
-    fn deref(&self) -> &Routing {
-        &self.routing
-    }
-}
-
-/// The routing in force. Cheap to clone; all clones see a replacement at once.
+/// The routing in force. Cheap to clone; all clones see a replacement.
 #[derive(Debug, Clone)]
-pub struct InForce(Arc<RwLock<Slot>>);
-
-#[derive(Debug)]
-struct Slot {
-    held: Arc<Held>,
-    unused: oneshot::Receiver<Infallible>,
-}
-
-impl Slot {
-    fn new(routing: Routing) -> Self {
-        let (in_use, unused) = oneshot::channel();
-        Slot { held: Arc::new(Held { routing, _in_use: in_use }), unused }
-    }
-}
-
-/// A routing that is no longer in force, and may still be in use.
-#[derive(Debug)]
-#[must_use = "lanes that only the old routing knows have to wait until it is unused"]
-pub struct Replaced(oneshot::Receiver<Infallible>);
-
-impl Replaced {
-    /// Waits until no request is at work by it any more. A request ends with its commit, so this takes as long as one.
-    pub async fn unused(self) {
-        // Nothing is ever sent: what comes is that the sender is gone.
-        let _ = self.0.await;
-    }
-}
+pub struct InForce(Arc<RwLock<Routing>>);
 
 impl InForce {
     /// Puts the first routing in force.
     pub fn new(routing: Routing) -> Self {
-        InForce(Arc::new(RwLock::new(Slot::new(routing))))
+        InForce(Arc::new(RwLock::new(routing)))
     }
 
-    /// The routing in force. To be held until what it led to is durable, and no longer.
-    pub fn current(&self) -> Arc<Held> {
-        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner).held)
+    /// The routing in force. To be held until what it led to is durable, and no longer; never to be asked for by who holds it already.
+    pub async fn current(&self) -> InUse {
+        Arc::clone(&self.0).read_owned().await
     }
 
-    /// Puts another routing in force. Its lanes have to be durable.
-    pub fn replace(&self, routing: Routing) -> Replaced {
-        let mut slot = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let old = std::mem::replace(&mut *slot, Slot::new(routing));
-        Replaced(old.unused)
+    /// Puts another routing in force, whose lanes have to be durable. When this returns nobody is at work by the old one. Takes as long as the
+    /// commits that are under way; given up before that, nothing is replaced.
+    pub async fn replace(&self, routing: Routing) {
+        *self.0.write().await = routing;
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::future::Future;
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
     use super::*;
 
     fn routing(max_report: usize) -> Routing {
         Routing { routes: Routes::default(), lanes: LaneDirectory::default(), max_report, max_batch: max_report }
     }
 
-    #[test]
-    fn a_request_keeps_what_it_began_with_and_the_next_one_gets_what_is_new() {
-        let in_force = InForce::new(routing(1));
-        let before = in_force.current();
-        drop(in_force.clone().replace(routing(2)));
-        assert_eq!((before.max_report, in_force.current().max_report), (1, 2));
+    fn poll<F: Future>(future: std::pin::Pin<&mut F>) -> Poll<F::Output> {
+        future.poll(&mut Context::from_waker(Waker::noop()))
     }
 
     #[test]
-    fn the_old_one_is_unused_when_its_last_request_is_done_and_not_before() {
+    fn a_replacement_waits_for_who_is_at_work_and_who_comes_later_waits_for_the_replacement() {
         let in_force = InForce::new(routing(1));
-        let (one, other) = (in_force.current(), in_force.current());
-        let mut replaced = in_force.replace(routing(2));
-        for request in [one, other] {
-            assert!(replaced.0.try_recv().is_err_and(|error| error == oneshot::error::TryRecvError::Empty));
-            drop(request);
+        let Poll::Ready(before) = poll(pin!(in_force.current())) else { panic!("nobody is in the way") };
+        let mut replacing = pin!(in_force.replace(routing(2)));
+        assert!(poll(replacing.as_mut()).is_pending());
+        let mut later = pin!(in_force.current());
+        assert!(poll(later.as_mut()).is_pending());
+        assert_eq!(before.max_report, 1);
+        drop(before);
+        assert!(poll(later.as_mut()).is_pending(), "the replacement was there first");
+        assert!(poll(replacing.as_mut()).is_ready());
+        let Poll::Ready(later) = poll(later.as_mut()) else { panic!("it is replaced") };
+        assert_eq!(later.max_report, 2);
+    }
+
+    #[test]
+    fn a_replacement_that_is_given_up_lets_everybody_go_on() {
+        let in_force = InForce::new(routing(1));
+        let Poll::Ready(_before) = poll(pin!(in_force.current())) else { panic!("nobody is in the way") };
+        {
+            let mut replacing = pin!(in_force.replace(routing(2)));
+            assert!(poll(replacing.as_mut()).is_pending());
         }
-        assert!(replaced.0.try_recv().is_err_and(|error| error == oneshot::error::TryRecvError::Closed));
+        let Poll::Ready(later) = poll(pin!(in_force.current())) else { panic!("nobody replaces anything") };
+        assert_eq!(later.max_report, 1);
     }
 }

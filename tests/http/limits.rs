@@ -260,7 +260,7 @@ fn a_client_that_never_reads_its_answers_is_let_go() {
 
 #[test]
 fn bodies_beyond_the_memory_for_them_are_told_to_come_back() {
-    let http = http::Limits { memory: 0, ..http::Limits::default() };
+    let http = http::Limits { memory: 64 << 10, ..http::Limits::default() };
     let service = start_with(Setup { http, max_batch: 64 << 10, ..Setup::default() });
     service.disk.hold();
     let mut large = service.connect();
