@@ -28,7 +28,7 @@ pub struct MoveArgs {
     /// The connection that gets them; it has to be configured
     #[arg(long, value_name = "CONNECTION")]
     pub to: String,
-    /// Who decides this; the name stands in the history of each delivery [default: the user's name]
+    /// Who decides this; the name stands in the history of each delivery [default: $USER]
     #[arg(long, value_name = "NAME", env = "USER", hide_env = true)]
     pub by: String,
     /// Print what the service says, as JSON

@@ -83,3 +83,49 @@ fn in_runs(numbers: impl Iterator<Item = u64>) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::event::Dedupe;
+    use crate::core::ranges::Ranges;
+    use crate::core::types::Qos;
+
+    #[test]
+    fn one_commit_says_who_and_which_and_keeps_everything_but_lane_and_request() {
+        let key = |connection: &str, lane: u32| LaneKey { connection: connection.into(), lane };
+        let given = |id: u64, lane: u32, send: u64, topic: &str| {
+            let dedupe = Some(Dedupe { key: 1, body: 2, line: 0, lines: 1, batch: false });
+            let accepted = Accepted {
+                dedupe,
+                retain: true,
+                expiry_s: Some(9),
+                ..Accepted::plain(key("old", lane), topic, Qos::ExactlyOnce, Millis(id))
+            };
+            Given { id: Seq(id), lane, send: SendNo(send), accepted }
+        };
+        let handover = Handover { from: "old".into(), to: "new".into(), by: "ops".into() };
+        let all = vec![given(17, 0, 4, "a"), given(18, 2, 9, "b"), given(25, 0, 5, "a")];
+        let events = handover.events(all.clone(), &|topic| if topic == "a" { 1 } else { 3 }, Millis(99));
+        let ended = |lane: u32, sends: Ranges| Event::Discarded {
+            lane: key("old", lane),
+            sends,
+            dead: false,
+            by: "ops".into(),
+            reason: "moved to new".into(),
+            at: Millis(99),
+        };
+        let begun = |given: &Given, lane: u32| {
+            Event::Accepted(Box::new(Accepted { lane: key("new", lane), dedupe: None, ..given.accepted.clone() }))
+        };
+        let expected = [
+            Event::Audit { who: "ops".into(), what: "moved 3 deliveries from old to new: 17-18, 25".into(), at: Millis(99) },
+            ended(0, Ranges(vec![(4, 5)])),
+            ended(2, Ranges::one(9)),
+            begun(&all[0], 1),
+            begun(&all[1], 3),
+            begun(&all[2], 1),
+        ];
+        assert_eq!(events, expected);
+    }
+}

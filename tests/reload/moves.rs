@@ -34,18 +34,18 @@ fn what_waits_for_a_connection_that_has_another_name_now_is_moved_in_order_and_a
     // Nobody was ever there under the old name.
     let tidings = Tidings::start(&(named_connection("old", free_port(), "workers = 3") + SOON + &pipelines("old")));
     let mut ledger = Ledger::default();
-    ledger.post_many(&tidings.client(), &mixed(3_000));
+    ledger.post_many(&tidings.client(), &mixed(1_500));
     assert!(tidings.reload(&(named_connection("new", mosquitto.port, "workers = 2") + SOON + &pipelines("new"))));
     let (code, text) = tidings.command(&["move", "--from", "old", "--to", "new"]);
-    assert_eq!((code, text.as_str()), (Some(0), "moved 3000 from old to new\n"));
+    assert_eq!((code, text.as_str()), (Some(0), "moved 1500 from old to new\n"));
     tidings.wait_until_delivered();
     wait_until("all arrive", || ledger.is_complete(&subscriber.arrivals()));
     ledger.assert_kept_exactly(&subscriber.arrivals());
     tidings.assert_balanced();
-    assert_eq!((total(&tidings, "old", "discarded"), total(&tidings, "old", "pending")), (3_000, 0));
-    assert_eq!((total(&tidings, "new", "created"), total(&tidings, "new", "acknowledged")), (3_000, 3_000));
-    assert_eq!(tidings.metric("tidings_deliveries_total{connection=\"old\",qos=\"2\",result=\"discarded\"}"), 2_000.0);
-    assert_eq!(tidings.metric("tidings_deliveries_created_total{connection=\"new\"}"), 3_000.0);
+    assert_eq!((total(&tidings, "old", "discarded"), total(&tidings, "old", "pending")), (1_500, 0));
+    assert_eq!((total(&tidings, "new", "created"), total(&tidings, "new", "acknowledged")), (1_500, 1_500));
+    assert_eq!(tidings.metric("tidings_deliveries_total{connection=\"old\",qos=\"2\",result=\"discarded\"}"), 1_000.0);
+    assert_eq!(tidings.metric("tidings_deliveries_created_total{connection=\"new\"}"), 1_500.0);
     assert_eq!(tidings.logged("\"by\":\"somebody\"").len(), 1, "the log names who it was");
     // Again: there is nothing left to do.
     assert_eq!(ask(&tidings, "old", "new")["moved"], 0);
@@ -85,7 +85,7 @@ fn reports_go_on_while_a_backlog_is_moved_and_what_is_moved_comes_behind_them() 
     let with = |pipelines: String| old.clone() + &named_connection("new", mosquitto.port, "") + SOON + &pipelines;
     let tidings = Tidings::start(&with(pipelines("old")));
     let mut ledger = Ledger::default();
-    ledger.post_many(&tidings.client(), &mixed(6_000));
+    ledger.post_many(&tidings.client(), &mixed(2_500));
     assert!(tidings.reload(&with(pipelines("new"))));
     let (is_over, client) = (AtomicBool::new(false), tidings.client());
     let later = std::thread::scope(|scope| {
@@ -98,13 +98,13 @@ fn reports_go_on_while_a_backlog_is_moved_and_what_is_moved_comes_behind_them() 
             }
             later
         });
-        assert_eq!(ask(&tidings, "old", "new")["moved"], 6_000);
+        assert_eq!(ask(&tidings, "old", "new")["moved"], 2_500);
         is_over.store(true, Ordering::Relaxed);
         producer.join().unwrap()
     });
     tidings.wait_until_delivered();
     let is_of = |ledger: &Ledger, payload: &[u8]| ledger.accepted.iter().any(|known| known.payload == payload);
-    wait_until("all arrive", || subscriber.count() >= 6_000 + later.accepted.len());
+    wait_until("all arrive", || subscriber.count() >= 2_500 + later.accepted.len());
     // Each of the two keeps its own order.
     let arrivals = subscriber.arrivals();
     let (fresh, moved): (Vec<_>, Vec<_>) = arrivals.into_iter().partition(|arrival| is_of(&later, &arrival.payload));
