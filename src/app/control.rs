@@ -9,6 +9,7 @@
 //! So a second SIGHUP finds what the first has made of it, a move never meets a reload halfway, and nobody starts a lane that is at work already.
 //! A stop waits for the one thing under way, which sees that the service stops and comes to an end.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -39,6 +40,8 @@ pub(super) enum Command {
 pub(super) struct Control {
     /// What is in force.
     pub(super) config: Config,
+    /// What the files held that its connections' TLS is made of.
+    pub(super) files: BTreeMap<ConnectionName, u64>,
     pub(super) log: LogHandle,
     pub(super) metrics: Arc<Metrics>,
     pub(super) routing: InForce,

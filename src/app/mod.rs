@@ -9,16 +9,19 @@
 //! |---|---|
 //! | [`control`] | the one task that changes what runs |
 //! | [`reload`] | another configuration, while the service runs |
+//! | [`files`] | whether a certificate was renewed |
 //! | [`moving`] | what is pending on one connection is given to another |
 //! | [`lanes`] | which lanes a connection has, and that each of them runs |
 //! | [`pools`] | the lanes at work, and how they stop |
 
 mod control;
+mod files;
 mod lanes;
 mod moving;
 mod pools;
 mod reload;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -35,6 +38,7 @@ pub use reload::{Changes, ReloadError};
 use crate::admin::{self, Admin};
 use crate::config::Config;
 use crate::core::event::Event;
+use crate::core::types::ConnectionName;
 use crate::delivery::board::Board;
 use crate::ingest::accept::Ingest;
 use crate::ingest::http;
@@ -130,10 +134,17 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let store = config.store.path.clone();
     tracing::info!(%address, store = %store.display(), store_id = %log.store_id(), "tidings is accepting reports");
     let (commands, told) = mpsc::channel(control::COMMANDS);
-    let control = Control { config, log: log.clone(), metrics: Arc::clone(&metrics), routing, settings, pools, stopping: stop };
+    let files = read_files(&config).await;
+    let control = Control { config, files, log: log.clone(), metrics: Arc::clone(&metrics), routing, settings, pools, stopping: stop };
     let mut tasks = JoinSet::new();
     tasks.spawn(control.run(told, asked_moves));
     Ok(Running { address, log, board, metrics, stopping, http, control: tasks, commands, store })
+}
+
+/// What the files hold that the connections' TLS is made of.
+async fn read_files(config: &Config) -> BTreeMap<ConnectionName, u64> {
+    let connections = config.connections.clone();
+    tokio::task::spawn_blocking(move || files::fingerprints(&connections)).await.unwrap_or_default()
 }
 
 /// Opens and recovers the store, off the runtime's threads.

@@ -15,7 +15,7 @@
 use std::collections::BTreeSet;
 
 use super::control::{Control, limits, routing, settings};
-use super::{StartError, lanes};
+use super::{StartError, lanes, read_files};
 use crate::admin::settings::Refused;
 use crate::config::{Config, ConnectionConfig, HttpConfig, StoreConfig};
 use crate::core::types::ConnectionName;
@@ -90,7 +90,9 @@ impl Control {
 
     async fn put_in_force(&mut self, mut config: Config) -> Result<Changes, ReloadError> {
         let restart_needed = keep_until_restart(&self.config, &mut config);
-        let (to_stop, changes) = compare(&self.config, &config, restart_needed);
+        let files = read_files(&config).await;
+        let has_other_files = |name: &ConnectionName| self.files.get(name) != files.get(name);
+        let (to_stop, changes) = compare(&self.config, &config, restart_needed, &has_other_files);
         let mut newest = Vec::with_capacity(config.connections.len());
         for connection in &config.connections {
             newest.push(lanes::newest(connection, &self.log).await?);
@@ -103,7 +105,7 @@ impl Control {
         }
         self.log.limit(limits(&config)).await.map_err(StartError::from)?;
         self.settings.send_replace(settings(&config, changes.restart_needed.clone()));
-        self.config = config;
+        (self.config, self.files) = (config, files);
         if !self.pools.stop(&to_stop).await {
             tracing::warn!("what is in flight was not acknowledged in time; it goes on with the new settings");
         }
@@ -140,7 +142,12 @@ fn kept<T: Clone + PartialEq>(new: &mut T, old: &T) -> bool {
 }
 
 /// Which connections have to stop, and what the change comes to. How often and how soon is retried is a setting of every lane.
-fn compare(old: &Config, new: &Config, restart_needed: Vec<&'static str>) -> (Vec<ConnectionName>, Changes) {
+fn compare(
+    old: &Config,
+    new: &Config,
+    restart_needed: Vec<&'static str>,
+    has_other_files: &dyn Fn(&ConnectionName) -> bool,
+) -> (Vec<ConnectionName>, Changes) {
     let find = |config: &'_ Config, name: &ConnectionName| config.connections.iter().find(|known| known.name == *name).cloned();
     let mut changes = Changes { restart_needed, ..Changes::default() };
     let names: BTreeSet<&ConnectionName> = [old, new].into_iter().flat_map(|config| &config.connections).map(|known| &known.name).collect();
@@ -149,7 +156,9 @@ fn compare(old: &Config, new: &Config, restart_needed: Vec<&'static str>) -> (Ve
         match (before, after) {
             (None, _) => changes.added.push(name.clone()),
             (Some(_), None) => changes.removed.push(name.clone()),
-            (Some(before), Some(after)) if before != after || old.retry != new.retry => changes.changed.push(name.clone()),
+            (Some(before), Some(after)) if before != after || old.retry != new.retry || has_other_files(name) => {
+                changes.changed.push(name.clone())
+            }
             (Some(_), Some(_)) => {}
         }
     }
@@ -189,17 +198,24 @@ mod tests {
     fn only_connections_that_differ_are_stopped() {
         let [a, b, b_other, c] = ["a.driver = 'mqtt'", "b.driver = 'mqtt'", "b = { driver = 'mqtt', port = 2 }", "c.driver = 'mqtt'"]
             .map(|text| format!("connection.{text}\n"));
-        let (to_stop, changes) = compare(&config(&(a.clone() + &b)), &config(&(b_other + &c)), Vec::new());
+        let (to_stop, changes) = compare(&config(&(a.clone() + &b)), &config(&(b_other + &c)), Vec::new(), &|_| false);
         assert_eq!(names(&to_stop), "b, a");
         assert_eq!((names(&changes.added), names(&changes.changed), names(&changes.removed)), ("c".into(), "b".into(), "a".into()));
-        let (to_stop, changes) = compare(&config(&a), &config(&a), Vec::new());
+        let (to_stop, changes) = compare(&config(&a), &config(&a), Vec::new(), &|_| false);
         assert_eq!((to_stop, changes), (Vec::new(), Changes::default()));
     }
 
     #[test]
     fn other_retries_concern_every_connection() {
-        let (to_stop, _) =
-            compare(&config("connection.a.driver = 'mqtt'"), &config("connection.a.driver = 'mqtt'\nretry.attempts = 3"), Vec::new());
+        let other = config("connection.a.driver = 'mqtt'\nretry.attempts = 3");
+        let (to_stop, _) = compare(&config("connection.a.driver = 'mqtt'"), &other, Vec::new(), &|_| false);
         assert_eq!(names(&to_stop), "a");
+    }
+
+    #[test]
+    fn a_renewed_certificate_concerns_its_connection() {
+        let same = config("connection.a.driver = 'mqtt'\nconnection.b.driver = 'mqtt'");
+        let (to_stop, _) = compare(&same, &same, Vec::new(), &|name| name.as_str() == "b");
+        assert_eq!(names(&to_stop), "b");
     }
 }
