@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -10,7 +11,7 @@ use crate::support::mosquitto::{IN_ORDER, Mosquitto, PERSISTENT};
 use crate::support::scripted::ScriptedBroker;
 use crate::support::subscriber::Subscriber;
 use crate::support::tidings::{SOON, Tidings, connection};
-use crate::support::{signal, wait_for_end, wait_until};
+use crate::support::{PATIENCE, signal, wait_for_end, wait_until};
 use crate::{pipelines, pipelines_to};
 
 const JSON: &str = "application/json";
@@ -196,5 +197,36 @@ fn a_sighup_at_the_start_is_heeded_after_it_and_one_at_the_stop_does_no_harm() {
         next = steps.next();
     }
     assert_eq!(next, None, "not logged");
+    assert_eq!(wait_for_end(&mut child, "the service ends"), Some(0));
+}
+
+#[test]
+fn systemd_is_told_that_the_configuration_is_read_again_and_what_came_of_it() {
+    let broker = ScriptedBroker::usual();
+    let tidings = Tidings::prepare(&(connection(broker.port, "") + &pipelines("mqtt")));
+    let path = tidings.folder().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let told = || {
+        let mut message = [0; 1_024];
+        let length = socket.recv(&mut message).expect("systemd is told");
+        String::from_utf8(message[..length].to_vec()).unwrap()
+    };
+    let mut service = Command::new(env!("CARGO_BIN_EXE_tidings"));
+    service.args(["serve", "--config"]).arg(tidings.config_file()).env("NOTIFY_SOCKET", &path);
+    let mut child = service.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    assert_eq!(told(), "READY=1\n");
+    for (config, status) in [
+        (connection(broker.port, "window = 9") + &pipelines("mqtt"), "the configuration was reloaded"),
+        ("window = 0".to_owned(), "the configuration was not reloaded; the log says why"),
+    ] {
+        tidings.configure(&config);
+        signal(&child, "HUP");
+        let reloading = told();
+        let since = reloading.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").and_then(|rest| rest.trim().parse::<u64>().ok());
+        assert!(since.is_some_and(|since| since > 0), "{reloading}");
+        assert_eq!(told(), format!("READY=1\nSTATUS={status}\n"));
+    }
+    signal(&child, "TERM");
     assert_eq!(wait_for_end(&mut child, "the service ends"), Some(0));
 }

@@ -281,3 +281,24 @@ fn a_request_that_comes_again_after_a_move_still_gets_its_first_answer() {
     tidings.wait_until_delivered();
     assert_eq!(next.arrivals().len(), 1);
 }
+
+#[test]
+fn a_sighup_during_a_move_takes_its_turn_and_neither_loses_anything() {
+    let next = ScriptedBroker::usual();
+    let with = |more: &str| named_connection("old", free_port(), "") + &named_connection("new", next.port, more) + SOON + &pipelines("new");
+    let tidings = Tidings::start(&(named_connection("old", free_port(), "") + SOON + &pipelines("old")));
+    let mut ledger = Ledger::default();
+    ledger.post_many(&tidings.client(), &mixed(4_000));
+    assert!(tidings.reload(&with("")));
+    std::thread::scope(|scope| {
+        let moving = scope.spawn(|| ask(&tidings, "old", "new"));
+        for workers in [2, 5, 3] {
+            assert!(tidings.reload(&with(&format!("workers = {workers}"))));
+        }
+        assert_eq!(moving.join().unwrap()["moved"], 4_000);
+    });
+    tidings.wait_until_delivered();
+    ledger.assert_kept_exactly(&next.arrivals());
+    next.assert_no_violations();
+    tidings.assert_balanced();
+}
