@@ -4,15 +4,12 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use crate::core::types::{ConnectionName, Millis};
-use crate::log::committer::Limits;
 
 /// What is configured.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// The connections that the configuration names.
     pub connections: BTreeSet<ConnectionName>,
-    /// The committer's limits.
-    pub limits: Limits,
     /// The file that the configuration is from.
     pub file: Option<PathBuf>,
     /// Since when this configuration is in force.

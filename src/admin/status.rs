@@ -170,8 +170,8 @@ impl Admin {
         let store = Store {
             bytes: progress.space.used,
             free_bytes: progress.space.free,
-            max_bytes: settings.limits.max_size,
-            retention_seconds: settings.limits.retention_ms / 1_000,
+            max_bytes: progress.limits.max_size,
+            retention_seconds: progress.limits.retention_ms / 1_000,
             committed: progress.committed.to_string(),
             full: progress.full.is_some(),
             full_reason: progress.full,

@@ -107,7 +107,6 @@ pub(super) fn limits(config: &Config) -> Limits {
 pub(super) fn settings(config: &Config, restart_needed: Vec<&'static str>) -> Settings {
     Settings {
         connections: config.connections.iter().map(|connection| connection.name.clone()).collect(),
-        limits: limits(config),
         file: config.file.clone(),
         since: now(),
         refused: None,

@@ -113,7 +113,7 @@ pub fn start_with(setup: Setup) -> Service {
         }
     });
     let connections = config.connections.iter().map(|connection| connection.name.clone()).collect();
-    let shown = Settings { connections, limits, file: None, since: Millis(1), refused: None, restart_needed: Vec::new() };
+    let shown = Settings { connections, file: None, since: Millis(1), refused: None, restart_needed: Vec::new() };
     // Nobody moves anything here.
     let (moves, _) = mpsc::channel(1);
     let (stop, stopping) = watch::channel(false);

@@ -139,7 +139,7 @@ fn what_needs_a_restart_is_named_and_everything_else_is_put_in_force() {
     assert_eq!(tidings.logged("a restart is needed for: store.path, http.listen").len(), 1);
     let status = tidings.get("/v1/status").unwrap().json();
     assert_eq!(status["config"]["restart_needed"], serde_json::json!(["store.path", "http.listen"]));
-    assert_eq!(status["store"]["max_bytes"], 300 << 20);
+    wait_until("the committer has its limits", || tidings.get("/v1/status").unwrap().json()["store"]["max_bytes"] == 300 << 20);
     assert!(tidings.command(&["status"]).1.contains("! restart needed for: store.path, http.listen"));
     let large = report("success", &"x".repeat(1_100), 1);
     assert_eq!(tidings.client().post(large.as_bytes(), JSON, None).unwrap().status, 413);
