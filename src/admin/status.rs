@@ -204,7 +204,10 @@ fn config(settings: &Settings) -> Config {
 }
 
 fn connection(name: &ConnectionName, view: &View, now: Millis) -> Connection {
-    let numbers: std::collections::BTreeSet<u32> = view.books.lanes.keys().chain(view.lanes.keys()).copied().collect();
+    // Where lanes are at work, those of earlier sets that are empty and gone are of no interest.
+    let is_shown = |(_, pending): &(&u32, &u64)| **pending > 0 || view.lanes.is_empty();
+    let in_books = view.books.lanes.iter().filter(is_shown).map(|(number, _)| number);
+    let numbers: std::collections::BTreeSet<u32> = in_books.chain(view.lanes.keys()).copied().collect();
     let lane = |number: u32| {
         let pending = view.books.lanes.get(&number).copied().unwrap_or_default();
         lane(number, pending, view.lanes.get(&number).cloned().unwrap_or_default())

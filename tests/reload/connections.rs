@@ -110,6 +110,7 @@ fn a_retired_lane_leaves_no_session_at_the_broker() {
         }
         assert!(tidings.reload(&with(1)));
         wait_until("only the new lane has one", || lanes() == ["3"]);
+        wait_until("and is shown", || tidings.status("mqtt")["lanes"].as_array().unwrap().iter().all(|lane| lane["lane"] == 3));
         ledger.post(&tidings, 2, "one", 100);
         tidings.wait_until_delivered();
         ledger.assert_kept_exactly(&broker.arrivals());
