@@ -193,3 +193,31 @@ fn a_reload_finishes_what_is_in_flight_before_it_goes_elsewhere() {
     one.assert_no_violations();
     next.assert_no_violations();
 }
+
+#[test]
+fn a_kill_or_a_stop_at_the_moment_of_a_reload_loses_nothing_and_keeps_the_order() {
+    let mosquitto = Mosquitto::start(&[PERSISTENT, IN_ORDER].concat());
+    let subscriber = Subscriber::start(mosquitto.port);
+    let with = |workers: u32| connection(mosquitto.port, &format!("workers = {workers}")) + SOON + &pipelines("mqtt");
+    let mut tidings = Tidings::start(&with(4));
+    let mut ledger = Ledger::default();
+    let batch = |round: u64, part: u64| -> Vec<String> {
+        (0..150).map(|number| report("success", &format!("p{}", number % 6), (round * 2 + part) * 1_000 + number)).collect()
+    };
+    for round in 0..6 {
+        ledger.post_many(&tidings.client(), &batch(round, 0));
+        tidings.configure(&with([2, 5, 1, 3, 4, 2][usize::try_from(round).unwrap()]));
+        tidings.hang_up();
+        ledger.post_many(&tidings.client(), &batch(round, 1));
+        match round % 2 {
+            0 => tidings.kill(),
+            _ => assert_eq!(tidings.stop(), Some(0)),
+        }
+        tidings.run();
+        tidings.assert_balanced();
+    }
+    tidings.wait_until_delivered();
+    wait_until("all arrive", || ledger.is_complete(&subscriber.arrivals()));
+    ledger.assert_kept(&subscriber.arrivals());
+    tidings.assert_balanced();
+}
