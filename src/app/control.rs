@@ -14,9 +14,10 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::StartError;
+use super::lanes::{self, Newest};
 use super::pools::Pools;
 use super::reload::{Changes, ReloadError};
-use super::{StartError, lanes};
 use crate::admin::moves::Ask;
 use crate::admin::settings::Settings;
 use crate::config::Config;
@@ -77,7 +78,9 @@ impl Control {
     /// Puts the lanes of a connection to work, as it is configured now.
     pub(super) async fn start_lanes(&mut self, name: &ConnectionName) -> Result<(), StartError> {
         let Some(connection) = self.config.connections.iter().find(|connection| connection.name == *name) else { return Ok(()) };
-        let newest = lanes::newest(connection, &self.log).await?;
+        // The set that reports are bound to now, whatever a reload that was given up has left behind.
+        let Some(span) = self.routing.current().await.lanes.span(name) else { return Ok(()) };
+        let newest = Newest { connection: name.clone(), span, replaced: None };
         let lanes = lanes::to_run(connection, &self.config.retry, &newest, &self.log).await?;
         self.pools.start(name, lanes);
         Ok(())
@@ -89,7 +92,7 @@ impl Control {
 }
 
 /// The routing that a configuration and its lanes make.
-pub(super) fn routing(config: &Config, newest: &[lanes::Newest]) -> Routing {
+pub(super) fn routing(config: &Config, newest: &[Newest]) -> Routing {
     Routing {
         routes: config.routes.clone(),
         lanes: newest.iter().map(|newest| (newest.connection.clone(), newest.span)).collect(),

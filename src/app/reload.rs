@@ -13,13 +13,18 @@
 //! - What only a restart can change keeps its old value, and the log, `/v1/status` and `tidings status` say so.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use super::control::{Control, limits, routing, settings};
-use super::{StartError, lanes, read_files};
+use super::lanes::{self, Newest};
+use super::{StartError, read_files};
 use crate::admin::settings::Refused;
 use crate::config::{Config, ConnectionConfig, HttpConfig, StoreConfig};
 use crate::core::types::ConnectionName;
 use crate::log::committer::now;
+
+/// New requests wait for those under way no longer than this: longer than a commit takes on any disk that works.
+const REPLACE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What was changed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -40,6 +45,12 @@ pub enum ReloadError {
     /// The configuration has mistakes, one a line. The old one stays in force.
     #[error("{0}")]
     Mistakes(String),
+    /// Requests under way did not come to their end, and new ones can't wait for ever. The old one stays in force.
+    #[error(
+        "requests under way did not end within {} s; the old configuration stays in force. Look at the disk, then reload again",
+        REPLACE_TIMEOUT.as_secs()
+    )]
+    Busy,
     /// The service stops. The next start reads the file.
     #[error("the service is stopping; the next start reads the configuration")]
     Stopping,
@@ -60,7 +71,11 @@ impl Control {
         };
         match &outcome {
             Ok(changes) => self.succeeded(changes),
-            Err(ReloadError::Mistakes(mistakes)) => self.refused(mistakes),
+            Err(ReloadError::Mistakes(mistakes)) => {
+                tracing::error!("the configuration was not reloaded because of its mistakes, which follow; the old one stays in force");
+                self.refused(mistakes);
+            }
+            Err(busy @ ReloadError::Busy) => self.refused(&busy.to_string()),
             Err(ReloadError::Stopping) => {}
             Err(ReloadError::Failed(what)) => tracing::error!("the configuration was not put in force as a whole: {what}"),
         }
@@ -80,7 +95,6 @@ impl Control {
     fn refused(&self, mistakes: &str) {
         self.metrics.tidings_config_reloads_total.with_label_values(&["refused"]).inc();
         self.metrics.tidings_config_last_reload_successful.set(0);
-        tracing::error!("the configuration was not reloaded because of its mistakes, which follow; the old one stays in force");
         for mistake in mistakes.lines() {
             tracing::error!("{mistake}");
         }
@@ -92,14 +106,23 @@ impl Control {
         let restart_needed = keep_until_restart(&self.config, &mut config);
         let files = read_files(&config).await;
         let has_other_files = |name: &ConnectionName| self.files.get(name) != files.get(name);
-        let (to_stop, changes) = compare(&self.config, &config, restart_needed, &has_other_files);
+        let mut changes = compare(&self.config, &config, restart_needed, &has_other_files);
+        let bound_to = self.routing.current().await.lanes.clone();
         let mut newest = Vec::with_capacity(config.connections.len());
         for connection in &config.connections {
-            newest.push(lanes::newest(connection, &self.log).await?);
+            let made = lanes::newest(connection, &self.log).await?;
+            // A reload that was given up may have made a set of lanes that nobody uses.
+            let is_other_set = bound_to.span(&connection.name).is_some_and(|span| span != made.span);
+            if is_other_set && !changes.changed.contains(&connection.name) {
+                changes.changed.push(connection.name.clone());
+            }
+            newest.push(made);
         }
+        let to_stop: Vec<ConnectionName> = changes.changed.iter().chain(&changes.removed).cloned().collect();
         let mut stopping = self.stopping.clone();
         tokio::select! {
             () = self.routing.replace(routing(&config, &newest)) => {}
+            () = tokio::time::sleep(REPLACE_TIMEOUT) => return Err(ReloadError::Busy),
             // The next start begins with the file as it is then.
             _ = stopping.wait_for(|stopping| *stopping) => return Err(ReloadError::Stopping),
         }
@@ -109,7 +132,8 @@ impl Control {
         if !self.pools.stop(&to_stop).await {
             tracing::warn!("what is in flight was not acknowledged in time; it goes on with the new settings");
         }
-        for newest in newest.iter().filter(|newest| changes.added.contains(&newest.connection) || to_stop.contains(&newest.connection)) {
+        let to_start = |newest: &&Newest| changes.added.contains(&newest.connection) || changes.changed.contains(&newest.connection);
+        for newest in newest.iter().filter(to_start) {
             let Some(connection) = self.config.connections.iter().find(|connection| connection.name == newest.connection) else { continue };
             let lanes = lanes::to_run(connection, &self.config.retry, newest, &self.log).await?;
             self.pools.start(&newest.connection, lanes);
@@ -141,13 +165,8 @@ fn kept<T: Clone + PartialEq>(new: &mut T, old: &T) -> bool {
     differs
 }
 
-/// Which connections have to stop, and what the change comes to. How often and how soon is retried is a setting of every lane.
-fn compare(
-    old: &Config,
-    new: &Config,
-    restart_needed: Vec<&'static str>,
-    has_other_files: &dyn Fn(&ConnectionName) -> bool,
-) -> (Vec<ConnectionName>, Changes) {
+/// What the change comes to. How often and how soon is retried is a setting of every lane.
+fn compare(old: &Config, new: &Config, restart_needed: Vec<&'static str>, has_other_files: &dyn Fn(&ConnectionName) -> bool) -> Changes {
     let find = |config: &'_ Config, name: &ConnectionName| config.connections.iter().find(|known| known.name == *name).cloned();
     let mut changes = Changes { restart_needed, ..Changes::default() };
     let names: BTreeSet<&ConnectionName> = [old, new].into_iter().flat_map(|config| &config.connections).map(|known| &known.name).collect();
@@ -162,8 +181,7 @@ fn compare(
             (Some(_), Some(_)) => {}
         }
     }
-    let to_stop = changes.changed.iter().chain(&changes.removed).cloned().collect();
-    (to_stop, changes)
+    changes
 }
 
 fn names(connections: &[ConnectionName]) -> String {
@@ -198,24 +216,23 @@ mod tests {
     fn only_connections_that_differ_are_stopped() {
         let [a, b, b_other, c] = ["a.driver = 'mqtt'", "b.driver = 'mqtt'", "b = { driver = 'mqtt', port = 2 }", "c.driver = 'mqtt'"]
             .map(|text| format!("connection.{text}\n"));
-        let (to_stop, changes) = compare(&config(&(a.clone() + &b)), &config(&(b_other + &c)), Vec::new(), &|_| false);
-        assert_eq!(names(&to_stop), "b, a");
+        let changes = compare(&config(&(a.clone() + &b)), &config(&(b_other + &c)), Vec::new(), &|_| false);
         assert_eq!((names(&changes.added), names(&changes.changed), names(&changes.removed)), ("c".into(), "b".into(), "a".into()));
-        let (to_stop, changes) = compare(&config(&a), &config(&a), Vec::new(), &|_| false);
-        assert_eq!((to_stop, changes), (Vec::new(), Changes::default()));
+        let changes = compare(&config(&a), &config(&a), Vec::new(), &|_| false);
+        assert_eq!(changes, Changes::default());
     }
 
     #[test]
     fn other_retries_concern_every_connection() {
         let other = config("connection.a.driver = 'mqtt'\nretry.attempts = 3");
-        let (to_stop, _) = compare(&config("connection.a.driver = 'mqtt'"), &other, Vec::new(), &|_| false);
-        assert_eq!(names(&to_stop), "a");
+        let changes = compare(&config("connection.a.driver = 'mqtt'"), &other, Vec::new(), &|_| false);
+        assert_eq!(names(&changes.changed), "a");
     }
 
     #[test]
     fn a_renewed_certificate_concerns_its_connection() {
         let same = config("connection.a.driver = 'mqtt'\nconnection.b.driver = 'mqtt'");
-        let (to_stop, _) = compare(&same, &same, Vec::new(), &|name| name.as_str() == "b");
-        assert_eq!(names(&to_stop), "b");
+        let changes = compare(&same, &same, Vec::new(), &|name| name.as_str() == "b");
+        assert_eq!(names(&changes.changed), "b");
     }
 }

@@ -148,3 +148,110 @@ impl BacklogReader {
 fn missing(seq: Seq) -> ReadError {
     ReadError::Damaged { seq, what: "a pending delivery should be here".into() }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::core::event::{LanePurpose, Proof};
+    use crate::core::ranges::Ranges;
+    use crate::core::types::{LaneKey, Millis, Qos};
+    use crate::log::committer::{self, Limits as StoreLimits, recover};
+    use crate::log::memory_log::{Disk, MemoryLog};
+    use crate::metrics::Metrics;
+
+    const LANES: u32 = 3;
+
+    fn key(lane: u32) -> LaneKey {
+        LaneKey { connection: "old".into(), lane }
+    }
+
+    /// Reports of one connection over all its lanes, among those of another.
+    async fn with_reports(disk: &Disk, count: u64) -> LogHandle {
+        let opened = MemoryLog::open(disk).unwrap();
+        let outbox = recover(&opened).unwrap();
+        let limits = StoreLimits { max_size: u64::MAX, retention_ms: 0 };
+        let log = committer::start(opened.log, outbox, limits, Arc::new(Metrics::new())).unwrap();
+        for connection in ["old", "other"] {
+            let (connection, purpose) = (connection.into(), LanePurpose::Fresh);
+            log.record(vec![Event::LanesChanged { connection, first: 0, count: LANES, purpose, at: Millis(0) }]).await.unwrap();
+        }
+        for number in 0..count {
+            let connection = if number % 4 == 3 { "other" } else { "old" };
+            let lane = LaneKey { connection: connection.into(), lane: u32::try_from(number % 3).unwrap() };
+            let accepted = Accepted::plain(lane, format!("topic {number}"), Qos::AtLeastOnce, Millis(number));
+            log.accept(vec![Event::Accepted(Box::new(accepted))]).await.unwrap();
+        }
+        log
+    }
+
+    async fn reader(log: &LogHandle) -> BacklogReader {
+        let asked = log.ask(|outbox| (outbox.connections()[&key(0).connection].backlog(), outbox.next())).await.unwrap().into_inner();
+        BacklogReader::new(log.clone(), key(0).connection, asked.0, Seq(asked.1.0 - 1))
+    }
+
+    fn read_all(reader: &mut BacklogReader, events: usize) -> Result<Vec<Given>, ReadError> {
+        let mut all = Vec::new();
+        loop {
+            let piece = reader.read(Limits { events, bytes: 1 << 20 })?;
+            let lanes: BTreeSet<u32> = piece.given.iter().map(|given| given.lane).collect();
+            assert!(piece.given.len() + lanes.len() <= events, "a piece is no larger than it may be");
+            if piece.given.is_empty() {
+                return Ok(all);
+            }
+            all.extend(piece.given);
+        }
+    }
+
+    fn numbers(given: &[Given]) -> Vec<u64> {
+        given.iter().map(|given| given.accepted.topic.strip_prefix("topic ").unwrap().parse().unwrap()).collect()
+    }
+
+    #[tokio::test]
+    async fn everything_of_a_connection_is_read_in_the_order_of_acceptance_over_all_its_lanes() {
+        let log = with_reports(&Disk::new(1 << 20), 200).await;
+        let expected: Vec<u64> = (0..200).filter(|number| number % 4 != 3).collect();
+        for events in [2, 7, 1_000] {
+            assert_eq!(numbers(&read_all(&mut reader(&log).await, events).unwrap()), expected);
+        }
+        // What comes later is not of this backlog.
+        let mut before = reader(&log).await;
+        let later = Accepted::plain(key(1), "topic 999", Qos::AtLeastOnce, Millis(0));
+        log.accept(vec![Event::Accepted(Box::new(later))]).await.unwrap();
+        assert_eq!(numbers(&read_all(&mut before, 100).unwrap()), expected);
+    }
+
+    #[tokio::test]
+    async fn what_was_carried_forward_is_read_in_its_old_place_and_a_reader_of_before_is_told_to_begin_anew() {
+        // Generations of a few kilobytes: these reports make several.
+        let log = with_reports(&Disk::new(4 << 10), 400).await;
+        let mut before = reader(&log).await;
+        for lane in 0..LANES {
+            // All but the first and the last two of each lane are done, and all of the other connection's.
+            for (connection, keep_first, keep_last) in [("old", 1, 2), ("other", 0, 0)] {
+                let lane = LaneKey { connection: connection.into(), lane };
+                let asked = lane.clone();
+                let next = log.ask(move |outbox| outbox.next_send(&asked).0).await.unwrap().into_inner();
+                let sends = Ranges(vec![(keep_first, next - keep_last - 1)]);
+                log.record(vec![Event::Delivered { lane, sends, proof: Proof::PubAck, at: Millis(0) }]).await.unwrap();
+            }
+        }
+        let dropped = async {
+            while log.page(Seq(3)).is_ok() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), dropped).await.expect("a generation past its retention is dropped");
+        assert!(matches!(read_all(&mut before, 100), Err(ReadError::Gone(_))));
+        let found = read_all(&mut reader(&log).await, 100).unwrap();
+        let mut expected: Vec<u64> = Vec::new();
+        for lane in 0..3 {
+            let of_lane: Vec<u64> = (0..400).filter(|number| number % 4 != 3 && number % 3 == lane).collect();
+            expected.extend([of_lane[0], of_lane[of_lane.len() - 2], of_lane[of_lane.len() - 1]]);
+        }
+        expected.sort_unstable();
+        assert_eq!(numbers(&found), expected);
+    }
+}

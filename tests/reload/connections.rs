@@ -2,6 +2,10 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use tidings::core::event::{Event, LanePurpose};
+use tidings::core::types::Millis;
+use tidings::{app, config};
+
 use crate::support::ledger::{Ledger, action_for, report};
 use crate::support::mosquitto::{IN_ORDER, Mosquitto, PERSISTENT};
 use crate::support::scripted::{Act, ScriptedBroker};
@@ -220,4 +224,31 @@ fn a_kill_or_a_stop_at_the_moment_of_a_reload_loses_nothing_and_keeps_the_order(
     wait_until("all arrive", || ledger.is_complete(&subscriber.arrivals()));
     ledger.assert_kept(&subscriber.arrivals());
     tidings.assert_balanced();
+}
+
+#[test]
+fn a_set_of_lanes_that_a_reload_left_behind_unused_is_made_good_by_the_next() {
+    let broker = ScriptedBroker::usual();
+    let folder = tempfile::tempdir().unwrap();
+    let store = format!("[store]\npath = \"{}\"\n[http]\nlisten = \"127.0.0.1:0\"\n", folder.path().join("store").display());
+    let text = store + &connection(broker.port, "workers = 2") + SOON + &pipelines("mqtt");
+    let config = || config::from_str(&text, "test.toml").unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let running = app::start(config()).await.unwrap();
+        // As if it had been given up between making the lanes and using them.
+        let left_behind = Event::LanesChanged { connection: "mqtt".into(), first: 2, count: 5, purpose: LanePurpose::Fresh, at: Millis(1) };
+        running.log().record(vec![left_behind]).await.unwrap();
+        let changes = running.reload(Ok(config())).await.unwrap();
+        assert_eq!(changes.changed, ["mqtt".into()]);
+        assert_eq!(running.reload(Ok(config())).await.unwrap().changed, [], "now it is in use");
+        let url = format!("http://{}/v1/reports", running.http_addr());
+        let posting = tokio::task::spawn_blocking(move || {
+            ureq::post(url).content_type("application/json").send(report("success", "one", 1)).unwrap().status().as_u16()
+        });
+        assert_eq!(posting.await.unwrap(), 202);
+        let arriving = tokio::task::spawn_blocking(move || wait_until("it arrives", || broker.arrivals().len() == 1));
+        arriving.await.unwrap();
+        running.stop().await.unwrap();
+    });
 }
