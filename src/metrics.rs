@@ -40,6 +40,10 @@ macro_rules! metrics {
                     registry.register(Box::new(process)).expect("the process collector is registered once");
                 }
                 let metrics = Metrics { registry, $($field,)* };
+                for result in ["ok", "refused"] {
+                    metrics.tidings_config_reloads_total.with_label_values(&[result]);
+                }
+                metrics.tidings_config_last_reload_successful.set(1);
                 metrics.tidings_build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
                 metrics
             }
@@ -88,6 +92,10 @@ metrics! {
     tidings_store_bytes: IntGauge = gauge;
     /// Whether accepts are refused because the store is full.
     tidings_store_full: IntGauge = gauge;
+    /// Changes of the configuration while running, by what became of them (result: ok, refused).
+    tidings_config_reloads_total: IntCounterVec = counters(&["result"]);
+    /// Whether the configuration that is in force is the one that was last asked for; 0 if that had mistakes.
+    tidings_config_last_reload_successful: IntGauge = gauge;
     /// The version that runs.
     tidings_build_info: IntGaugeVec = gauges(&["version"]);
 }

@@ -69,8 +69,8 @@ pub(super) async fn readyz(State(admin): State<Arc<Admin>>) -> Response<Body> {
             connections.push(Connection { name: name.to_string(), up, backlog });
         } else if backlog > 0 {
             let advice = format!(
-                "{backlog} deliveries wait for the connection {name}, which is no longer configured; \
-                 they stay until it is configured again"
+                "{backlog} deliveries wait for the connection {name}, which is no longer configured: \
+                 configure it again, or `tidings move --from {name} --to CONNECTION`"
             );
             unconfigured.push(Unconfigured { name: name.to_string(), backlog, advice });
         }

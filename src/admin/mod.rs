@@ -1,6 +1,6 @@
 //! Admin: how the service does, for operators, load balancers and Prometheus.
 //!
-//! Everything here is read from two places that others keep up to date: the committer's [`Progress`](crate::log::committer::Progress) (books and disk, as of the last
+//! Everything that is shown is read from two places that others keep up to date: the committer's [`Progress`](crate::log::committer::Progress) (books and disk, as of the last
 //! commit) and the lanes' [`Board`] (sockets and windows). Nothing is asked of the committer, so these
 //! routes answer while it is busy, and don't slow it down.
 //!
@@ -10,9 +10,12 @@
 //! | [`health`] | `GET /readyz` | accepting: 503 means send reports elsewhere or later |
 //! | [`scrape`] | `GET /metrics` | Prometheus text |
 //! | [`status`] | `GET /v1/status` | everything at a glance, in JSON |
+//! | [`moves`] | `POST /v1/moves` | gives what is pending on one connection to another; the app does it |
 
 pub mod health;
+pub mod moves;
 pub mod scrape;
+pub mod settings;
 pub mod status;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,12 +23,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use axum::Router;
-use axum::routing::get;
-use tokio::sync::watch;
+use axum::routing::{get, post};
+use tokio::sync::{mpsc, watch};
+
+use settings::Settings;
 
 use crate::core::types::{ConnectionName, LaneKey, Millis};
 use crate::delivery::board::{Board, LaneStatus};
-use crate::log::committer::{Books, Limits, LogHandle};
+use crate::log::committer::{Books, LogHandle};
 use crate::metrics::Metrics;
 
 /// What admin looks at.
@@ -33,8 +38,8 @@ pub struct Admin {
     log: LogHandle,
     board: Arc<Board>,
     metrics: Arc<Metrics>,
-    configured: BTreeSet<ConnectionName>,
-    limits: Limits,
+    settings: watch::Receiver<Settings>,
+    moves: mpsc::Sender<moves::Ask>,
     started: Instant,
     /// True once the service has been told to stop.
     stopping: watch::Receiver<bool>,
@@ -43,16 +48,16 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// Looks at these. `configured` are the connections that the configuration names; `limits` are the committer's.
+    /// Looks at these.
     pub fn new(
         log: LogHandle,
         board: Arc<Board>,
         metrics: Arc<Metrics>,
-        configured: BTreeSet<ConnectionName>,
-        limits: Limits,
+        settings: watch::Receiver<Settings>,
+        moves: mpsc::Sender<moves::Ask>,
         stopping: watch::Receiver<bool>,
     ) -> Self {
-        Admin { log, board, metrics, configured, limits, started: Instant::now(), stopping, scraping: Mutex::new(()) }
+        Admin { log, board, metrics, settings, moves, started: Instant::now(), stopping, scraping: Mutex::new(()) }
     }
 }
 
@@ -63,6 +68,7 @@ pub fn routes(admin: Admin) -> Router {
         .route("/readyz", get(health::readyz))
         .route("/metrics", get(scrape::metrics))
         .route("/v1/status", get(status::status))
+        .route("/v1/moves", post(moves::post))
         .with_state(Arc::new(admin))
 }
 
@@ -100,12 +106,13 @@ impl Admin {
         for (LaneKey { connection, lane }, status) in self.board.snapshot() {
             lanes.entry(connection).or_default().insert(lane, status);
         }
-        let names: BTreeSet<ConnectionName> = self.configured.iter().chain(books.keys()).chain(lanes.keys()).cloned().collect();
+        let configured = self.settings.borrow().connections.clone();
+        let names: BTreeSet<ConnectionName> = configured.iter().chain(books.keys()).chain(lanes.keys()).cloned().collect();
         let view = |name: ConnectionName| {
             let view = View {
                 books: books.get(&name).cloned().unwrap_or_default(),
                 lanes: lanes.remove(&name).unwrap_or_default(),
-                is_configured: self.configured.contains(&name),
+                is_configured: configured.contains(&name),
             };
             (name, view)
         };

@@ -8,6 +8,7 @@ use axum::extract::State;
 use axum::http::{Response, StatusCode};
 use serde::{Deserialize, Serialize};
 
+use super::settings::Settings;
 use super::{Admin, View};
 use crate::core::outbox::Totals;
 use crate::core::types::{ConnectionName, Millis, Protocol};
@@ -30,6 +31,8 @@ pub struct Status {
     pub stopping: bool,
     /// The store.
     pub store: Store,
+    /// The configuration.
+    pub config: Config,
     /// Connections, by name.
     pub connections: Vec<Connection>,
     /// Replay jobs under way.
@@ -55,6 +58,26 @@ pub struct Store {
     pub full_reason: Option<String>,
     /// Why it is dead, if it is.
     pub failed: Option<String>,
+}
+
+/// So many mistakes of a configuration are shown. The log has all of them.
+const MISTAKES: usize = 50;
+
+/// The configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Config {
+    /// The file that it is from.
+    pub file: Option<String>,
+    /// Since when it is in force (RFC 3339).
+    pub since: String,
+    /// Whether the last try to change it was successful; true if there was none.
+    pub last_reload_successful: bool,
+    /// When the last one was refused, if it was (RFC 3339).
+    pub refused_at: Option<String>,
+    /// The mistakes that it was refused for.
+    pub mistakes: Vec<String>,
+    /// Keys that the file has changed, and that keep their old values until a restart.
+    pub restart_needed: Vec<String>,
 }
 
 /// A connection.
@@ -143,11 +166,12 @@ pub(super) async fn status(State(admin): State<Arc<Admin>>) -> Response<Body> {
 impl Admin {
     fn status(&self, now: Millis) -> Status {
         let progress = self.log.progress().borrow().clone();
+        let settings = self.settings.borrow().clone();
         let store = Store {
             bytes: progress.space.used,
             free_bytes: progress.space.free,
-            max_bytes: self.limits.max_size,
-            retention_seconds: self.limits.retention_ms / 1_000,
+            max_bytes: progress.limits.max_size,
+            retention_seconds: progress.limits.retention_ms / 1_000,
             committed: progress.committed.to_string(),
             full: progress.full.is_some(),
             full_reason: progress.full,
@@ -160,14 +184,30 @@ impl Admin {
             uptime_seconds: self.started.elapsed().as_secs(),
             stopping: *self.stopping.borrow(),
             store,
+            config: config(&settings),
             connections: self.views().into_iter().map(|(name, view)| connection(&name, &view, now)).collect(),
             replays: progress.replays,
         }
     }
 }
 
+fn config(settings: &Settings) -> Config {
+    let refused = settings.refused.as_ref();
+    Config {
+        file: settings.file.as_ref().map(|file| file.display().to_string()),
+        since: rfc3339(settings.since),
+        last_reload_successful: refused.is_none(),
+        refused_at: refused.map(|refused| rfc3339(refused.at)),
+        mistakes: refused.map(|refused| refused.mistakes.lines().take(MISTAKES).map(str::to_owned).collect()).unwrap_or_default(),
+        restart_needed: settings.restart_needed.iter().map(|key| (*key).to_owned()).collect(),
+    }
+}
+
 fn connection(name: &ConnectionName, view: &View, now: Millis) -> Connection {
-    let numbers: std::collections::BTreeSet<u32> = view.books.lanes.keys().chain(view.lanes.keys()).copied().collect();
+    // Where lanes are at work, those of earlier sets that are empty and gone are of no interest.
+    let is_shown = |(_, pending): &(&u32, &u64)| **pending > 0 || view.lanes.is_empty();
+    let in_books = view.books.lanes.iter().filter(is_shown).map(|(number, _)| number);
+    let numbers: std::collections::BTreeSet<u32> = in_books.chain(view.lanes.keys()).copied().collect();
     let lane = |number: u32| {
         let pending = view.books.lanes.get(&number).copied().unwrap_or_default();
         lane(number, pending, view.lanes.get(&number).cloned().unwrap_or_default())

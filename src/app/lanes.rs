@@ -4,18 +4,19 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::StartError;
-use crate::config::{Config, ConnectionConfig, ProtocolChoice};
+use crate::config::{ConnectionConfig, ProtocolChoice, RetryConfig};
 use crate::core::event::{Event, LanePurpose};
 use crate::core::outbox::{Connection, LaneSet};
 use crate::core::retry::RetryPolicy;
 use crate::core::session::Settings;
-use crate::core::types::LaneKey;
+use crate::core::types::{ConnectionName, LaneKey};
 use crate::delivery::codec::Credentials;
 use crate::delivery::lane::{self, LaneConfig, LaneError, Surroundings};
-use crate::ingest::lanes::{LaneDirectory, LaneSpan};
+use crate::ingest::lanes::LaneSpan;
 use crate::log::committer::{CommitError, LogHandle, now};
 
 /// How long a broker keeps a lane's session while Tidings is away, in seconds: a week, as long as reports are kept by default.
@@ -33,66 +34,71 @@ const AFTER_FAILURE: Duration = Duration::from_secs(5);
 /// And after this at most.
 const AFTER_FAILURE_AT_MOST: Duration = Duration::from_secs(300);
 
-/// The lanes of all connections.
-pub(super) struct Lanes {
-    /// Which lane a delivery takes.
-    pub(super) directory: LaneDirectory,
-    /// Lanes that have something to do, or will.
-    pub(super) to_run: Vec<LaneConfig>,
+/// The set of lanes that takes a connection's new deliveries.
+pub(super) struct Newest {
+    /// The connection.
+    pub(super) connection: ConnectionName,
+    /// Its lanes.
+    pub(super) span: LaneSpan,
+    /// The set that it has just followed.
+    pub(super) replaced: Option<LaneSet>,
 }
 
-/// Makes sure that every connection has its set of lanes, and says which lanes are to run.
-pub(super) async fn arrange(config: &Config, log: &LogHandle) -> Result<Lanes, StartError> {
-    let mut directory = Vec::new();
-    let mut to_run = Vec::new();
-    for connection in &config.connections {
-        let name = connection.name.clone();
-        let asked = name.clone();
-        let known = log.ask(move |outbox| outbox.connections().get(&asked).map(known_lanes)).await?.into_inner().unwrap_or_default();
-        let set = match known.newest {
-            Some(set) if set.count == connection.workers => set,
-            _ => {
-                let set = LaneSet { first: known.next_lane, count: connection.workers, purpose: LanePurpose::Fresh };
-                let (first, count, purpose) = (set.first, set.count, set.purpose);
-                log.record(vec![Event::LanesChanged { connection: name.clone(), first, count, purpose, at: now() }]).await?;
-                set
-            }
-        };
-        let count = NonZeroU32::new(set.count).ok_or_else(|| StartError::Internal(format!("connection {name} has no lanes")))?;
-        directory.push((name.clone(), LaneSpan { first: set.first, count }));
-        let lane = |number: u32, after: Option<u32>, is_retired: bool| {
-            let key = LaneKey { connection: name.clone(), lane: number };
-            lane_config(connection, config, log, key, after, is_retired)
-        };
-        // Also those of the set that was the newest until just now.
-        let older: Vec<_> = known.with_backlog.iter().filter(|(_, first)| *first != set.first).collect();
-        let after = (!older.is_empty()).then_some(set.first);
-        to_run.extend(older.into_iter().map(|(number, first)| lane(*number, Some(*first), true)));
-        to_run.extend((set.first..set.first + set.count).map(|number| lane(number, after, false)));
+/// Makes sure that a connection has a set of as many lanes as it is to have. Once this returns the set is durable, so reports may be bound to it.
+pub(super) async fn newest(connection: &ConnectionConfig, log: &LogHandle) -> Result<Newest, StartError> {
+    let name = connection.name.clone();
+    let count = NonZeroU32::new(connection.workers).ok_or_else(|| StartError::Internal(format!("connection {name} has no lanes")))?;
+    let asked = name.clone();
+    let known = log.ask(move |outbox| {
+        let connection = outbox.connections().get(&asked)?;
+        Some((connection.newest_set(LanePurpose::Fresh), connection.next_lane()))
+    });
+    let (set, first) = known.await?.into_inner().unwrap_or_default();
+    if let Some(set) = set.filter(|set| set.count == connection.workers) {
+        return Ok(Newest { connection: name, span: LaneSpan { first: set.first, count }, replaced: None });
     }
-    Ok(Lanes { directory: directory.into_iter().collect(), to_run })
+    let (count_of_lanes, purpose) = (connection.workers, LanePurpose::Fresh);
+    log.record(vec![Event::LanesChanged { connection: name.clone(), first, count: count_of_lanes, purpose, at: now() }]).await?;
+    Ok(Newest { connection: name, span: LaneSpan { first, count }, replaced: set })
 }
 
-#[derive(Default)]
-struct KnownLanes {
-    newest: Option<LaneSet>,
-    next_lane: u32,
-    /// Lanes with a backlog, each with the first number of its set.
-    with_backlog: Vec<(u32, u32)>,
+/// The lanes of a connection that are to run: those of its newest set, and those of older sets that have something to deliver, or a
+/// session to leave behind.
+pub(super) async fn to_run(
+    connection: &ConnectionConfig,
+    retry: &RetryConfig,
+    newest: &Newest,
+    log: &LogHandle,
+) -> Result<Vec<LaneConfig>, StartError> {
+    let (name, first, replaced) = (connection.name.clone(), newest.span.first, newest.replaced);
+    let asked = name.clone();
+    let older = log.ask(move |outbox| outbox.connections().get(&asked).map(|known| older_lanes(known, first, replaced)));
+    let older = older.await?.into_inner().unwrap_or_default();
+    let lane = |number: u32, after: Option<u32>, is_retired: bool| {
+        let key = LaneKey { connection: name.clone(), lane: number };
+        lane_config(connection, retry, log, key, after, is_retired)
+    };
+    let after = (!older.is_empty()).then_some(first);
+    let older = older.iter().map(|(number, first)| lane(*number, Some(*first), true));
+    Ok(older.chain((first..first + newest.span.count.get()).map(|number| lane(number, after, false))).collect())
 }
 
-fn known_lanes(connection: &Connection) -> KnownLanes {
-    let newest = connection.newest_set(LanePurpose::Fresh);
-    let has_backlog = |number: &u32| connection.lanes.get(number).is_some_and(|lane| lane.pending() > 0);
-    let lanes =
-        |set: &LaneSet| (set.first..set.first + set.count).filter(has_backlog).map(|number| (number, set.first)).collect::<Vec<_>>();
-    let with_backlog = connection.sets.iter().flat_map(lanes).collect();
-    KnownLanes { newest, next_lane: connection.next_lane(), with_backlog }
+/// Lanes of the sets before the one that begins with `newest`, each with the first number of its set: those with a backlog, and those of the set
+/// that was replaced just now, because the broker still has their sessions.
+fn older_lanes(connection: &Connection, newest: u32, replaced: Option<LaneSet>) -> Vec<(u32, u32)> {
+    let is_to_run = |set: &LaneSet, number: &u32| {
+        let Some(lane) = connection.lanes.get(number) else { return false };
+        lane.pending() > 0 || (replaced == Some(*set) && !lane.endpoint.is_empty())
+    };
+    let older = connection.sets.iter().filter(|set| set.first != newest);
+    older
+        .flat_map(|set| (set.first..set.first + set.count).filter(|number| is_to_run(set, number)).map(|number| (number, set.first)))
+        .collect()
 }
 
 fn lane_config(
     connection: &ConnectionConfig,
-    config: &Config,
+    retry: &RetryConfig,
     log: &LogHandle,
     key: LaneKey,
     after: Option<u32>,
@@ -119,7 +125,7 @@ fn lane_config(
         session_expiry_s: SESSION_EXPIRY_S,
         connect_timeout_ms: CONNECT_TIMEOUT_MS,
         ack_timeout_ms: ACK_TIMEOUT_MS,
-        retry: RetryPolicy { initial_ms: config.retry.initial_ms, max_ms: config.retry.max_ms, attempts: config.retry.attempts },
+        retry: RetryPolicy { initial_ms: retry.initial_ms, max_ms: retry.max_ms, attempts: retry.attempts },
         downgrade: connection.downgrade,
     };
     LaneConfig {
@@ -134,16 +140,26 @@ fn lane_config(
 }
 
 /// Runs a lane, and again if it fails or panics: trouble in one lane must not end in reports that wait for ever, and the log has all that it
-/// needs. Only a log that has stopped ends it.
-pub(super) async fn supervise(config: LaneConfig, around: Surroundings) {
+/// needs. It ends when the lane does, when the log has stopped, or when it is cut off; the lane is gone then.
+pub(super) async fn supervise(config: LaneConfig, around: Surroundings, mut cut: watch::Receiver<bool>) {
     let config = Arc::new(config);
+    let mut drain = around.drain.clone();
     let mut wait = AFTER_FAILURE;
     loop {
         let (lane, around_it) = (Arc::clone(&config), around.clone());
         // Dropped with this task, it takes the lane with it.
         let mut task = JoinSet::new();
         task.spawn(async move { lane::run(&lane, &around_it).await });
-        match task.join_next().await {
+        let ended = tokio::select! {
+            ended = task.join_next() => ended,
+            () = turned(&mut cut) => {
+                // Whoever starts the lane again must not meet it.
+                task.shutdown().await;
+                around.board.remove(&config.settings.lane);
+                return;
+            }
+        };
+        match ended {
             Some(Ok(Ok(()) | Err(LaneError::Log(CommitError::Stopped | CommitError::Store(_))))) | None => return,
             // It is logged, and on the board.
             Some(Ok(Err(_))) => {}
@@ -153,7 +169,18 @@ pub(super) async fn supervise(config: LaneConfig, around: Surroundings) {
             }
             Some(Err(_)) => return,
         }
-        tokio::time::sleep(wait).await;
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = turned(&mut drain) => {
+                around.board.remove(&config.settings.lane);
+                return;
+            }
+        }
         wait = (wait * 2).min(AFTER_FAILURE_AT_MOST);
     }
+}
+
+/// Waits until it is true; that nobody is there to change it any more means the same.
+async fn turned(flag: &mut watch::Receiver<bool>) {
+    let _ = flag.wait_for(|is_so| *is_so).await;
 }

@@ -4,33 +4,50 @@
 //!   start: store ─▶ recovery ─▶ committer ─▶ lane sets ─▶ HTTP ─▶ lanes      (what accepts is up before what delivers)
 //!   stop:  HTTP ─▶ lanes finish what is in flight ─▶ checkpoint ─▶ exit      (each with a limit)
 //! ```
+//!
+//! | Module | Holds |
+//! |---|---|
+//! | [`control`] | the one task that changes what runs |
+//! | [`reload`] | another configuration, while the service runs |
+//! | [`files`] | whether a certificate was renewed |
+//! | [`moving`] | what is pending on one connection is given to another |
+//! | [`lanes`] | which lanes a connection has, and that each of them runs |
+//! | [`pools`] | the lanes at work, and how they stop |
 
+mod control;
+mod files;
 mod lanes;
+mod moving;
+mod pools;
+mod reload;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
+
+use control::{Command, Control};
+use pools::Pools;
+pub use reload::{Changes, ReloadError};
 
 use crate::admin::{self, Admin};
 use crate::config::Config;
 use crate::core::event::Event;
+use crate::core::types::ConnectionName;
 use crate::delivery::board::Board;
-use crate::delivery::lane::Surroundings;
 use crate::ingest::accept::Ingest;
 use crate::ingest::http;
+use crate::ingest::routing::InForce;
 use crate::log::committer::{self, CommitError, Limits, LogHandle, RecoverError, now};
 use crate::log::sled_log::{Options, SledLog};
 use crate::log::{LastStop, OpenError};
 use crate::metrics::Metrics;
 use crate::server;
-
-/// At a stop, so long the lanes get to finish what is in flight. What is not finished by then goes on at the next start.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A commit that takes longer than this hangs: the disk is gone, or a thread of the store has died. The process ends, and restarts.
 const COMMIT_HANGS: Duration = Duration::from_secs(60);
@@ -75,9 +92,10 @@ pub struct Running {
     board: Arc<Board>,
     metrics: Arc<Metrics>,
     stopping: watch::Sender<bool>,
-    drain: watch::Sender<bool>,
     http: JoinHandle<()>,
-    lanes: JoinSet<()>,
+    /// Takes the lanes along when it is gone.
+    control: JoinSet<()>,
+    commands: mpsc::Sender<Command>,
     store: PathBuf,
 }
 
@@ -87,40 +105,46 @@ pub struct Running {
 /// See [`StartError`]; nothing has been accepted then.
 pub async fn start(config: Config) -> Result<Running, StartError> {
     let metrics = Arc::new(Metrics::new());
-    let limits = Limits { max_size: config.store.max_size, retention_ms: config.store.retention_ms };
-    let log = open_log(&config, limits, &metrics).await?;
-    let lanes = lanes::arrange(&config, &log).await?;
+    let log = open_log(&config, control::limits(&config), &metrics).await?;
+    let mut newest = Vec::with_capacity(config.connections.len());
+    for connection in &config.connections {
+        newest.push(lanes::newest(connection, &log).await?);
+    }
     let address = config.http.listen;
     let listener = TcpListener::bind(address).await.map_err(|error| StartError::Listen { address, error })?;
     let address = listener.local_addr().map_err(|error| StartError::Listen { address, error })?;
     let board = Arc::new(Board::default());
     let (stopping, stop) = watch::channel(false);
-    let (drain, drained) = watch::channel(false);
-    let ingest = Ingest {
-        log: log.clone(),
-        routes: Arc::new(config.routes.clone()),
-        lanes: Arc::new(lanes.directory),
-        metrics: Arc::clone(&metrics),
-        max_report: config.http.max_report,
-    };
-    let configured = config.connections.iter().map(|connection| connection.name.clone()).collect();
-    let admin = Admin::new(log.clone(), Arc::clone(&board), Arc::clone(&metrics), configured, limits, stop.clone());
-    let http_limits = http::Limits { max_batch: config.http.max_batch, ..http::Limits::default() };
-    let app = http::routes(ingest, http_limits).merge(admin::routes(admin));
-    let mut told = stop;
+    let routing = InForce::new(control::routing(&config, &newest));
+    let ingest = Ingest { log: log.clone(), routing: routing.clone(), metrics: Arc::clone(&metrics) };
+    let (settings, shown) = watch::channel(control::settings(&config, Vec::new()));
+    let (moves, asked_moves) = mpsc::channel(admin::moves::WAITING);
+    let admin = Admin::new(log.clone(), Arc::clone(&board), Arc::clone(&metrics), shown, moves, stop.clone());
+    let app = http::routes(ingest, http::Limits::default()).merge(admin::routes(admin));
+    let mut told = stop.clone();
     let shutdown = async move {
         // The sender going away is a stop, too.
         let _ = told.wait_for(|stopping| *stopping).await;
     };
     let http = tokio::spawn(server::serve(listener, app, server::Limits::default(), shutdown));
-    let mut tasks = JoinSet::new();
-    let around = Surroundings { log: log.clone(), board: Arc::clone(&board), metrics: Arc::clone(&metrics), drain: drained };
-    for lane in lanes.to_run {
-        metrics.touch_connection(lane.settings.lane.connection.as_str());
-        tasks.spawn(lanes::supervise(lane, around.clone()));
+    let mut pools = Pools::new(log.clone(), Arc::clone(&board), Arc::clone(&metrics));
+    for (connection, newest) in config.connections.iter().zip(&newest) {
+        pools.start(&connection.name, lanes::to_run(connection, &config.retry, newest, &log).await?);
     }
-    tracing::info!(%address, store = %config.store.path.display(), store_id = %log.store_id(), "tidings is accepting reports");
-    Ok(Running { address, log, board, metrics, stopping, drain, http, lanes: tasks, store: config.store.path })
+    let store = config.store.path.clone();
+    tracing::info!(%address, store = %store.display(), store_id = %log.store_id(), "tidings is accepting reports");
+    let (commands, told) = mpsc::channel(control::COMMANDS);
+    let files = read_files(&config).await;
+    let control = Control { config, files, log: log.clone(), metrics: Arc::clone(&metrics), routing, settings, pools, stopping: stop };
+    let mut tasks = JoinSet::new();
+    tasks.spawn(control.run(told, asked_moves));
+    Ok(Running { address, log, board, metrics, stopping, http, control: tasks, commands, store })
+}
+
+/// What the files hold that the connections' TLS is made of.
+async fn read_files(config: &Config) -> BTreeMap<ConnectionName, u64> {
+    let connections = config.connections.clone();
+    tokio::task::spawn_blocking(move || files::fingerprints(&connections)).await.unwrap_or_default()
 }
 
 /// Opens and recovers the store, off the runtime's threads.
@@ -180,6 +204,8 @@ impl Running {
                         Err(_) => "the committer is gone".into(),
                     };
                 }
+                // It ends by itself at a stop only.
+                () = self.commands.closed() => return "the task that starts and stops lanes has ended, which is a fault in Tidings".into(),
                 _ = look.tick() => {
                     if let Some(busy) = self.log.busy_for().filter(|busy| *busy > COMMIT_HANGS) {
                         let store = self.store.display();
@@ -195,6 +221,18 @@ impl Running {
         self.log.busy_for().is_none_or(|busy| busy < COMMIT_HANGS)
     }
 
+    /// Puts another configuration in force: one that has been read, or its mistakes, which are logged and counted then. Returns when it is in
+    /// force, and everything that had to stop or start for it has.
+    ///
+    /// # Errors
+    /// See [`ReloadError`]; what was in force before still is, if it had mistakes.
+    pub async fn reload(&self, read: Result<Config, String>) -> Result<Changes, ReloadError> {
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Reload { read: read.map(Box::new), reply };
+        self.commands.send(command).await.map_err(|_| ReloadError::Stopping)?;
+        answer.await.unwrap_or(Err(ReloadError::Stopping))
+    }
+
     /// Stops: takes no more reports, lets the lanes finish what is in flight, and closes the store. Each with a limit.
     ///
     /// # Errors
@@ -204,12 +242,13 @@ impl Running {
         if let Err(error) = (&mut self.http).await {
             tracing::error!(%error, "the HTTP server ended badly");
         }
-        self.drain.send_replace(true);
-        let finish = async { while self.lanes.join_next().await.is_some() {} };
-        if tokio::time::timeout(DRAIN_TIMEOUT, finish).await.is_err() {
+        let (reply, answer) = oneshot::channel();
+        // A control that is gone has taken its lanes along.
+        let _ = self.commands.send(Command::Stop { reply }).await;
+        if !answer.await.unwrap_or(true) {
             tracing::warn!("what is in flight was not acknowledged in time; it goes on at the next start");
-            self.lanes.shutdown().await;
         }
+        while self.control.join_next().await.is_some() {}
         self.log.stop().await?;
         tracing::info!("stopped");
         Ok(())

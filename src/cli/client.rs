@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use ureq::http::{Request, StatusCode};
+use ureq::http::{Request, Response, StatusCode};
+use ureq::{AsSendBody, Body};
 
 use crate::server::error::{ErrorAnswer, ErrorBody};
 
@@ -35,6 +36,7 @@ pub struct Client {
     agent: ureq::Agent,
     url: String,
     token: Option<String>,
+    timeout: Duration,
 }
 
 /// An answer.
@@ -110,10 +112,14 @@ impl Client {
             // A service on loopback is not reached through a proxy, whatever the environment says.
             .proxy(None)
             .max_redirects(0)
-            .timeout_global(Some(TIMEOUT))
             .timeout_connect(Some(CONNECT_TIMEOUT))
             .build();
-        Ok(Client { agent: config.new_agent(), url: args.url.trim_end_matches('/').to_owned(), token })
+        Ok(Client { agent: config.new_agent(), url: args.url.trim_end_matches('/').to_owned(), token, timeout: TIMEOUT })
+    }
+
+    /// The same, for what takes longer than most.
+    pub fn waiting_for(self, timeout: Duration) -> Self {
+        Client { timeout, ..self }
     }
 
     /// Asks for something.
@@ -142,8 +148,8 @@ impl Client {
         }
         let invalid = |error: ureq::http::Error| ClientError::Request(error.to_string());
         let sent = match method {
-            "GET" => self.agent.run(request.body(()).map_err(invalid)?),
-            _ => self.agent.run(request.body(body).map_err(invalid)?),
+            "GET" => self.run(request.body(()).map_err(invalid)?),
+            _ => self.run(request.body(body).map_err(invalid)?),
         };
         let mut response = sent.map_err(|error| self.failure(error))?;
         let status = response.status();
@@ -154,6 +160,10 @@ impl Client {
             return Ok(Reply { body });
         }
         Err(ClientError::Refused { status: status.as_u16(), answer: error_of(status, &body), retry_after })
+    }
+
+    fn run<B: AsSendBody>(&self, request: Request<B>) -> Result<Response<Body>, ureq::Error> {
+        self.agent.run(self.agent.configure_request(request).timeout_global(Some(self.timeout)).build())
     }
 
     fn failure(&self, error: ureq::Error) -> ClientError {

@@ -11,6 +11,7 @@
 //! | `connect` | its `--connect`: what each broker is, or why it can't be used |
 //! | [`report`] | posts reports to a running service |
 //! | [`status`] | how a running service does |
+//! | [`moving`] | gives what is pending on one connection to another |
 //! | [`completions`] | completions for a shell |
 //! | [`client`] | the way to a running service |
 //! | [`output`] | tables, ages, and pipes that may be closed |
@@ -20,6 +21,7 @@ pub mod client;
 pub mod completions;
 mod connect;
 pub mod demo;
+pub mod moving;
 pub mod output;
 pub mod report;
 pub mod serve;
@@ -65,6 +67,8 @@ pub enum Command {
     Report(report::ReportArgs),
     /// Show how a running service does: backlog, age, connections, lanes
     Status(status::StatusArgs),
+    /// Give what is pending on one connection to another
+    Move(moving::MoveArgs),
     /// Print completions for a shell
     Completions(completions::CompletionsArgs),
 }
@@ -87,6 +91,7 @@ pub fn run(command: &Command) -> ExitCode {
         Command::Check(args) => check::run(args),
         Command::Report(args) => report::run(args),
         Command::Status(args) => status::run(args),
+        Command::Move(args) => moving::run(args),
         Command::Completions(args) => completions::run(args),
     }
 }

@@ -1,14 +1,16 @@
 //! `tidings serve`: the service, until it is told to stop.
 //!
-//! SIGTERM and SIGINT stop it in order; a second one stops it at once, which loses nothing either. Under systemd it says when it is ready,
-//! that it is alive, and that it is stopping.
+//! SIGTERM and SIGINT stop it in order; a second one stops it at once, which loses nothing either. SIGHUP reads the configuration again, and
+//! puts it in force if it has no mistakes. Under systemd it says when it is ready, that it is alive, that it reads its configuration again, and that it
+//! is stopping.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use sd_notify::NotifyState;
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{FAILED, WRONG_USAGE};
@@ -28,12 +30,42 @@ pub struct ServeArgs {
 
 /// Runs the service until it is told to stop.
 pub fn run(args: &ServeArgs) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!(%error, "the system gives no threads");
+            return ExitCode::from(FAILED);
+        }
+    };
+    let signals = {
+        let _inside = runtime.enter();
+        // Before anything is read: a SIGHUP that comes meanwhile is for the file as it is then.
+        Signals::listen()
+    };
+    let Ok(signals) = signals else {
+        tracing::error!("signals can't be listened to");
+        return ExitCode::from(FAILED);
+    };
     match read_config(args) {
-        Ok(config) => serve(config),
+        Ok(config) => serve(runtime, config, signals),
         Err(mistakes) => {
             eprintln!("{mistakes}");
             ExitCode::from(WRONG_USAGE)
         }
+    }
+}
+
+/// What the service is told.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        Ok(Signals { terminate, interrupt, hangup: signal(SignalKind::hangup())? })
     }
 }
 
@@ -43,15 +75,8 @@ fn read_config(args: &ServeArgs) -> Result<Config, String> {
     config::load(&path).map_err(|mistakes| mistakes.to_string())
 }
 
-fn serve(config: Config) -> ExitCode {
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            tracing::error!(%error, "the system gives no threads");
-            return ExitCode::from(FAILED);
-        }
-    };
-    match runtime.block_on(until_stopped(config)) {
+fn serve(runtime: Runtime, config: Config, signals: Signals) -> ExitCode {
+    match runtime.block_on(until_stopped(config, signals)) {
         Ok(()) => {
             runtime.shutdown_timeout(Duration::from_secs(1));
             ExitCode::SUCCESS
@@ -64,11 +89,9 @@ fn serve(config: Config) -> ExitCode {
 /// It failed, or was told to stop at once; the reason has been logged.
 struct NotStopped;
 
-async fn until_stopped(config: Config) -> Result<(), NotStopped> {
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
-        tracing::error!("signals can't be listened to");
-        return Err(NotStopped);
-    };
+async fn until_stopped(config: Config, signals: Signals) -> Result<(), NotStopped> {
+    let Signals { mut terminate, mut interrupt, mut hangup } = signals;
+    let file = config.file.clone();
     let running = tokio::select! {
         started = app::start(config) => match started {
             Ok(running) => running,
@@ -87,6 +110,7 @@ async fn until_stopped(config: Config) -> Result<(), NotStopped> {
             return Err(NotStopped);
         }
         () = feed_watchdog(&running) => {}
+        () = reload_when_told(&running, file.as_deref(), &mut hangup) => {}
     }
     tracing::info!("stopping: finishing what is in flight; a second signal stops at once");
     tell_systemd(&[NotifyState::Stopping]);
@@ -115,6 +139,30 @@ async fn told_to_stop(terminate: &mut Signal, interrupt: &mut Signal) {
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+    }
+}
+
+/// Reads the configuration again at each SIGHUP. Never returns.
+async fn reload_when_told(running: &Running, file: Option<&Path>, hangup: &mut Signal) {
+    let Some(file) = file else { return std::future::pending().await };
+    loop {
+        if hangup.recv().await.is_none() {
+            return std::future::pending().await;
+        }
+        tracing::info!(file = %file.display(), "reading the configuration again");
+        let mut states = vec![NotifyState::Reloading];
+        // systemd wants to know that this is the answer to its own signal, and not to an older one.
+        states.extend(NotifyState::monotonic_usec_now().ok());
+        tell_systemd(&states);
+        let read = file.to_owned();
+        // Secrets may be on a file system that hangs.
+        let read = tokio::task::spawn_blocking(move || config::load(&read).map_err(|mistakes| mistakes.to_string()));
+        let read = read.await.unwrap_or_else(|error| Err(format!("reading the configuration failed: {error}")));
+        let status = match running.reload(read).await {
+            Ok(_) => "the configuration was reloaded",
+            Err(_) => "the configuration was not reloaded; the log says why",
+        };
+        tell_systemd(&[NotifyState::Ready, NotifyState::Status(status)]);
     }
 }
 

@@ -78,11 +78,16 @@ fn troubles(status: &Status) -> Vec<String> {
     if let Some(full) = &status.store.full_reason {
         troubles.push(format!("the store is full and reports are refused: {full}"));
     }
+    let config = &status.config;
+    troubles.extend(config.mistakes.iter().map(|mistake| format!("the configuration was not reloaded: {mistake}")));
+    if !config.restart_needed.is_empty() {
+        troubles.push(format!("restart needed for: {}", config.restart_needed.join(", ")));
+    }
     for connection in &status.connections {
         let name = &connection.name;
         if !connection.configured && connection.backlog > 0 {
             troubles.push(format!(
-                "{} deliveries wait for {name}, which is no longer configured: configure it again, and they are delivered",
+                "{} deliveries wait for {name}, which is no longer configured: configure it again, or `tidings move --from {name} --to CONNECTION`",
                 connection.backlog
             ));
         }
@@ -135,6 +140,9 @@ mod tests {
             "version": "0.1.0", "store_id": "00000000000000ab", "now": "2026-01-01T00:00:00.000Z", "uptime_seconds": 3_700, "stopping": false,
             "store": { "bytes": 1_536, "free_bytes": 1 << 30, "max_bytes": 10u64 << 30, "retention_seconds": 604_800, "committed": "12",
                 "full": true, "full_reason": "it takes too much", "failed": null },
+            "config": { "file": "tidings.toml", "since": "2026-01-01T00:00:00.000Z", "last_reload_successful": false,
+                "refused_at": "2026-01-01T00:00:00.000Z", "mistakes": ["tidings.toml:3: store.max_size: wrong"],
+                "restart_needed": ["store.path", "http.listen"] },
             "connections": [{ "name": "mqtt", "configured": false, "backlog": 3, "oldest_pending_age_seconds": 125.5, "inflight": 2,
                 "dead_letters": 0, "totals": { "created": 5, "accepted": 5, "replayed": 0, "acknowledged": 1, "sent": 1, "dead": 0, "expired": 0,
                     "discarded": 0, "pending": 3, "possible_duplicates": 0, "balanced": true },
@@ -146,7 +154,9 @@ mod tests {
 tidings 0.1.0, up 1h 1m, store 00000000000000ab
 store: 1.5 KiB of 10.0 GiB, 1.0 GiB free on its disk; delivered reports stay 7days
 ! the store is full and reports are refused: it takes too much
-! 3 deliveries wait for mqtt, which is no longer configured: configure it again, and they are delivered
+! the configuration was not reloaded: tidings.toml:3: store.max_size: wrong
+! restart needed for: store.path, http.listen
+! 3 deliveries wait for mqtt, which is no longer configured: configure it again, or `tidings move --from mqtt --to CONNECTION`
 
 CONNECTION  BACKLOG  OLDEST  IN FLIGHT  DEAD  CREATED  ACKNOWLEDGED  SENT
 mqtt        3        2m 5s   2          0     5        1             1

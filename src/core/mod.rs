@@ -13,11 +13,13 @@
 //! | [`event`] | every event that is ever stored |
 //! | [`ranges`] | a set of numbers as ranges: what is settled, what an outcome covers |
 //! | [`outbox`] | `fold(events)`: what is pending, per lane, and the books of every connection |
+//! | [`handover`] | deliveries given from one connection to another: the events of one commit |
 //! | [`session`] | the MQTT publisher session as a state machine |
 //! | [`retry`] | backoff, and what a refusal means |
 
 pub mod address;
 pub mod event;
+pub mod handover;
 pub mod outbox;
 pub mod ranges;
 pub mod report;

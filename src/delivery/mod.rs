@@ -13,11 +13,13 @@
 //! |---|---|
 //! | [`lane`] | a lane at work: the task that owns session, socket and feed |
 //! | [`feed`] | what is a lane's in the log, in send order |
+//! | [`backlog`] | what is pending on a whole connection, in the order of acceptance: for handing it over |
 //! | [`codec`] | packets to bytes and back |
 //! | [`transport`] | the way to a broker: TCP, TLS, WebSocket, Unix sockets |
 //! | [`probe`] | asks a broker what it is, in a session of its own |
 //! | [`board`] | what every lane is doing, for status and health |
 
+pub mod backlog;
 pub mod board;
 pub mod codec;
 pub mod feed;

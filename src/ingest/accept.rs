@@ -8,13 +8,13 @@ use bytes::Bytes;
 use serde::{Serialize, Serializer};
 
 use super::batch::{BatchError, Piece, Shape, line_prefix, pieces};
-use super::lanes::LaneDirectory;
 use super::repeat::{IdempotencyKey, first_answer};
+use super::routing::{InForce, Routing};
 use crate::core::event::{Accepted, Dedupe, Event, Properties, Source};
 use crate::core::report::{Report, ReportError};
-use crate::core::route::{Routed, Routes};
+use crate::core::route::Routed;
 use crate::core::topic::RenderError;
-use crate::core::types::{ConnectionName, Millis, Qos, Seq};
+use crate::core::types::{ConnectionName, LaneKey, Millis, Qos, Seq};
 use crate::log::ReadError;
 use crate::log::codec::MAX_EVENT;
 use crate::log::committer::{Appended, CommitError, Committed, LogHandle};
@@ -25,14 +25,10 @@ use crate::metrics::Metrics;
 pub struct Ingest {
     /// Where accepted reports go.
     pub log: LogHandle,
-    /// Which reporters want a report.
-    pub routes: Arc<Routes>,
-    /// Which lane a delivery takes.
-    pub lanes: Arc<LaneDirectory>,
+    /// Which reporters want a report, which lane a delivery takes, and how large a report may be.
+    pub routing: InForce,
     /// What is counted.
     pub metrics: Arc<Metrics>,
-    /// A report may be so large, in bytes (`http.max_report`).
-    pub max_report: usize,
 }
 
 /// A request, read to its end.
@@ -174,9 +170,11 @@ impl Ingest {
     /// # Errors
     /// Nothing of the request was accepted then.
     pub async fn accept(&self, post: Post, now: Millis) -> Result<Committed<Answer>, AcceptError> {
-        let pieces = pieces(&post.body, post.shape, self.max_report)?;
+        // Held to the end: see `routing`.
+        let routing = self.routing.current().await;
+        let pieces = pieces(&post.body, post.shape, routing.max_report)?;
         let dedupe = post.key.as_ref().map(|key| key.recognise(&post.user, &post.body, pieces.len(), post.shape));
-        let draft = self.draft(&pieces, &post.user, dedupe, now);
+        let draft = self.draft(&routing, &pieces, &post.user, dedupe, now);
         // The log recognises a request by its deliveries. One that makes none *now*, because the routes have changed since, may have made some before.
         if let Some(dedupe) = dedupe
             && draft.as_ref().map_or(true, |draft| draft.events.is_empty())
@@ -210,16 +208,18 @@ impl Ingest {
         Ok(Some(first_answer(&self.log, dedupe.key, known.map(|_| request)).await?))
     }
 
-    fn draft(&self, pieces: &[Piece], user: &str, dedupe: Option<Dedupe>, now: Millis) -> Result<Draft, AcceptError> {
+    fn draft(&self, routing: &Routing, pieces: &[Piece], user: &str, dedupe: Option<Dedupe>, now: Millis) -> Result<Draft, AcceptError> {
         let mut draft = Draft { events: Vec::new(), counts: Vec::with_capacity(pieces.len()) };
         for (number, piece) in (0..).zip(pieces) {
             let line = piece.line;
             let report = Report::parse(piece.bytes.clone()).map_err(|error| AcceptError::Report { line, error })?;
-            let routed = self.routes.route(&report).map_err(|error| AcceptError::Topic { line, error })?;
+            let routed = routing.routes.route(&report).map_err(|error| AcceptError::Topic { line, error })?;
             draft.counts.push(routed.len());
             let dedupe = dedupe.map(|dedupe| Dedupe { line: number, ..dedupe });
             for way in routed {
-                let accepted = self.bind(&report, way, user, dedupe, now)?;
+                let lane = routing.lanes.lane(&way.connection, way.topic.as_str());
+                let lane = lane.ok_or_else(|| AcceptError::NoLanes(way.connection.clone()))?;
+                let accepted = Self::bind(&report, way, lane, user, dedupe, now);
                 let size = size_bound(&accepted);
                 if size > MAX_EVENT {
                     return Err(AcceptError::TooLarge { line, size, limit: MAX_EVENT });
@@ -231,11 +231,10 @@ impl Ingest {
     }
 
     /// Binds a report to one of its ways.
-    fn bind(&self, report: &Report, way: Routed, user: &str, dedupe: Option<Dedupe>, at: Millis) -> Result<Accepted, AcceptError> {
-        let Routed { connection, topic, qos, retain, include_returned_data } = way;
-        let lane = self.lanes.lane(&connection, topic.as_str()).ok_or(AcceptError::NoLanes(connection))?;
+    fn bind(report: &Report, way: Routed, lane: LaneKey, user: &str, dedupe: Option<Dedupe>, at: Millis) -> Accepted {
+        let Routed { topic, qos, retain, include_returned_data, .. } = way;
         let payload = if include_returned_data { report.payload().clone() } else { report.payload_without_returned_data() };
-        Ok(Accepted {
+        Accepted {
             at,
             source: Source::Http,
             user: user.to_owned(),
@@ -254,7 +253,7 @@ impl Ingest {
             payload,
             dedupe,
             replay_of: None,
-        })
+        }
     }
 
     /// Counts what is durable now, and was not before.

@@ -36,19 +36,18 @@ use crate::server::error::{ApiError, json};
 /// Limits of a request.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// An NDJSON body may be so large, in bytes (`http.max_batch`).
-    pub max_batch: usize,
     /// A body has to arrive within this: 4 MiB at about 1 Mbit/s.
     pub body_timeout: Duration,
     /// So long an answer waits for the disk. Longer than any disk takes that still works; then the client is told that it can't be known.
     pub commit_timeout: Duration,
-    /// All bodies held at once may be so large together, in bytes; at least one batch.
+    /// All bodies held at once may be so large together, in bytes. Twice the largest that any configuration allows: `http.max_batch` may be raised
+    /// while the service runs.
     pub memory: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { max_batch: 4 << 20, body_timeout: Duration::from_secs(30), commit_timeout: Duration::from_secs(60), memory: 128 << 20 }
+        Limits { body_timeout: Duration::from_secs(30), commit_timeout: Duration::from_secs(60), memory: 128 << 20 }
     }
 }
 
@@ -117,8 +116,7 @@ struct Door {
 
 /// The route.
 pub fn routes(ingest: Ingest, limits: Limits) -> Router {
-    let largest = limits.max_batch.max(ingest.max_report);
-    let budget = Arc::new(Semaphore::new(limits.memory.max(largest).min(Semaphore::MAX_PERMITS)));
+    let budget = Arc::new(Semaphore::new(limits.memory.min(Semaphore::MAX_PERMITS)));
     let door = Arc::new(Door { ingest, limits, budget });
     Router::new().route("/v1/reports", post(take)).with_state(door)
 }
@@ -139,7 +137,7 @@ impl Door {
         let (head, body) = request.into_parts();
         let shape = shape_of(&head.headers)?;
         let key = key_of(&head.headers)?;
-        let held = body::read(body, self.measure(shape), &self.budget).await?;
+        let held = body::read(body, self.measure(shape).await, &self.budget).await?;
         let ingest = self.ingest.clone();
         // On a task of its own: a client that goes away must not leave a commit behind that nobody counts.
         let accepting = tokio::spawn(async move {
@@ -153,16 +151,17 @@ impl Door {
         }
     }
 
-    fn measure(&self, shape: Shape) -> Measure {
+    async fn measure(&self, shape: Shape) -> Measure {
         let timeout = self.limits.body_timeout;
+        let routing = self.ingest.routing.current().await;
         match shape {
             Shape::Single => {
                 let advice = "a report that large has to lose something, such as returned data";
-                Measure { limit: self.ingest.max_report, setting: "http.max_report", advice, timeout }
+                Measure { limit: routing.max_report, setting: "http.max_report", advice, timeout }
             }
             Shape::Ndjson => {
                 let advice = "send the batch in parts";
-                Measure { limit: self.limits.max_batch, setting: "http.max_batch", advice, timeout }
+                Measure { limit: routing.max_batch, setting: "http.max_batch", advice, timeout }
             }
         }
     }

@@ -32,6 +32,11 @@ impl LaneDirectory {
         Some(LaneKey { connection: connection.clone(), lane: span.lane(topic) })
     }
 
+    /// The lanes of a connection, if it has any.
+    pub fn span(&self, connection: &ConnectionName) -> Option<LaneSpan> {
+        self.sets.get(connection).copied()
+    }
+
     /// The connections that have lanes.
     pub fn connections(&self) -> impl Iterator<Item = &ConnectionName> {
         self.sets.keys()

@@ -14,6 +14,7 @@
 //! |---|---|
 //! | [`accept`] | one request, from its bytes to its durable answer |
 //! | [`batch`] | one report or NDJSON: where each report begins and ends |
+//! | [`routing`] | what a request is handled by, replaced as a whole while requests come in |
 //! | [`lanes`] | which lane a topic goes to, for ever |
 //! | [`repeat`] | idempotency keys, and the first answer out of the log |
 //! | [`http`] | `POST /v1/reports` |
@@ -25,3 +26,4 @@ pub mod body;
 pub mod http;
 pub mod lanes;
 pub mod repeat;
+pub mod routing;

@@ -260,8 +260,8 @@ fn a_client_that_never_reads_its_answers_is_let_go() {
 
 #[test]
 fn bodies_beyond_the_memory_for_them_are_told_to_come_back() {
-    let http = http::Limits { memory: 0, max_batch: 64 << 10, ..http::Limits::default() };
-    let service = start_with(Setup { http, ..Setup::default() });
+    let http = http::Limits { memory: 64 << 10, ..http::Limits::default() };
+    let service = start_with(Setup { http, max_batch: 64 << 10, ..Setup::default() });
     service.disk.hold();
     let mut large = service.connect();
     let head = format!("POST /v1/reports HTTP/1.1\r\nHost: localhost\r\n{NDJSON}Content-Length: 65000\r\nConnection: close\r\n\r\n");

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use tidings::admin::settings::Settings;
 use tidings::admin::{self, Admin};
 use tidings::config::{self, Config};
 use tidings::core::event::{Event, LanePurpose};
@@ -16,13 +17,14 @@ use tidings::delivery::board::Board;
 use tidings::ingest::accept::Ingest;
 use tidings::ingest::http;
 use tidings::ingest::lanes::LaneSpan;
+use tidings::ingest::routing::{InForce, Routing};
 use tidings::log::committer::{self, LogHandle};
 use tidings::log::sled_log::{Options, SledLog};
 use tidings::metrics::Metrics;
 use tidings::server;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use super::disk::Disk;
@@ -54,6 +56,7 @@ pub struct Setup {
     /// The folder of a real store, instead of `disk`.
     pub store: Option<PathBuf>,
     pub max_report: usize,
+    pub max_batch: usize,
     pub http: http::Limits,
     pub server: server::Limits,
 }
@@ -65,7 +68,8 @@ impl Default for Setup {
             disk: Disk::default(),
             store: None,
             max_report: 64 << 10,
-            http: http::Limits { max_batch: 1 << 20, ..http::Limits::default() },
+            max_batch: 1 << 20,
+            http: http::Limits::default(),
             server: server::Limits { stop_timeout: PATIENCE * 3, ..server::Limits::default() },
         }
     }
@@ -108,12 +112,16 @@ pub fn start_with(setup: Setup) -> Service {
             log.record(vec![Event::LanesChanged { connection, first, count, purpose: LanePurpose::Fresh, at: Millis(1) }]).await.unwrap();
         }
     });
-    let configured = config.connections.iter().map(|connection| connection.name.clone()).collect();
+    let connections = config.connections.iter().map(|connection| connection.name.clone()).collect();
+    let shown = Settings { connections, file: None, since: Millis(1), refused: None, restart_needed: Vec::new() };
+    // Nobody moves anything here.
+    let (moves, _) = mpsc::channel(1);
     let (stop, stopping) = watch::channel(false);
     let (announce, announced) = watch::channel(false);
-    let admin = Admin::new(log.clone(), Arc::clone(&board), Arc::clone(&metrics), configured, limits, announced);
-    let lanes = Arc::new(lanes.into_iter().collect());
-    let ingest = Ingest { log: log.clone(), routes: Arc::new(config.routes), lanes, metrics, max_report: setup.max_report };
+    let admin = Admin::new(log.clone(), Arc::clone(&board), Arc::clone(&metrics), watch::channel(shown).1, moves, announced);
+    let (lanes, max_report, max_batch) = (lanes.into_iter().collect(), setup.max_report, setup.max_batch);
+    let routing = InForce::new(Routing { routes: config.routes, lanes, max_report, max_batch });
+    let ingest = Ingest { log: log.clone(), routing, metrics };
     let app = http::routes(ingest, setup.http).merge(admin::routes(admin));
     let (address, serving) = runtime.block_on(async {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

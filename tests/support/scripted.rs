@@ -215,6 +215,13 @@ impl ScriptedBroker {
         lock(&self.shared).heard.iter().filter(|packet| is_counted(packet)).count()
     }
 
+    /// The client identifiers of the sessions that it keeps.
+    pub fn sessions(&self) -> Vec<String> {
+        let mut sessions: Vec<String> = lock(&self.shared).sessions.keys().cloned().collect();
+        sessions.sort();
+        sessions
+    }
+
     pub fn most_in_flight(&self) -> usize {
         lock(&self.shared).most_in_flight
     }

@@ -153,6 +153,34 @@ impl Tidings {
         signal(&self.running.as_ref().expect("it runs").child, "TERM");
     }
 
+    /// SIGHUP, and no look at what comes of it.
+    pub fn hang_up(&self) {
+        signal(&self.running.as_ref().expect("it runs").child, "HUP");
+    }
+
+    /// Has it read this configuration, and says whether it was put in force.
+    pub fn reload(&self, config: &str) -> bool {
+        self.configure(config);
+        self.reload_file()
+    }
+
+    /// Has it read its file again, and says whether that was put in force.
+    pub fn reload_file(&self) -> bool {
+        let count = |result: &str| self.metric(&format!("tidings_config_reloads_total{{result=\"{result}\"}}"));
+        let (ok, refused) = (count("ok"), count("refused"));
+        self.hang_up();
+        wait_within(PATIENCE, "the configuration is read again", || count("ok") + count("refused") > ok + refused);
+        count("ok") > ok
+    }
+
+    /// Runs a command of the binary against this service: its exit code and what it printed.
+    pub fn command(&self, words: &[&str]) -> (Option<i32>, String) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tidings"));
+        command.args(words).arg("--url").arg(format!("http://{}", self.address())).env_remove("TIDINGS_TOKEN").env("USER", "somebody");
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        (output.status.code(), [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap()).concat())
+    }
+
     /// Waits until it has ended, and gives its exit code.
     pub fn end(&mut self) -> Option<i32> {
         let mut process = self.running.take().expect("it runs");
@@ -180,6 +208,14 @@ impl Tidings {
 
     pub fn get(&self, path: &str) -> Option<Reply> {
         let mut response = self.agent.get(format!("http://{}{path}", self.address())).call().ok()?;
+        let text = response.body_mut().read_to_string().ok()?;
+        Some(Reply { status: response.status().as_u16(), text })
+    }
+
+    /// Posts JSON to any path; none if there was no answer.
+    pub fn post(&self, path: &str, body: &str) -> Option<Reply> {
+        let request = self.agent.post(format!("http://{}{path}", self.address())).content_type("application/json");
+        let mut response = request.send(body).ok()?;
         let text = response.body_mut().read_to_string().ok()?;
         Some(Reply { status: response.status().as_u16(), text })
     }

@@ -14,6 +14,7 @@
 //!
 //! The books of a connection balance at every event: created = pending + delivered + dead + expired + discarded.
 
+mod backlog;
 mod lane;
 mod requests;
 
@@ -24,6 +25,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
+pub use backlog::{Apart, Backlog, WhyApart};
 pub use lane::{Dead, Lane, Moved, Waiting};
 use requests::RequestWindow;
 pub use requests::{DEDUPE_WINDOW_KEYS, DEDUPE_WINDOW_MS, Request};

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::core::event::{Accepted, Carried, DeadReason, Dedupe, DeliveryRef};
+use crate::core::handover::{Given, Handover};
 use crate::core::types::{Millis, Protocol, Qos};
 
 const LANES: u32 = 2;
@@ -176,6 +177,52 @@ proptest! {
     }
 
     #[test]
+    fn a_backlog_is_complete_and_what_is_handed_over_is_on_exactly_one_side_at_every_event(
+        steps in prop::collection::vec((0u8..15, 0..LANES, any::<usize>()), 0..200),
+        piece in 1usize..40,
+    ) {
+        let (mut outbox, plain) = play(&steps);
+        let (from, to) = (key(0).connection, ConnectionName::from("new"));
+        let lanes = Event::LanesChanged { connection: to.clone(), first: 0, count: LANES, purpose: LanePurpose::Fresh, at: Millis(0) };
+        outbox.apply(&lanes).unwrap();
+        let backlog = outbox.connections()[&from].backlog();
+        // By counting, and apart: together it is everything that is pending, each once.
+        let (counted, carried): (Vec<_>, Vec<_>) = plain.pending.iter().partition(|((lane, send), _)| backlog.is_plain(*lane, SendNo(*send)));
+        prop_assert_eq!(backlog.plain(), counted.len() as u64);
+        prop_assert!(counted.iter().all(|(_, (id, located))| id == located && backlog.begin().is_some_and(|begin| begin <= *id)));
+        let mut apart: Vec<_> = backlog.apart().iter().map(|apart| ((apart.lane, apart.send.0), (apart.id, apart.located))).collect();
+        prop_assert!(apart.is_sorted_by_key(|(_, (id, _))| *id));
+        apart.sort_unstable();
+        let mut expected: Vec<_> = carried.into_iter().chain(&plain.waiting).chain(&plain.resent).map(|(place, held)| (*place, *held)).collect();
+        expected.sort_unstable();
+        prop_assert_eq!(&apart, &expected);
+        // Handed over by id, as whoever reads the log does it.
+        let mut all: Vec<_> = counted.into_iter().map(|(place, held)| (*place, *held)).chain(expected).collect();
+        all.sort_unstable_by_key(|(_, (id, _))| *id);
+        let before = outbox.connections()[&from].totals;
+        let handover = Handover { from: from.clone(), to: to.clone(), by: "ops".into() };
+        let mut new_ids = 0;
+        for given in all.chunks(piece) {
+            let given = given.iter().map(|((lane, send), (id, _))| Given { id: *id, lane: *lane, send: SendNo(*send), accepted: accepted(*lane, id.0) });
+            for event in handover.events(given.collect(), &|_| 1, Millis(9)) {
+                if let Event::Accepted(accepted) = &event {
+                    prop_assert_eq!(accepted.at, Millis(all[new_ids].1.0.0), "in the order of acceptance, with its time");
+                    new_ids += 1;
+                }
+                outbox.apply(&event).unwrap();
+                for name in [&from, &to] {
+                    prop_assert!(outbox.connections()[name].totals.balance());
+                }
+            }
+        }
+        let (old, new) = (outbox.connections()[&from].totals, outbox.connections()[&to].totals);
+        prop_assert_eq!((old.pending, old.discarded), (0, before.discarded + all.len() as u64));
+        prop_assert_eq!((old.dead, old.acknowledged), (before.dead, before.acknowledged));
+        prop_assert_eq!((new.accepted, new.pending), (all.len() as u64, all.len() as u64));
+        prop_assert_eq!(outbox.connections()[&from].backlog().plain(), 0);
+    }
+
+    #[test]
     fn an_outbox_survives_its_stored_form(steps in prop::collection::vec((0u8..15, 0..LANES, any::<usize>()), 0..120)) {
         let (outbox, _) = play(&steps);
         let bytes = postcard::to_stdvec(&outbox).unwrap();
@@ -193,6 +240,34 @@ fn an_outcome_for_what_is_not_pending_is_refused_and_changes_nothing() {
         assert!(outbox.apply(&event).is_err(), "{event:?}");
         assert_eq!(outbox, before);
     }
+}
+
+fn session_opened(doubt: u32) -> Event {
+    let (protocol, endpoint, repeated) = (Protocol::V5, "broker:1883 ".to_owned(), Ranges::default());
+    Event::SessionOpened { lane: key(0), epoch: 0, protocol, endpoint, doubt, repeated, at: Millis(0) }
+}
+
+#[test]
+fn what_may_have_arrived_is_what_a_session_would_take_for_sent() {
+    let mut outbox = with_lanes();
+    for at in 0..6 {
+        outbox.apply(&Event::Accepted(Box::new(accepted(0, at)))).unwrap();
+    }
+    let ask = |outbox: &Outbox, topic: &str, qos: Qos| {
+        let mut backlog = outbox.connections()[&key(0).connection].backlog();
+        (0..6).filter(|send| backlog.may_have_arrived(0, SendNo(*send), None, topic, qos)).collect::<Vec<_>>()
+    };
+    assert!(ask(&outbox, "t", Qos::ExactlyOnce).is_empty(), "there never was a session");
+    outbox.apply(&session_opened(2)).unwrap();
+    assert_eq!(ask(&outbox, "t", Qos::ExactlyOnce), [0, 1]);
+    assert!(ask(&outbox, "t", Qos::AtMostOnce).is_empty(), "what was written at QoS 0 is done");
+    outbox.apply(&Event::Released { lane: key(0), sends: vec![SendNo(1), SendNo(2)] }).unwrap();
+    assert_eq!(ask(&outbox, "t", Qos::ExactlyOnce), [0, 1, 2, 3], "what is released was received, and takes no room");
+    let mut backlog = outbox.connections()[&key(0).connection].backlog();
+    let waits = Some(WhyApart::Waiting { sent_through: SendNo(3) });
+    assert!(!backlog.may_have_arrived(0, SendNo(0), waits, "t", Qos::ExactlyOnce), "it was refused");
+    let asked = [3, 4, 5].map(|send| backlog.may_have_arrived(0, SendNo(send), None, if send == 5 { "u" } else { "t" }, Qos::ExactlyOnce));
+    assert_eq!(asked, [true, false, true], "what had to wait behind it was not sent");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::Limits;
 use crate::core::outbox::{FoldError, Request, Totals};
 use crate::core::types::{ConnectionName, Millis, SendNo, Seq};
 use crate::log::{AppendError, Space};
@@ -68,6 +69,8 @@ pub struct Progress {
     pub connections: BTreeMap<ConnectionName, Books>,
     /// Disk space.
     pub space: Space,
+    /// The limits in force.
+    pub limits: Limits,
     /// Why accepts are refused, if they are.
     pub full: Option<String>,
     /// Why the log is dead, if it is.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
+use super::Limits;
 use super::answer::{Appended, CommitError, Progress};
 use super::proof::Committed;
 use crate::core::event::{Accepted, Event};
@@ -29,6 +30,7 @@ pub(super) enum Command {
     Ask(Box<dyn FnOnce(&Outbox) + Send>),
     CarriedForward,
     AdoptCopy(oneshot::Sender<Result<(), CommitError>>),
+    Limit(Limits),
     Stop(oneshot::Sender<Result<(), CommitError>>),
 }
 
@@ -166,6 +168,14 @@ impl LogHandle {
         answer.await.unwrap_or(Err(CommitError::Stopped))
     }
 
+    /// The operator has set other limits. They hold from the next commit on.
+    ///
+    /// # Errors
+    /// [`CommitError::Stopped`].
+    pub async fn limit(&self, limits: Limits) -> Result<(), CommitError> {
+        self.commands.send(Command::Limit(limits)).await.map_err(|_| CommitError::Stopped)
+    }
+
     /// Commits what waits, writes the checkpoint and closes the log. Later appends get [`CommitError::Stopped`].
     ///
     /// # Errors
@@ -186,6 +196,7 @@ pub(super) fn size_of_event(event: &Event) -> usize {
         Event::Carried(carried) => {
             OVERHEAD + size_of_accepted(&carried.accepted) + carried.history.iter().map(|line| line.len() + 8).sum::<usize>()
         }
+        Event::Audit { who, what, .. } => OVERHEAD + who.len() + what.len(),
         _ => OVERHEAD,
     }
 }

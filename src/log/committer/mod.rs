@@ -58,7 +58,7 @@ const FREE_SPACE_FLOOR: u64 = 128 << 20;
 const LARGEST_EVENT: usize = codec::MAX_EVENT;
 
 /// Limits that the operator sets.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Limits {
     /// Accepts are refused when the store takes more than this, in bytes.
     pub max_size: u64,
@@ -176,6 +176,10 @@ impl Committer {
                 Command::Ask(question) if self.log.is_some() => question(&self.outbox),
                 Command::Ask(_) => {}
                 Command::CarriedForward => self.is_carrying = false,
+                Command::Limit(limits) => {
+                    self.limits = limits;
+                    self.publish_progress();
+                }
                 Command::AdoptCopy(reply) => {
                     let result = self.with_log(|log, _| log.adopt_copy());
                     let _ = reply.send(result);
@@ -344,7 +348,7 @@ impl Committer {
         let full = self.full();
         self.metrics.tidings_store_bytes.set(i64::try_from(space.used).unwrap_or(i64::MAX));
         self.metrics.tidings_store_full.set(i64::from(full.is_some()));
-        let outbox = &self.outbox;
+        let (outbox, limits) = (&self.outbox, self.limits);
         self.publish.send_modify(|progress| {
             if progress.full.is_some() != full.is_some() {
                 match &full {
@@ -354,6 +358,7 @@ impl Committer {
             }
             progress.committed = Seq(outbox.next().0 - 1);
             progress.space = space;
+            progress.limits = limits;
             progress.full = full;
             progress.replays = outbox.replays().len();
             for (name, connection) in outbox.connections() {

@@ -96,6 +96,19 @@ async fn a_full_disk_refuses_reports_and_still_takes_outcomes() {
 }
 
 #[tokio::test]
+async fn other_limits_hold_from_the_next_commit_on() {
+    let disk = Disk::new(1 << 20);
+    let log = with_lane(&disk).await;
+    log.accept(vec![accepted(1, None)]).await.unwrap();
+    let before = log.progress().borrow().limits;
+    log.limit(Limits { max_size: 0, ..before }).await.unwrap();
+    assert!(matches!(log.accept(vec![accepted(2, None)]).await, Err(CommitError::Full(_))));
+    assert_eq!(log.progress().borrow().limits.max_size, 0);
+    log.limit(before).await.unwrap();
+    log.accept(vec![accepted(3, None)]).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_report_beyond_what_the_log_takes_is_refused_alone() {
     let log = with_lane(&Disk::new(1 << 20)).await;
     let Event::Accepted(mut huge) = accepted(1, None) else { unreachable!("that is what it makes") };

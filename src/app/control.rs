@@ -1,0 +1,118 @@
+//! The one task that changes what runs: lanes start and stop by its hand alone, and one thing after another.
+//!
+//! ```text
+//!   SIGHUP ──▶ Reload ─┐
+//!   stop   ──▶ Stop   ─┼─▶ control ─▶ lane sets ─▶ routing ─▶ pools ─▶ settings for admin
+//!   POST /v1/moves    ─┘
+//! ```
+//!
+//! So a second SIGHUP finds what the first has made of it, a move never meets a reload halfway, and nobody starts a lane that is at work already.
+//! A stop waits for the one thing under way, which sees that the service stops and comes to an end.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::StartError;
+use super::lanes::{self, Newest};
+use super::pools::Pools;
+use super::reload::{Changes, ReloadError};
+use crate::admin::moves::Ask;
+use crate::admin::settings::Settings;
+use crate::config::Config;
+use crate::core::types::ConnectionName;
+use crate::ingest::routing::{InForce, Routing};
+use crate::log::committer::{Limits, LogHandle, now};
+use crate::metrics::Metrics;
+
+/// So many commands wait. Who asks waits for its answer, so there are never more than a few.
+pub(super) const COMMANDS: usize = 4;
+
+/// What is to be done.
+pub(super) enum Command {
+    /// Another configuration is to be in force: one that has been read, or its mistakes.
+    Reload { read: Result<Box<Config>, String>, reply: oneshot::Sender<Result<Changes, ReloadError>> },
+    /// The lanes are to stop. The reply says whether they finished in time.
+    Stop { reply: oneshot::Sender<bool> },
+}
+
+/// See the module.
+pub(super) struct Control {
+    /// What is in force.
+    pub(super) config: Config,
+    /// What the files held that its connections' TLS is made of.
+    pub(super) files: BTreeMap<ConnectionName, u64>,
+    pub(super) log: LogHandle,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) routing: InForce,
+    pub(super) settings: watch::Sender<Settings>,
+    pub(super) pools: Pools,
+    /// True once the service stops.
+    pub(super) stopping: watch::Receiver<bool>,
+}
+
+impl Control {
+    /// Works until it is told to stop the lanes, or nobody is there to tell it anything.
+    pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>, mut moves: mpsc::Receiver<Ask>) {
+        loop {
+            tokio::select! {
+                command = commands.recv() => match command {
+                    Some(Command::Reload { read, reply }) => {
+                        // Who asked may have been told to stop meanwhile; the log has what came of it.
+                        let _ = reply.send(self.reload(read).await);
+                    }
+                    Some(Command::Stop { reply }) => {
+                        let _ = reply.send(self.pools.stop_all().await);
+                        return;
+                    }
+                    None => return,
+                },
+                Some(Ask { from, to, by, reply }) = moves.recv() => {
+                    let _ = reply.send(self.hand_over(from, to, by).await);
+                }
+            }
+        }
+    }
+
+    /// Puts the lanes of a connection to work, as it is configured now.
+    pub(super) async fn start_lanes(&mut self, name: &ConnectionName) -> Result<(), StartError> {
+        let Some(connection) = self.config.connections.iter().find(|connection| connection.name == *name) else { return Ok(()) };
+        // The set that reports are bound to now, whatever a reload that was given up has left behind.
+        let Some(span) = self.routing.current().await.lanes.span(name) else { return Ok(()) };
+        let newest = Newest { connection: name.clone(), span, replaced: None };
+        let lanes = lanes::to_run(connection, &self.config.retry, &newest, &self.log).await?;
+        self.pools.start(name, lanes);
+        Ok(())
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        *self.stopping.borrow()
+    }
+}
+
+/// The routing that a configuration and its lanes make.
+pub(super) fn routing(config: &Config, newest: &[Newest]) -> Routing {
+    Routing {
+        routes: config.routes.clone(),
+        lanes: newest.iter().map(|newest| (newest.connection.clone(), newest.span)).collect(),
+        max_report: config.http.max_report,
+        max_batch: config.http.max_batch,
+    }
+}
+
+/// The committer's limits.
+pub(super) fn limits(config: &Config) -> Limits {
+    Limits { max_size: config.store.max_size, retention_ms: config.store.retention_ms }
+}
+
+/// What admin shows of a configuration.
+pub(super) fn settings(config: &Config, restart_needed: Vec<&'static str>) -> Settings {
+    Settings {
+        connections: config.connections.iter().map(|connection| connection.name.clone()).collect(),
+        file: config.file.clone(),
+        since: now(),
+        refused: None,
+        restart_needed,
+    }
+}

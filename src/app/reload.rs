@@ -1,0 +1,238 @@
+//! Another configuration, while the service runs.
+//!
+//! ```text
+//!   read ─▶ lane sets are durable ─▶ routing is replaced ─▶ lanes stop: removed, changed ─▶ lanes start: added, changed
+//!    └ mistakes: nothing changes       between two requests
+//! ```
+//!
+//! - A report is bound to a lane only after that lane is in the log, so no route leads nowhere.
+//! - It is replaced between two requests: what is bound to the old lanes stands before what is bound to the new ones, and nothing more comes to
+//!   the old ones when they are retired.
+//! - A connection that has not changed is not touched: its lanes don't even notice.
+//! - What is accepted is bound: it keeps its connection, topic and QoS, whatever is configured later.
+//! - What only a restart can change keeps its old value, and the log, `/v1/status` and `tidings status` say so.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::control::{Control, limits, routing, settings};
+use super::lanes::{self, Newest};
+use super::{StartError, read_files};
+use crate::admin::settings::Refused;
+use crate::config::{Config, ConnectionConfig, HttpConfig, StoreConfig};
+use crate::core::types::ConnectionName;
+use crate::log::committer::now;
+
+/// New requests wait for those under way no longer than this: longer than a commit takes on any disk that works.
+const REPLACE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What was changed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Connections that were not there before.
+    pub added: Vec<ConnectionName>,
+    /// Connections whose lanes have started again with other settings.
+    pub changed: Vec<ConnectionName>,
+    /// Connections that are gone. What waits for them stays.
+    pub removed: Vec<ConnectionName>,
+    /// Keys that keep their old values until a restart.
+    pub restart_needed: Vec<&'static str>,
+}
+
+/// Why nothing, or not everything, was changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReloadError {
+    /// The configuration has mistakes, one a line. The old one stays in force.
+    #[error("{0}")]
+    Mistakes(String),
+    /// Requests under way did not come to their end, and new ones can't wait for ever. The old one stays in force.
+    #[error(
+        "requests under way did not end within {} s; the old configuration stays in force. Look at the disk, then reload again",
+        REPLACE_TIMEOUT.as_secs()
+    )]
+    Busy,
+    /// The service stops. The next start reads the file.
+    #[error("the service is stopping; the next start reads the configuration")]
+    Stopping,
+    /// The store failed, so the service is about to end.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl Control {
+    /// Puts another configuration in force, or says in the log why not.
+    pub(super) async fn reload(&mut self, read: Result<Box<Config>, String>) -> Result<Changes, ReloadError> {
+        if self.is_stopping() {
+            return Err(ReloadError::Stopping);
+        }
+        let outcome = match read {
+            Ok(config) => self.put_in_force(*config).await,
+            Err(mistakes) => Err(ReloadError::Mistakes(mistakes)),
+        };
+        match &outcome {
+            Ok(changes) => self.succeeded(changes),
+            Err(ReloadError::Mistakes(mistakes)) => {
+                tracing::error!("the configuration was not reloaded because of its mistakes, which follow; the old one stays in force");
+                self.refused(mistakes);
+            }
+            Err(busy @ ReloadError::Busy) => self.refused(&busy.to_string()),
+            Err(ReloadError::Stopping) => {}
+            Err(ReloadError::Failed(what)) => tracing::error!("the configuration was not put in force as a whole: {what}"),
+        }
+        outcome
+    }
+
+    fn succeeded(&self, changes: &Changes) {
+        self.metrics.tidings_config_reloads_total.with_label_values(&["ok"]).inc();
+        self.metrics.tidings_config_last_reload_successful.set(1);
+        let Changes { added, changed, removed, restart_needed } = changes;
+        tracing::info!(added = names(added), changed = names(changed), removed = names(removed), "the configuration was reloaded");
+        if !restart_needed.is_empty() {
+            tracing::warn!("a restart is needed for: {}; until then these settings keep their old values", restart_needed.join(", "));
+        }
+    }
+
+    fn refused(&self, mistakes: &str) {
+        self.metrics.tidings_config_reloads_total.with_label_values(&["refused"]).inc();
+        self.metrics.tidings_config_last_reload_successful.set(0);
+        for mistake in mistakes.lines() {
+            tracing::error!("{mistake}");
+        }
+        let refused = Refused { at: now(), mistakes: mistakes.to_owned() };
+        self.settings.send_modify(|settings| settings.refused = Some(refused));
+    }
+
+    async fn put_in_force(&mut self, mut config: Config) -> Result<Changes, ReloadError> {
+        let restart_needed = keep_until_restart(&self.config, &mut config);
+        let files = read_files(&config).await;
+        let has_other_files = |name: &ConnectionName| self.files.get(name) != files.get(name);
+        let mut changes = compare(&self.config, &config, restart_needed, &has_other_files);
+        let bound_to = self.routing.current().await.lanes.clone();
+        let mut newest = Vec::with_capacity(config.connections.len());
+        for connection in &config.connections {
+            let made = lanes::newest(connection, &self.log).await?;
+            // A reload that was given up may have made a set of lanes that nobody uses.
+            let is_other_set = bound_to.span(&connection.name).is_some_and(|span| span != made.span);
+            if is_other_set && !changes.changed.contains(&connection.name) {
+                changes.changed.push(connection.name.clone());
+            }
+            newest.push(made);
+        }
+        let to_stop: Vec<ConnectionName> = changes.changed.iter().chain(&changes.removed).cloned().collect();
+        let mut stopping = self.stopping.clone();
+        tokio::select! {
+            () = self.routing.replace(routing(&config, &newest)) => {}
+            () = tokio::time::sleep(REPLACE_TIMEOUT) => return Err(ReloadError::Busy),
+            // The next start begins with the file as it is then.
+            _ = stopping.wait_for(|stopping| *stopping) => return Err(ReloadError::Stopping),
+        }
+        self.log.limit(limits(&config)).await.map_err(StartError::from)?;
+        self.settings.send_replace(settings(&config, changes.restart_needed.clone()));
+        (self.config, self.files) = (config, files);
+        if !self.pools.stop(&to_stop).await {
+            tracing::warn!("what is in flight was not acknowledged in time; it goes on with the new settings");
+        }
+        let to_start = |newest: &&Newest| changes.added.contains(&newest.connection) || changes.changed.contains(&newest.connection);
+        for newest in newest.iter().filter(to_start) {
+            let Some(connection) = self.config.connections.iter().find(|connection| connection.name == newest.connection) else { continue };
+            let lanes = lanes::to_run(connection, &self.config.retry, newest, &self.log).await?;
+            self.pools.start(&newest.connection, lanes);
+        }
+        Ok(changes)
+    }
+}
+
+/// What can't change while the service runs keeps its old value; says which keys that are. Whoever adds a setting decides here.
+fn keep_until_restart(old: &Config, new: &mut Config) -> Vec<&'static str> {
+    let Config { store, http, connections: _, retry: _, routes: _, file: _ } = new;
+    let StoreConfig { path, retention_ms: _, max_size: _ } = store;
+    let HttpConfig { listen, max_report: _, max_batch: _ } = http;
+    let mut keys = Vec::new();
+    let mut keep = |key, differs| {
+        if differs {
+            keys.push(key);
+        }
+    };
+    keep("store.path", kept(path, &old.store.path));
+    keep("http.listen", kept(listen, &old.http.listen));
+    keys
+}
+
+/// Puts the old value back; whether it had changed.
+fn kept<T: Clone + PartialEq>(new: &mut T, old: &T) -> bool {
+    let differs = new != old;
+    new.clone_from(old);
+    differs
+}
+
+/// What the change comes to. How often and how soon is retried is a setting of every lane.
+fn compare(old: &Config, new: &Config, restart_needed: Vec<&'static str>, has_other_files: &dyn Fn(&ConnectionName) -> bool) -> Changes {
+    let find = |config: &'_ Config, name: &ConnectionName| config.connections.iter().find(|known| known.name == *name).cloned();
+    let mut changes = Changes { restart_needed, ..Changes::default() };
+    let names: BTreeSet<&ConnectionName> = [old, new].into_iter().flat_map(|config| &config.connections).map(|known| &known.name).collect();
+    for name in names {
+        let (before, after): (Option<ConnectionConfig>, Option<ConnectionConfig>) = (find(old, name), find(new, name));
+        match (before, after) {
+            (None, _) => changes.added.push(name.clone()),
+            (Some(_), None) => changes.removed.push(name.clone()),
+            (Some(before), Some(after)) if before != after || old.retry != new.retry || has_other_files(name) => {
+                changes.changed.push(name.clone())
+            }
+            (Some(_), Some(_)) => {}
+        }
+    }
+    changes
+}
+
+fn names(connections: &[ConnectionName]) -> String {
+    connections.iter().map(ConnectionName::as_str).collect::<Vec<_>>().join(", ")
+}
+
+impl From<StartError> for ReloadError {
+    fn from(error: StartError) -> Self {
+        ReloadError::Failed(error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+
+    fn config(text: &str) -> Config {
+        config::from_str(text, "test.toml").unwrap()
+    }
+
+    #[test]
+    fn what_only_a_restart_changes_keeps_its_value_and_is_named() {
+        let old = config("store.path = '/a'\nhttp.listen = '127.0.0.1:1'\nhttp.max_report = '2KiB'");
+        let mut new = config("store.path = '/b'\nhttp.listen = '127.0.0.1:2'\nhttp.max_report = '3KiB'");
+        assert_eq!(keep_until_restart(&old, &mut new), ["store.path", "http.listen"]);
+        assert_eq!((&new.store.path, new.http.listen, new.http.max_report), (&old.store.path, old.http.listen, 3 << 10));
+        assert!(keep_until_restart(&old, &mut old.clone()).is_empty());
+    }
+
+    #[test]
+    fn only_connections_that_differ_are_stopped() {
+        let [a, b, b_other, c] = ["a.driver = 'mqtt'", "b.driver = 'mqtt'", "b = { driver = 'mqtt', port = 2 }", "c.driver = 'mqtt'"]
+            .map(|text| format!("connection.{text}\n"));
+        let changes = compare(&config(&(a.clone() + &b)), &config(&(b_other + &c)), Vec::new(), &|_| false);
+        assert_eq!((names(&changes.added), names(&changes.changed), names(&changes.removed)), ("c".into(), "b".into(), "a".into()));
+        let changes = compare(&config(&a), &config(&a), Vec::new(), &|_| false);
+        assert_eq!(changes, Changes::default());
+    }
+
+    #[test]
+    fn other_retries_concern_every_connection() {
+        let other = config("connection.a.driver = 'mqtt'\nretry.attempts = 3");
+        let changes = compare(&config("connection.a.driver = 'mqtt'"), &other, Vec::new(), &|_| false);
+        assert_eq!(names(&changes.changed), "a");
+    }
+
+    #[test]
+    fn a_renewed_certificate_concerns_its_connection() {
+        let same = config("connection.a.driver = 'mqtt'\nconnection.b.driver = 'mqtt'");
+        let changes = compare(&same, &same, Vec::new(), &|name| name.as_str() == "b");
+        assert_eq!(names(&changes.changed), "b");
+    }
+}
