@@ -17,6 +17,7 @@
 mod checked;
 mod connection;
 mod mistake;
+pub mod own_listener;
 mod pipeline;
 mod raw;
 mod reach;
