@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `conf` | `zuul.conf`: connections, what is ignored, what is a mistake |
 //! | `pipelines` | Zuul's YAML: reporters, what is passed over, what is a mistake |
+//! | `init` | `tidings init` |
 //! | `end_to_end` | the seed's examples, from Zuul's files to a subscriber |
 
 #[path = "../support/certificates.rs"]
@@ -14,6 +15,7 @@ mod support;
 
 mod conf;
 mod end_to_end;
+mod init;
 mod pipelines;
 
 use std::fs;
