@@ -23,7 +23,7 @@
 //! | [`delivery`] | lanes: each drives an MQTT session over a socket |
 //! | [`admin`] | status, health, metrics; the door for moves, behind which the app is |
 //! | [`log`] | the events on disk, and the committer, through which everything goes that is to last |
-//! | [`config`] | `tidings.toml`: read, bounded, proven |
+//! | [`config`] | `tidings.toml`, and Zuul's own files: read, bounded, proven |
 //! | [`server`] | HTTP itself: connections, limits, who may ask, the shape of errors; knows nothing of reports |
 //! | [`core`] | what a report, a topic, a delivery and a publisher session *are*; pure |
 //! | [`metrics`], [`telemetry`] | every metric in one table; log lines |

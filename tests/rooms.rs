@@ -45,6 +45,7 @@ const USED_IN: &[(&str, &[&str])] = &[
     ("ureq", &["cli"]),
     ("clap", &["cli", "telemetry"]),
     ("toml", &["config"]),
+    ("saphyr_parser", &["config"]),
     // Contexts are made where keys are checked; streams where they are used.
     ("openssl", &["config", "delivery"]),
     ("tokio_openssl", &["delivery"]),

@@ -144,7 +144,7 @@ impl Control {
 
 /// What can't change while the service runs keeps its old value; says which keys that are. Whoever adds a setting decides here.
 fn keep_until_restart(old: &Config, new: &mut Config) -> Vec<&'static str> {
-    let Config { store, http, connections: _, retry: _, routes: _, file: _ } = new;
+    let Config { store, http, connections: _, retry: _, routes: _, file: _, zuul: _, notes: _ } = new;
     let StoreConfig { path, retention_ms: _, max_size: _ } = store;
     let HttpConfig { listen, max_report: _, max_batch: _ } = http;
     let mut keys = Vec::new();

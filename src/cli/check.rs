@@ -90,7 +90,7 @@ fn mistakes_as_json(errors: &ConfigErrors) -> Value {
 
 /// What is right but probably not meant.
 fn notes(config: &Config) -> Vec<String> {
-    let mut notes = Vec::new();
+    let mut notes = config.notes.clone();
     if config.routes.entries().iter().all(|entry| entry.reporters.values().all(Vec::is_empty)) {
         notes.push("no pipeline has a reporter: reports will be accepted and delivered nowhere".to_owned());
     }
@@ -126,6 +126,12 @@ fn write_text(text: &mut String, config: &Config) -> std::fmt::Result {
     writeln!(text, "http        {}; reports up to {report}, bodies up to {batch}", http.listen)?;
     let (initial, max) = (format_duration(retry.initial_ms), format_duration(retry.max_ms));
     writeln!(text, "retry       after {initial} to {max}; dead letter after {} refusals", retry.attempts)?;
+    if let Some(conf) = &config.zuul.conf {
+        writeln!(text, "zuul        {}", conf.display())?;
+    }
+    for file in &config.zuul.pipelines {
+        writeln!(text, "zuul        {}", file.display())?;
+    }
     for connection in &config.connections {
         write_connection(text, connection)?;
     }
@@ -248,6 +254,7 @@ fn as_json(config: &Config) -> Value {
             "max_batch": format_size(http.max_batch as u64),
         },
         "retry": { "initial": format_duration(retry.initial_ms), "max": format_duration(retry.max_ms), "attempts": retry.attempts },
+        "zuul": { "conf": config.zuul.conf, "pipelines": config.zuul.pipelines },
         "connections": config.connections.iter().map(connection).collect::<Value>(),
         "pipelines": config.routes.entries().iter().map(pipeline_as_json).collect::<Value>(),
         "notes": notes(config),

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`serve`] | the service |
 //! | [`demo`] | the whole thing on one machine, with an outage |
+//! | [`init`] | a first configuration, from Zuul's settings if there are any |
 //! | [`check`] | what the configuration says, or what is wrong with it |
 //! | `connect` | its `--connect`: what each broker is, or why it can't be used |
 //! | [`report`] | posts reports to a running service |
@@ -21,6 +22,7 @@ pub mod client;
 pub mod completions;
 mod connect;
 pub mod demo;
+pub mod init;
 pub mod moving;
 pub mod output;
 pub mod report;
@@ -61,6 +63,8 @@ pub enum Command {
     Serve(serve::ServeArgs),
     /// Show it all on one machine, with nothing installed: a broker, the service, an outage, and a subscriber that counts
     Demo(demo::DemoArgs),
+    /// Write a tidings.toml, from Zuul's settings if there are any, and say which lines of zuul.conf to change
+    Init(init::InitArgs),
     /// Read the configuration, show what was understood, and name every mistake
     Check(check::CheckArgs),
     /// Post a report, or many as NDJSON, to a running service
@@ -88,6 +92,7 @@ pub fn run(command: &Command) -> ExitCode {
     match command {
         Command::Serve(args) => serve::run(args),
         Command::Demo(args) => demo::run(args),
+        Command::Init(args) => init::run(args),
         Command::Check(args) => check::run(args),
         Command::Report(args) => report::run(args),
         Command::Status(args) => status::run(args),

@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use super::raw::Table;
-use super::{Config, HttpConfig, RetryConfig, StoreConfig, connection, pipeline};
+use super::{Config, HttpConfig, RetryConfig, StoreConfig, connection, pipeline, zuul};
 
 const SECOND: u64 = 1_000;
 const DAY: u64 = 24 * 3_600 * SECOND;
@@ -31,14 +31,18 @@ const RETRY_ATTEMPTS: RangeInclusive<u64> = 1..=1_000;
 /// The whole file. What it returns counts only if no mistake was noted.
 pub(super) fn config(mut root: Table<'_>, environment: &dyn Fn(&str) -> Option<String>) -> Config {
     root.not_yet("listener", "the MQTT listener");
-    root.not_yet("zuul", "reading Zuul's own files");
     let store = store(root.table("store"));
     let http = http(root.table("http"));
     let retry = retry(root.table("retry"));
-    let (connections, names) = connection::all(root.table("connection"), environment);
+    let (mut connections, mut names) = connection::all(root.table("connection"), environment);
+    let mut zuul = root.table("zuul").map(|table| zuul::section(table, &names, environment)).unwrap_or_default();
+    connections.append(&mut zuul.connections);
+    connections.sort_by(|a, b| a.name.cmp(&b.name));
+    names.append(&mut zuul.names);
     let routes = pipeline::all(root.tables("pipeline"), &names);
+    let routes = zuul::join(routes, &mut zuul, &root);
     root.finish();
-    Config { store, http, connections, retry, routes, file: None }
+    Config { store, http, connections, retry, routes, zuul: zuul.files, notes: zuul.notes, file: None }
 }
 
 fn store(table: Option<Table<'_>>) -> StoreConfig {

@@ -32,8 +32,8 @@ pub(super) fn all(table: Option<Table<'_>>, environment: &dyn Fn(&str) -> Option
     let mut connections = Vec::new();
     let mut names = Vec::new();
     for (name, item) in table.map(|mut table| table.take_rest()).unwrap_or_default() {
-        if !is_plain(&name, MAX_NAME) {
-            item.mistake(format_args!("a connection's name is 1 to {MAX_NAME} letters, digits, `-`, `_` and `.`"));
+        if let Some(wrong) = wrong_name(&name) {
+            item.mistake(wrong);
         }
         if let Some(table) = item.table() {
             connections.push(connection(&name, table, environment));
@@ -44,7 +44,13 @@ pub(super) fn all(table: Option<Table<'_>>, environment: &dyn Fn(&str) -> Option
     (connections, names)
 }
 
-fn connection(name: &str, mut table: Table<'_>, environment: &dyn Fn(&str) -> Option<String>) -> ConnectionConfig {
+/// What is wrong with the name of a connection, if anything is.
+pub(super) fn wrong_name(name: &str) -> Option<String> {
+    (!is_plain(name, MAX_NAME)).then(|| format!("a connection's name is 1 to {MAX_NAME} letters, digits, `-`, `_` and `.`"))
+}
+
+/// One connection; what is wrong with it is noted.
+pub(super) fn connection(name: &str, mut table: Table<'_>, environment: &dyn Fn(&str) -> Option<String>) -> ConnectionConfig {
     let default = ConnectionConfig::named(name);
     match table.take("driver") {
         None => table.missing("driver", "is required: write `driver = \"mqtt\"`"),

@@ -1,4 +1,4 @@
-//! What Tidings is told to do: `tidings.toml`, read once at start.
+//! What Tidings is told to do: `tidings.toml`, and [Zuul's own files](zuul), read once at start.
 //!
 //! ```text
 //! text ──TOML──▶ raw (tables and values that know their line) ──▶ checked (typed, bounded, proven) ──▶ Config
@@ -17,12 +17,14 @@
 mod checked;
 mod connection;
 mod mistake;
+pub mod own_listener;
 mod pipeline;
 mod raw;
 mod reach;
 mod secret;
 mod tls;
 mod units;
+pub mod zuul;
 
 #[cfg(test)]
 mod tests;
@@ -61,6 +63,10 @@ pub struct Config {
     pub retry: RetryConfig,
     /// Which report goes where.
     pub routes: Routes,
+    /// Which of Zuul's own files were read.
+    pub zuul: zuul::ZuulFiles,
+    /// What is right but probably not meant, as far as it was found while reading.
+    pub notes: Vec<String>,
     /// The file that this was read from, if it was.
     pub file: Option<PathBuf>,
 }

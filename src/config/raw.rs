@@ -21,11 +21,13 @@ pub(super) struct File<'f> {
     name: &'f str,
     text: &'f str,
     mistakes: RefCell<Vec<Mistake>>,
+    /// Those in files that this one refers to, in the order in which they are to be shown.
+    elsewhere: RefCell<Vec<Mistake>>,
 }
 
 impl<'f> File<'f> {
     pub(super) fn new(name: &'f str, text: &'f str) -> Self {
-        File { name, text, mistakes: RefCell::default() }
+        File { name, text, mistakes: RefCell::default(), elsewhere: RefCell::default() }
     }
 
     /// The whole file as a table; none if it is not TOML, which is noted with every place where it is not.
@@ -38,14 +40,20 @@ impl<'f> File<'f> {
         errors.is_empty().then(|| Table::new(self, String::new(), 1, root.into_inner()))
     }
 
-    /// What is wrong, in the order of lines.
+    /// What is wrong, in the order of lines, and then what is wrong in files that it refers to.
     pub(super) fn into_mistakes(self) -> Vec<Mistake> {
-        let mut mistakes = self.mistakes.into_inner();
+        self.take_mistakes()
+    }
+
+    /// The same, of a file that is still being read.
+    pub(super) fn take_mistakes(&self) -> Vec<Mistake> {
+        let mut mistakes = self.mistakes.take();
         mistakes.sort_by_key(|mistake| mistake.line);
+        mistakes.extend(self.elsewhere.take());
         mistakes
     }
 
-    fn note(&self, line: Option<usize>, key: Option<String>, message: String) {
+    pub(super) fn note(&self, line: Option<usize>, key: Option<String>, message: String) {
         self.mistakes.borrow_mut().push(Mistake { file: self.name.to_owned(), line, key, message });
     }
 
@@ -158,6 +166,15 @@ impl<'f> Item<'f> {
     }
 }
 
+/// A setting of a file that is not TOML.
+pub(super) struct Setting {
+    pub name: &'static str,
+    pub line: usize,
+    pub text: String,
+    /// The text is a number as TOML writes it, and is to be taken for one.
+    pub is_number: bool,
+}
+
 /// A table of which each key is taken once.
 pub(super) struct Table<'f> {
     file: &'f File<'f>,
@@ -174,6 +191,27 @@ impl<'f> Table<'f> {
         let mut items: Vec<_> = table.into_iter().map(|(name, value)| item(file, &key, &name, value)).collect();
         items.sort_by_key(|(_, item)| item.line);
         Table { file, key, line, items, known: Vec::new() }
+    }
+
+    /// A table of settings that stand in a file which is not TOML.
+    pub(super) fn of_settings(file: &'f File<'f>, key: &str, line: usize, settings: &'f [Setting]) -> Self {
+        let item = |setting: &'f Setting| {
+            let text = setting.text.as_str();
+            let number = setting.is_number.then(|| DeValue::parse(text).ok()).flatten();
+            let value = number.map_or_else(|| DeValue::String(text.into()), Spanned::into_inner);
+            (setting.name.to_owned(), Item { file, key: format!("{key}.{}", setting.name), line: setting.line, value })
+        };
+        Table { file, key: key.to_owned(), line, items: settings.iter().map(item).collect(), known: Vec::new() }
+    }
+
+    /// What the file is called in mistakes.
+    pub(super) fn file_name(&self) -> &str {
+        self.file.name
+    }
+
+    /// Notes the mistakes of a file that this one refers to.
+    pub(super) fn mistakes_elsewhere(&self, mistakes: Vec<Mistake>) {
+        self.file.elsewhere.borrow_mut().extend(mistakes);
     }
 
     /// The name of one of this table's keys, from the top of the file.

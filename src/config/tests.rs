@@ -64,9 +64,17 @@ fn the_example_loads_as_it_is_and_with_everything_uncommented() {
     authority.issue(&LOCAL).write(folder.path(), "client");
     let everything = everything.replace("/etc/tidings/mqtt.password", password.path().to_str().unwrap());
     let everything = everything.replace("/etc/tidings/tls", folder.path().to_str().unwrap());
+    let zuul = folder.path().join("zuul");
+    std::fs::create_dir_all(zuul.join("zuul.d")).unwrap();
+    std::fs::write(zuul.join("zuul.conf"), "[connection mqtt]\ndriver=mqtt\n").unwrap();
+    for file in ["pipelines.yaml", "zuul.d/more.yaml"] {
+        std::fs::write(zuul.join(file), "- pipeline: {name: zuul, start: {mqtt: {topic: t}}}\n").unwrap();
+    }
+    let everything = everything.replace("/etc/zuul", zuul.to_str().unwrap());
     let config = from_str_with(&everything, "tidings.toml", &|name| (name == "MQTT_PASSWORD").then(|| "x".to_owned()))
         .unwrap_or_else(|errors| panic!("{errors}"));
     assert_eq!(config.connections.len(), 2);
+    assert_eq!((config.zuul.pipelines.len(), config.notes.len()), (2, 1));
     for action in Action::NAMES {
         assert!(config.routes.entries().iter().any(|entry| entry.reporters.contains_key(&action.1)), "{}", action.0);
     }
@@ -193,9 +201,7 @@ fn what_a_later_version_will_do_is_refused_and_not_ignored() {
         let found = mistake_in(section, line);
         assert!(found.contains("is not available in this version"), "{found}");
     }
-    for section in ["listener", "zuul"] {
-        assert!(mistake(&format!("[{section}]")).ends_with("is not available in this version"));
-    }
+    assert!(mistake("[listener]").ends_with("is not available in this version"));
     load_text("store.backend = 'sled'");
     assert_eq!(mistake_in("store", "backend = 'rocks'"), "store.backend: expected \"sled\", found \"rocks\"");
 }
