@@ -163,7 +163,10 @@ impl Session {
                 self.is_retiring = false;
                 self.reconnect_at_once(now, Plan::Fresh { is_purged: true }, false);
             }
-            Plan::Fresh { is_purged: false } | Plan::Decide if session_present => self.reconnect_at_once(now, Plan::Purge, false),
+            Plan::Fresh { is_purged: false } | Plan::Decide if session_present => {
+                // A lane that is retired leaves nothing behind, also where it never got to send.
+                self.reconnect_at_once(now, Plan::Purge, self.is_retiring);
+            }
             Plan::Fresh { .. } if session_present => {
                 self.out.push_back(Output::Close);
                 self.on_closed(
