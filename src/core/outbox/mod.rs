@@ -16,6 +16,7 @@
 
 mod lane;
 mod requests;
+pub mod salvage;
 
 #[cfg(test)]
 mod tests;

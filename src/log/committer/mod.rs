@@ -34,7 +34,7 @@ pub use answer::{Appended, Books, CommitError, Progress};
 use handle::{Append, Busy, Command, QUEUE_BYTES, QUEUE_REQUESTS, Reply, size_of_event};
 pub use handle::{LogHandle, Ticket};
 pub use proof::Committed;
-pub use recover::{RecoverError, encode_checkpoint, recover};
+pub use recover::{RecoverError, decode_checkpoint, encode_checkpoint, recover};
 
 use super::{AppendError, EventLog, LogReader, codec};
 use crate::core::event::{Dedupe, Event};

@@ -117,6 +117,15 @@ impl Identity {
     }
 }
 
+/// Whether the file ends with the checksum of what stands before it, as it does in every format.
+pub(super) fn is_whole(store: &Path) -> io::Result<bool> {
+    let bytes = fs::read(store.join(IDENTITY))?;
+    let text = String::from_utf8_lossy(&bytes);
+    let Some((content, crc)) = text.rfind("crc ").map(|at| text.split_at(at)) else { return Ok(false) };
+    let said = crc.strip_prefix("crc ").and_then(|crc| u32::from_str_radix(crc.trim(), 16).ok());
+    Ok(said == Some(crc32c::crc32c(content.as_bytes())))
+}
+
 /// Records another format in the file, and nothing else: the first two lines and the last are the same in every format, and so is `home`.
 pub(super) fn set_format(store: &Path, format: u32) -> io::Result<()> {
     let path = store.join(IDENTITY);

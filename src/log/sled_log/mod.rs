@@ -36,6 +36,7 @@
 
 mod database;
 mod durable;
+mod fsck;
 mod identity;
 mod open;
 mod page_cache;
@@ -53,6 +54,8 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+
+pub use self::fsck::{Checked, Finding, Findings, Progress, Report, Unreadable, fsck};
 
 use self::database::Database;
 use self::identity::Identity;

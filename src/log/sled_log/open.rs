@@ -28,14 +28,14 @@ use crate::log::codec::{Encoder, Limits, MAGIC};
 use crate::log::{LastStop, OpenError, Opened, StoreId};
 use crate::migrations;
 
-const LOCK: &str = "lock";
+pub(super) const LOCK: &str = "lock";
 
 /// The folder of the generation that begins with `first`. Sorted by name is sorted by position.
 pub(super) fn folder_name(first: Seq) -> String {
     format!("g{:020}", first.0)
 }
 
-fn folder_first(name: &str) -> Option<Seq> {
+pub(super) fn folder_first(name: &str) -> Option<Seq> {
     let digits = name.strip_prefix('g').filter(|digits| digits.len() == 20)?;
     digits.parse().ok().map(Seq)
 }
@@ -54,7 +54,7 @@ impl At<'_> {
         OpenError::Io { path: self.store.to_owned(), what: what.to_string() }
     }
 
-    fn not_a_store(&self, what: impl Into<String>) -> OpenError {
+    pub(super) fn not_a_store(&self, what: impl Into<String>) -> OpenError {
         OpenError::NotAStore { path: self.store.to_owned(), what: what.into() }
     }
 
@@ -69,16 +69,16 @@ impl At<'_> {
 
 /// What stands in the store's folder.
 #[derive(Default)]
-struct Listing {
+pub(super) struct Listing {
     has_identity: bool,
-    generations: Vec<Seq>,
+    pub(super) generations: Vec<Seq>,
     trash: Vec<PathBuf>,
     /// The first name that no store has.
     foreign: Option<String>,
 }
 
 /// Reports are nobody else's business: a folder that is made here can be entered by its owner only.
-fn create_private(store: &Path) -> std::io::Result<()> {
+pub(super) fn create_private(store: &Path) -> std::io::Result<()> {
     std::os::unix::fs::DirBuilderExt::mode(fs::DirBuilder::new().recursive(true), 0o700).create(store)
 }
 
@@ -111,7 +111,7 @@ pub(super) fn open(store: &Path, options: Options) -> Result<Opened, OpenError> 
     }
 }
 
-fn list(store: &Path) -> io::Result<Listing> {
+pub(super) fn list(store: &Path) -> io::Result<Listing> {
     let mut listing = Listing::default();
     for entry in fs::read_dir(store)? {
         let entry = entry?;
@@ -131,7 +131,7 @@ fn list(store: &Path) -> io::Result<Listing> {
     Ok(listing)
 }
 
-fn lock(at: &At<'_>) -> Result<File, OpenError> {
+pub(super) fn lock(at: &At<'_>) -> Result<File, OpenError> {
     let path = at.store.join(LOCK);
     let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
     let mut file = opened.map_err(|error| at.io(format!("{}: {error}", path.display())))?;
@@ -163,7 +163,7 @@ fn upgrade(at: &At<'_>, found: u32) -> Result<(), OpenError> {
     }
 }
 
-fn random(at: &At<'_>) -> Result<u64, OpenError> {
+pub(super) fn random(at: &At<'_>) -> Result<u64, OpenError> {
     getrandom::u64().map_err(|error| at.io(format!("no random number: {error}")))
 }
 

@@ -1,7 +1,9 @@
 //! What only the log on disk promises: damage is refused untouched, no kill needs an operator, and what is not ours is left alone.
 
 mod damage;
+mod fsck;
 mod kills;
+mod story;
 mod strangers;
 
 use std::collections::BTreeMap;
