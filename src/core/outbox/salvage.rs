@@ -95,6 +95,11 @@ impl Salvage {
         }
     }
 
+    /// What the fold knows is not to be held against the next checkpoint.
+    pub fn doubt(&mut self) {
+        self.weaken();
+    }
+
     fn weaken(&mut self) {
         if self.certainty == Certainty::Complete {
             self.certainty = Certainty::Partial;

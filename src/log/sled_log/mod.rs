@@ -42,6 +42,7 @@ mod open;
 mod page_cache;
 mod prove;
 mod reader;
+mod repair;
 mod scan;
 mod seal;
 mod shown;
@@ -56,6 +57,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 pub use self::fsck::{Checked, Finding, Findings, Progress, Report, Unreadable, fsck};
+pub use self::repair::{Repair, RepairError, Repaired, repair};
 
 use self::database::Database;
 use self::identity::Identity;

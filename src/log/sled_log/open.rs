@@ -279,18 +279,18 @@ fn seal_rest(at: &At<'_>, proven: Vec<Proven>, tag: u64) -> Result<Vec<Head>, Op
 }
 
 /// Everything that a log is put together from.
-struct Whole {
-    lock: File,
-    identity: Identity,
-    witness: Witness,
-    testimony: Testimony,
-    sealed: Vec<Head>,
-    active: Active,
-    options: Options,
+pub(super) struct Whole {
+    pub(super) lock: File,
+    pub(super) identity: Identity,
+    pub(super) witness: Witness,
+    pub(super) testimony: Testimony,
+    pub(super) sealed: Vec<Head>,
+    pub(super) active: Active,
+    pub(super) options: Options,
 }
 
 impl Whole {
-    fn into_log(self, at: &At<'_>) -> Result<SledLog, OpenError> {
+    pub(super) fn into_log(self, at: &At<'_>) -> Result<SledLog, OpenError> {
         let Whole { lock, identity, witness, testimony, sealed, active, options } = self;
         let limits = Limits::for_segment(identity.segment_size);
         let encoder = Encoder::new(identity.tag, testimony.run, limits).map_err(|error| at.io(error))?;

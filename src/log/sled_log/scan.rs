@@ -65,8 +65,34 @@ pub(super) fn tags(folder: &Path) -> io::Result<BTreeMap<u64, u64>> {
     Ok(tags)
 }
 
+/// Calls `seen` with the offset, the first position and the bytes of whatever begins like a page of the store with `tag`, and is none.
+pub(super) fn each_broken(file: impl Read, tag: u64, mut seen: impl FnMut(u64, Seq, &[u8])) -> io::Result<()> {
+    const FIRST_AT: usize = 44;
+    each_hit(file, Some(tag), |offset, here| {
+        let parsed = parse_prefix(tag, here);
+        if parsed.is_err()
+            && let Some(first) = here.get(FIRST_AT..FIRST_AT + 8)
+        {
+            let first = Seq(u64::from_le_bytes(first.try_into().expect("eight bytes")));
+            seen(offset, first, &here[..here.len().min(MAX_PAGE)]);
+        }
+        parsed.map_or(1, |parsed| parsed.header.page_len())
+    })
+}
+
 /// Calls `seen` with each page whose checksum is right, and its store's tag: of the store with `tag`, or of any.
-fn each_page(mut file: impl Read, tag: Option<u64>, mut seen: impl FnMut(u64, Place)) -> io::Result<()> {
+fn each_page(file: impl Read, tag: Option<u64>, mut seen: impl FnMut(u64, Place)) -> io::Result<()> {
+    each_hit(file, tag, |offset, here| {
+        let tag = tag.or_else(|| Some(u64::from_le_bytes(here.get(8..16)?.try_into().ok()?))).unwrap_or_default();
+        let Ok(parsed) = parse_prefix(tag, here) else { return 1 };
+        let newest = parsed.index().ok().and_then(|index| index.times).map(|times| times.1);
+        seen(tag, Place { header: parsed.header, offset, newest });
+        parsed.header.page_len()
+    })
+}
+
+/// Calls `seen` with the offset of whatever begins like a page, and what stands there; goes on as many bytes behind that as it says.
+fn each_hit(mut file: impl Read, tag: Option<u64>, mut seen: impl FnMut(u64, &[u8]) -> usize) -> io::Result<()> {
     let mut needle = MAGIC.to_vec();
     needle.extend(tag.map(u64::to_le_bytes).into_iter().flatten());
     let finder = Finder::new(&needle);
@@ -88,16 +114,7 @@ fn each_page(mut file: impl Read, tag: Option<u64>, mut seen: impl FnMut(u64, Pl
             if at >= mark {
                 break;
             }
-            let here = &buffer[at..filled];
-            let tag = tag.or_else(|| Some(u64::from_le_bytes(here.get(8..16)?.try_into().ok()?))).unwrap_or_default();
-            match parse_prefix(tag, here) {
-                Ok(parsed) => {
-                    let newest = parsed.index().ok().and_then(|index| index.times).map(|times| times.1);
-                    seen(tag, Place { header: parsed.header, offset: offset + at as u64, newest });
-                    at += parsed.header.page_len();
-                }
-                Err(_) => at += 1,
-            }
+            at += seen(offset + at as u64, &buffer[at..filled]);
         }
         if ended {
             return Ok(());

@@ -44,6 +44,8 @@ pub(in crate::log::sled_log) struct Examination {
     pub(in crate::log::sled_log) last: Seq,
     /// Events that an earlier repair found lost.
     pub(in crate::log::sled_log) placeholders: u64,
+    /// The highest number of a start that has written to it.
+    pub(in crate::log::sled_log) newest_run: u64,
     /// Events that can't be read.
     pub(in crate::log::sled_log) gaps: Vec<(Seq, Seq)>,
     /// The newest generation, the identity and the witness have no finding, so that sled can be asked.
@@ -75,6 +77,7 @@ pub(in crate::log::sled_log) fn examine(survey: &Survey, progress: &dyn Progress
         parts: Vec::new(),
         last: Seq(lowest.0 - 1),
         placeholders: 0,
+        newest_run: 0,
         gaps: Vec::new(),
         is_newest_whole: false,
         distrusts_newest: false,
@@ -152,8 +155,7 @@ impl Walk<'_> {
             self.found.state.begin_generation();
         }
         let mut checkpoints = raw.checkpoints().into_iter().peekable();
-        let opening = checkpoints.clone().filter(|stored| stored.kind == Kind::OpeningCheckpoint && stored.next == first).last();
-        match opening {
+        match raw.opening(first) {
             Some(stored) => self.checkpoint(first, &raw, &stored),
             None if first == Seq::FIRST => self.since = Some(first),
             None => self.add("checkpoint", Some(first), Some("db"), None, "the checkpoint that it begins with is not in it"),
@@ -164,6 +166,7 @@ impl Walk<'_> {
         // The one that is written, or was when a kill came, may hold more than the witness has seen.
         let end = end.or_else(|| said.filter(|said| said.generation > first).map(|said| said.generation));
         for item in raw.items(first, end, certain) {
+            self.found.newest_run = self.found.newest_run.max(item.run().unwrap_or_default());
             match item {
                 Item::Gap { first: from, last } => {
                     self.add("page", Some(first), Some("db"), Some((from, last)), "no whole page of these events is in it");
@@ -236,7 +239,7 @@ impl Walk<'_> {
     fn checkpoint(&mut self, generation: Seq, raw: &Raw, stored: &super::raw::Stored) {
         let bytes = raw.checkpoint_bytes(stored, &mut self.decoder);
         if bytes.as_deref() == Ok(UNKNOWN_CHECKPOINT) {
-            return;
+            return self.found.state.doubt();
         }
         let said = bytes.and_then(|bytes| decode_checkpoint(&Checkpoint { next: stored.next, bytes }).map_err(|error| error.to_string()));
         match said {

@@ -19,9 +19,11 @@ mod trial;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-pub(super) use examine::{Examination, Part, examine};
+pub(super) use examine::{Examination, Part, UNKNOWN_CHECKPOINT};
+use examine::examine;
 pub(super) use raw::{Item, Raw};
-pub(super) use reach::{Lost, LostOne, unreadable};
+pub(super) use reach::Lost;
+use reach::unreadable;
 pub(super) use survey::{Survey, survey};
 use trial::trial;
 

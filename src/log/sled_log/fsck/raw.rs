@@ -196,6 +196,11 @@ impl Raw {
         whole.collect()
     }
 
+    /// The checkpoint that it begins with.
+    pub(in crate::log::sled_log) fn opening(&self, first: Seq) -> Option<Stored> {
+        self.checkpoints().into_iter().rfind(|stored| stored.kind == Kind::OpeningCheckpoint && stored.next == first)
+    }
+
     /// The bytes of these pages.
     pub(in crate::log::sled_log) fn bytes_of(&self, parts: &[Place]) -> io::Result<Vec<Vec<u8>>> {
         let db = self.db.as_ref().ok_or(io::ErrorKind::NotFound)?;
@@ -218,6 +223,14 @@ impl Raw {
 }
 
 impl Item {
+    /// The start of the store that wrote it.
+    pub(in crate::log::sled_log) fn run(&self) -> Option<u64> {
+        match self {
+            Item::Page { parts, .. } => parts.first().map(|place| place.header.run),
+            Item::Gap { .. } => None,
+        }
+    }
+
     pub(in crate::log::sled_log) fn last(&self) -> Seq {
         match self {
             Item::Page { last, .. } | Item::Gap { last, .. } => *last,

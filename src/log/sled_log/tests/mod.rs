@@ -3,6 +3,7 @@
 mod damage;
 mod fsck;
 mod kills;
+mod salvage;
 mod story;
 mod strangers;
 

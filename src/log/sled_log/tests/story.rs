@@ -33,6 +33,8 @@ pub(super) struct Held {
     pub(super) payload: Vec<u8>,
     /// The event that holds it.
     pub(super) located: Seq,
+    /// It has the number under which it was accepted, and stands where it was accepted.
+    pub(super) is_plain: bool,
 }
 
 /// What is not done: by id.
@@ -246,21 +248,21 @@ pub(super) fn delivery_of(event: &Event) -> Option<&Accepted> {
 pub(super) fn undone(log: &dyn EventLog, outbox: &Outbox) -> Undone {
     let reader = log.reader();
     let mut undone = Undone::default();
-    let held = |key: &LaneKey, send: SendNo, located: Seq| {
+    let held = |key: &LaneKey, send: SendNo, located: Seq, is_plain: bool| {
         let page = reader.page(located).unwrap_or_else(|error| panic!("{error}")).unwrap();
         let accepted = delivery_of(page.get(located).unwrap()).unwrap_or_else(|| panic!("no delivery at {located}"));
         assert_eq!(accepted.lane, *key);
-        Held { lane: key.clone(), send, topic: accepted.topic.clone(), payload: accepted.payload.to_vec(), located }
+        Held { lane: key.clone(), send, topic: accepted.topic.clone(), payload: accepted.payload.to_vec(), located, is_plain }
     };
     for (key, lane) in outbox.lanes() {
         for (send, dead) in lane.dead() {
-            undone.dead.insert(dead.id, held(&key, *send, dead.located));
+            undone.dead.insert(dead.id, held(&key, *send, dead.located, false));
         }
         for (send, waiting) in lane.waiting() {
-            undone.pending.insert(waiting.id, held(&key, *send, waiting.located));
+            undone.pending.insert(waiting.id, held(&key, *send, waiting.located, false));
         }
         for (send, moved) in lane.moved() {
-            undone.pending.insert(moved.id, held(&key, *send, moved.located));
+            undone.pending.insert(moved.id, held(&key, *send, moved.located, false));
         }
         let plain = |lane: &Lane, send: SendNo| lane.is_pending(send) && !lane.moved().contains_key(&send);
         let mut missing = (lane.cursor().0..lane.next_send().0).filter(|send| plain(lane, SendNo(*send))).count();
@@ -275,7 +277,7 @@ pub(super) fn undone(log: &dyn EventLog, outbox: &Outbox) -> Undone {
                         let send = next.unwrap();
                         next = Some(send.next());
                         if plain(lane, send) && seq >= at {
-                            undone.pending.insert(seq, held(&key, send, seq));
+                            undone.pending.insert(seq, held(&key, send, seq, true));
                             missing -= 1;
                         }
                     }
