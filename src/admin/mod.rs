@@ -10,7 +10,9 @@
 //! | [`health`] | `GET /readyz` | accepting: 503 means send reports elsewhere or later |
 //! | [`scrape`] | `GET /metrics` | Prometheus text |
 //! | [`status`] | `GET /v1/status` | everything at a glance, in JSON |
+//! | [`backups`] | `POST /v1/backups` | what to copy for a backup, and keeps it meanwhile; asks the committer |
 
+pub mod backups;
 pub mod health;
 pub mod scrape;
 pub mod status;

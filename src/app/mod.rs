@@ -106,7 +106,8 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let configured = config.connections.iter().map(|connection| connection.name.clone()).collect();
     let admin = Admin::new(log.clone(), Arc::clone(&board), Arc::clone(&metrics), configured, limits, stop.clone());
     let http_limits = http::Limits { max_batch: config.http.max_batch, ..http::Limits::default() };
-    let app = http::routes(ingest, http_limits).merge(admin::routes(admin));
+    let backups = admin::backups::routes(log.clone(), config.store.path.clone());
+    let app = http::routes(ingest, http_limits).merge(admin::routes(admin)).merge(backups);
     let mut told = stop;
     let shutdown = async move {
         // The sender going away is a stop, too.

@@ -130,7 +130,9 @@ impl Salvage {
         for (lane, said) in sends {
             let counted = self.outbox.next_send(lane);
             if self.certainty == Certainty::Complete && counted != *said {
-                wrong.get_or_insert(format!("its index says that the next send of lane {lane} is {said}, and by the events before it is {counted}"));
+                wrong.get_or_insert(format!(
+                    "its index says that the next send of lane {lane} is {said}, and by the events before it is {counted}"
+                ));
                 self.weaken();
             }
             if counted < *said {

@@ -15,6 +15,7 @@
 
 mod answer;
 mod handle;
+mod pin;
 mod proof;
 mod recover;
 mod retain;
@@ -33,6 +34,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 pub use answer::{Appended, Books, CommitError, Progress};
 use handle::{Append, Busy, Command, QUEUE_BYTES, QUEUE_REQUESTS, Reply, size_of_event};
 pub use handle::{LogHandle, Ticket};
+pub use pin::{BACKUP_HOLDS, Begun};
 pub use proof::Committed;
 pub use recover::{RecoverError, decode_checkpoint, encode_checkpoint, recover};
 
@@ -88,6 +90,7 @@ pub fn start(log: Box<dyn EventLog>, outbox: Outbox, limits: Limits, metrics: Ar
         own: handle.commands.downgrade(),
         is_carrying: false,
         carry_again: None,
+        pin: None,
         reader: Arc::clone(&handle.reader),
     };
     committer.publish_progress();
@@ -112,6 +115,8 @@ struct Committer {
     is_carrying: bool,
     /// Not before this time is carrying tried again.
     carry_again: Option<Instant>,
+    /// A backup that copies what stands still.
+    pin: Option<pin::Pin>,
     reader: Arc<dyn LogReader>,
 }
 
@@ -176,6 +181,10 @@ impl Committer {
                 Command::Ask(question) if self.log.is_some() => question(&self.outbox),
                 Command::Ask(_) => {}
                 Command::CarriedForward => self.is_carrying = false,
+                Command::Backup(ask, reply) => {
+                    // A command that went away is not answered; its hold ends by itself.
+                    let _ = reply.send(self.backup(ask));
+                }
                 Command::AdoptCopy(reply) => {
                     let result = self.with_log(|log, _| log.adopt_copy());
                     let _ = reply.send(result);

@@ -106,6 +106,15 @@ impl Identity {
 
     /// Writes the file, for the place where it stands from then on.
     pub(super) fn write(&self, store: &Path) -> io::Result<()> {
+        self.write_at(store, home)
+    }
+
+    /// Writes the file as that of a copy: no file has inode 0, so it is seen as one wherever it stands, on any file system.
+    pub(super) fn write_as_copy(&self, store: &Path) -> io::Result<()> {
+        self.write_at(store, |_| Ok((0, 0)))
+    }
+
+    fn write_at(&self, store: &Path, home: impl Fn(&File) -> io::Result<(u64, u128)>) -> io::Result<()> {
         super::durable::replace(store, IDENTITY, |file| {
             let (inode, born) = home(file)?;
             let content = format!(

@@ -16,11 +16,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::database::Database;
 use super::durable::{self, TRASH_PREFIX};
-use super::identity::{self, Found, IDENTITY, Identity};
+use super::identity::{Found, IDENTITY, Identity};
 use super::prove::{Proven, prove_closed, prove_sealed, prove_written, sort};
 use super::reader::{Generation as Handle, Shared, State};
 use super::seal::{self, Head, SealError};
 use super::shown::{Shown, check_shown, read_checkpoint};
+use super::upgrade::upgrade;
 use super::witness::{Testimony, WITNESS, Witness};
 use super::{Active, Options, SledLog};
 use crate::core::types::{Millis, Seq};
@@ -102,8 +103,8 @@ pub(super) fn open(store: &Path, options: Options) -> Result<Opened, OpenError> 
     match Identity::read(store, migrations::CURRENT).map_err(|error| at.io(error))? {
         Found::Missing => create(&at, lock, listing, options),
         Found::Damaged(what) => Err(at.damaged(what)),
-        Found::OtherFormat(found) => {
-            upgrade(&at, found)?;
+        Found::OtherFormat(_) => {
+            upgrade(&at, migrations::STEPS, migrations::CURRENT)?;
             drop(lock);
             open(store, options)
         }
@@ -148,19 +149,6 @@ pub(super) fn lock(at: &At<'_>) -> Result<File, OpenError> {
     let write = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
     write.map_err(|error| at.io(format!("{}: {error}", path.display())))?;
     Ok(file)
-}
-
-fn upgrade(at: &At<'_>, found: u32) -> Result<(), OpenError> {
-    let path = at.store.to_owned();
-    match migrations::plan(migrations::STEPS, found, migrations::CURRENT) {
-        migrations::Plan::Newer => Err(OpenError::Newer { path, found, known: migrations::CURRENT }),
-        migrations::Plan::Unknown => Err(at.not_a_store(format!("its format {found} is none that any release has written"))),
-        migrations::Plan::Current => Ok(()),
-        migrations::Plan::Steps(steps) => {
-            let record = |version| identity::set_format(at.store, version).map_err(|error| error.to_string());
-            migrations::run(at.store, &steps, record).map_err(|error| at.io(error))
-        }
-    }
 }
 
 pub(super) fn random(at: &At<'_>) -> Result<u64, OpenError> {

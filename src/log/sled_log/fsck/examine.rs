@@ -97,7 +97,14 @@ pub(in crate::log::sled_log) fn examine(survey: &Survey, progress: &dyn Progress
 }
 
 impl Walk<'_> {
-    fn add(&mut self, code: &'static str, generation: Option<Seq>, file: Option<&str>, events: Option<(Seq, Seq)>, what: impl Into<String>) {
+    fn add(
+        &mut self,
+        code: &'static str,
+        generation: Option<Seq>,
+        file: Option<&str>,
+        events: Option<(Seq, Seq)>,
+        what: impl Into<String>,
+    ) {
         let finding = Finding { code, generation, file: file.map(str::to_owned), events, what: what.into() };
         self.found.findings.add(finding);
     }
@@ -223,7 +230,13 @@ impl Walk<'_> {
         if let (Some(end), Some(next)) = (raw.sealed_next(), next)
             && end > next
         {
-            self.add("seal", Some(first), Some("seal"), None, format!("it ends with event {}, and the next generation begins with {next}", end.0 - 1));
+            self.add(
+                "seal",
+                Some(first),
+                Some("seal"),
+                None,
+                format!("it ends with event {}, and the next generation begins with {next}", end.0 - 1),
+            );
         }
         for (name, what) in &raw.wrong_files {
             self.add("file_damaged", Some(first), Some(name), None, what.clone());

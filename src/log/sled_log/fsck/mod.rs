@@ -19,8 +19,8 @@ mod trial;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-pub(super) use examine::{Examination, Part, UNKNOWN_CHECKPOINT};
 use examine::examine;
+pub(super) use examine::{Examination, Part, UNKNOWN_CHECKPOINT};
 pub(super) use raw::{Item, Raw};
 pub(super) use reach::Lost;
 use reach::unreadable;

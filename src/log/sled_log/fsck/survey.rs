@@ -87,7 +87,7 @@ pub(in crate::log::sled_log) fn survey(store: &Path) -> Result<Survey, OpenError
         Some(identity) => identity.tag,
         None => tag_of_the_pages(&at, &listing.generations)?,
     };
-    let testimony = Witness::open(store, tag).map_err(|error| at.io(format!("reading the witness: {error}")))?.map(|(_, said)| said);
+    let testimony = Witness::read(store, tag).map_err(|error| at.io(format!("reading the witness: {error}")))?;
     if testimony.is_none() {
         damaged(WITNESS, "the file `witness` is missing or is not what was written (neither of its two slots)".into());
     }

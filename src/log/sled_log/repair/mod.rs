@@ -86,7 +86,9 @@ pub enum RepairError {
     #[error(transparent)]
     Open(#[from] OpenError),
     /// There is no place beside it.
-    #[error("the store {path} can't be replaced: {what}. Copy it into a folder that has room beside it, and repair the copy there (--store)")]
+    #[error(
+        "the store {path} can't be replaced: {what}. Copy it into a folder that has room beside it, and repair the copy there (--store)"
+    )]
     NoPlace {
         /// The store.
         path: PathBuf,
@@ -321,7 +323,8 @@ impl Writing<'_> {
         let at = At { store: target };
         let run = self.survey.testimony.map_or(0, |said| said.run).max(self.examination.newest_run) + 1;
         let options = Options { segment_size: identity.segment_size, ..Options::default() };
-        let mut encoder = Encoder::new(identity.tag, run, Limits::for_segment(identity.segment_size)).map_err(|error| failed(error.to_string()))?;
+        let mut encoder =
+            Encoder::new(identity.tag, run, Limits::for_segment(identity.segment_size)).map_err(|error| failed(error.to_string()))?;
         let checkpoint = encoder.checkpoint(Kind::OpeningCheckpoint, next, &encode_checkpoint(&outbox));
         let checkpoint = checkpoint.map_err(|error| failed(error.to_string()))?;
         let active = Active::create(target, next, identity.segment_size, &options, &checkpoint).map_err(failed)?;

@@ -140,7 +140,10 @@ fn one(seed: u64) {
         Ok(report) => report,
         Err(error) => {
             assert!(started.is_err(), "{what}: it starts, and fsck says: {error}");
-            assert!(error.to_string().contains("nothing to save") || error.to_string().contains("is not a Tidings store"), "{what}: {error}");
+            assert!(
+                error.to_string().contains("nothing to save") || error.to_string().contains("is not a Tidings store"),
+                "{what}: {error}"
+            );
             return;
         }
     };

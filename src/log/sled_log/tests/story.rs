@@ -84,6 +84,7 @@ impl Story {
                 }
             }
         }
+        story.commit();
         story
     }
 
@@ -183,7 +184,15 @@ impl Story {
             (_, Some(_)) => {
                 let endpoint = "broker:1883 ".to_owned();
                 let repeated = Ranges::default();
-                self.append(vec![Event::SessionOpened { lane: key, epoch: known.epoch, protocol: Protocol::V5, endpoint, doubt: 9, repeated, at }]);
+                self.append(vec![Event::SessionOpened {
+                    lane: key,
+                    epoch: known.epoch,
+                    protocol: Protocol::V5,
+                    endpoint,
+                    doubt: 9,
+                    repeated,
+                    at,
+                }]);
             }
         }
     }
