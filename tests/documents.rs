@@ -96,13 +96,15 @@ fn every_error_code_of_the_api_stands_in_its_table_and_no_other() {
 
 #[test]
 fn the_table_of_error_codes_has_the_statuses_that_are_sent() {
-    // These are the server's own, and none of a report's.
+    // These are the server's own, or a backup's, and none of a report's.
     let others = BTreeMap::from([
         ("invalid_host", 400),
         ("forbidden_host", 403),
         ("forbidden_origin", 403),
         ("not_found", 404),
         ("method_not_allowed", 405),
+        ("no_such_backup", 404),
+        ("backup_under_way", 409),
     ]);
     for (code, documented) in documented_codes() {
         let sent = others.get(code.as_str()).copied().unwrap_or_else(|| status_of(&code).0.as_u16());
