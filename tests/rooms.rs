@@ -25,7 +25,10 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("app", &["core", "metrics", "server", "config", "log", "ingest", "delivery", "admin"]),
     // The commands read the answers of the API by the types that it writes them with.
     // `check --connect` asks brokers by the way that lanes go.
-    ("cli", &["app", "config", "core", "telemetry", "admin::status", "server::error", "delivery::probe", STORE, STORE_ERROR, "admin::backups"]),
+    (
+        "cli",
+        &["app", "config", "core", "telemetry", "admin::status", "server::error", "delivery::probe", STORE, STORE_ERROR, "admin::backups"],
+    ),
 ];
 
 const LOG_HANDLE: &str = "log::committer";

@@ -1,8 +1,11 @@
 //! Checking and repairing what services wrote.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use crate::support::ledger::{Ledger, report};
 use crate::support::mosquitto::{IN_ORDER, Mosquitto, PERSISTENT};
@@ -107,4 +110,57 @@ fn a_damaged_store_is_refused_and_once_repaired_delivers_all_but_what_stood_in_t
     ledger.accepted.retain(|known| !lost.contains(&known.id));
     wait_until("the others arrive", || ledger.is_complete(&subscriber.arrivals()));
     ledger.assert_kept_exactly(&subscriber.arrivals());
+}
+
+/// Every file of a folder but its lock, by its name below it.
+fn content(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    fn walk(root: &Path, folder: &Path, found: &mut BTreeMap<PathBuf, Vec<u8>>) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                walk(root, &path, found);
+            } else if path.file_name().unwrap() != "lock" {
+                found.insert(path.strip_prefix(root).unwrap().to_owned(), fs::read(&path).unwrap());
+            }
+        }
+    }
+    let mut found = BTreeMap::new();
+    walk(folder, folder, &mut found);
+    found
+}
+
+#[test]
+fn a_repair_that_is_killed_at_any_moment_leaves_the_old_store_or_the_new_one_in_place() {
+    let (mut service, ledger) = killed(1);
+    assert!(lose_the_page_of(&service, 8) > 0);
+    let store = service.store();
+    let damaged = content(&store);
+    let (mut cut_short, mut wait) = (0, Duration::from_millis(1));
+    let mut repair = Command::new(env!("CARGO_BIN_EXE_tidings"));
+    repair.args(["fsck", "--repair", "--store", text(&store)]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    while content(&store) == damaged {
+        assert!(wait < Duration::from_secs(60), "it is never done");
+        let mut child = repair.spawn().unwrap();
+        std::thread::sleep(wait);
+        wait = wait * 5 / 4 + Duration::from_millis(1);
+        // One that is done has ended by itself.
+        child.kill().unwrap();
+        let is_done = child.wait().unwrap().success();
+        let found = tidings(&["fsck", "--store", text(&store)]);
+        match content(&store) == damaged {
+            true => assert_eq!(found.code, Some(1), "{found:?}"),
+            false => assert_eq!(found.code, Some(0), "{found:?}"),
+        }
+        cut_short += usize::from(!is_done);
+    }
+    assert!(cut_short > 3, "only {cut_short} were cut short");
+    let aside: Vec<PathBuf> = fs::read_dir(service.folder())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.is_dir() && path != &store && !path.join("unfinished-repair").exists())
+        .collect();
+    assert_eq!(aside.len(), 1, "{aside:?}");
+    assert!(content(&aside[0]) == damaged, "the damaged store is kept as it was");
+    service.run();
+    assert_eq!(service.total("pending") + service.total("discarded"), ledger.accepted.len() as u64);
 }

@@ -6,6 +6,8 @@ use std::os::unix::fs::FileExt;
 
 use super::story::{Dice, Held, Story, Undone, recovered, scratch, undone};
 use super::*;
+use crate::core::event::Proof;
+use crate::core::ranges::{RangeSet, Ranges};
 use crate::log::committer::recover;
 
 const CASES: u64 = 60;
@@ -199,4 +201,184 @@ fn damage_anywhere_is_found_and_every_whole_page_is_brought_back() {
     for seed in from..from + cases {
         one(seed);
     }
+}
+
+/// A store in a folder of its own, so that it can be moved aside, and what was not done in it.
+fn placed(story: Story, is_closed: bool) -> (tempfile::TempDir, PathBuf, Undone) {
+    let (folder, before) = if is_closed { story.closed() } else { story.killed() };
+    let parent = scratch();
+    let store = parent.path().join("store");
+    copy_folder(folder.path(), &store);
+    (parent, store, before)
+}
+
+fn repaired(store: &Path) -> Repaired {
+    repair(store, &()).unwrap_or_else(|error| panic!("{error}")).done.expect("something was found")
+}
+
+#[test]
+fn identity_and_witness_both_lost_cost_nothing() {
+    for seed in [100, 101] {
+        let (_parent, store, before) = placed(Story::told(seed), seed == 101);
+        let Found::Store { identity, .. } = Identity::read(&store, 1).unwrap() else { panic!() };
+        fs::remove_file(store.join("identity")).unwrap();
+        fs::write(store.join("witness"), [0; 8192]).unwrap();
+        let done = repaired(&store);
+        assert!(done.lost_events.is_empty() && done.new_id.is_some(), "{done:#?}");
+        let (opened, outbox) = recovered(&store);
+        assert_eq!((opened.log.store_id(), undone(&*opened.log, &outbox)), (done.new_id.unwrap(), before));
+        assert_ne!(opened.log.store_id(), identity.store);
+    }
+}
+
+#[test]
+fn the_outcomes_of_a_torn_off_end_are_lost_and_nothing_else() {
+    let mut story = Story::told(102);
+    story.roll();
+    let newest = story.log.as_ref().unwrap().next_seq();
+    for _ in 0..40 {
+        let report = story.report();
+        story.append(vec![report]);
+    }
+    let (_parent, store, before) = placed(story, false);
+    fs::remove_dir_all(store.join(open::folder_name(newest))).unwrap();
+    let report = fsck(&store, &()).unwrap();
+    assert!(
+        report.findings.listed.iter().any(|found| found.code == "generation_missing" && found.generation == Some(newest)),
+        "{report:#?}"
+    );
+    let done = repaired(&store);
+    assert!(done.lost_the_end && done.lost_events[0].0 == newest, "{done:#?}");
+    let (opened, outbox) = recovered(&store);
+    let after = undone(&*opened.log, &outbox);
+    let kept: Vec<&Seq> = before.pending.keys().filter(|id| **id < newest).collect();
+    assert_eq!(after.pending.keys().collect::<Vec<_>>(), kept);
+    // Ids that producers were told are not given again.
+    assert!(opened.log.next_seq() > done.lost_events[0].1);
+}
+
+#[test]
+fn without_any_checkpoint_everything_that_can_be_read_is_pending_or_done_as_far_as_is_known() {
+    // The first generation was dropped, so nothing tells how the others begin.
+    let seed = (0..).find(|seed| Story::told(*seed).outbox.oldest_generation() > Some(Seq(1))).unwrap();
+    let (_parent, store, before) = placed(Story::told(seed), false);
+    let tag = match Identity::read(&store, 1).unwrap() {
+        Found::Store { identity, .. } => identity.tag,
+        other => panic!("{other:?}"),
+    };
+    for first in open::list(&store).unwrap().generations {
+        let folder = store.join(open::folder_name(first));
+        let bytes = fs::read(folder.join("db")).unwrap();
+        for place in scan(&folder, tag).unwrap().checkpoints.values().flat_map(|parts| parts.values()) {
+            let page = &bytes[place.offset as usize..place.offset as usize + place.header.page_len()];
+            for copy in memchr::memmem::find_iter(&bytes, page) {
+                flip(&folder.join("db"), copy as u64 + 73);
+            }
+        }
+    }
+    let done = repaired(&store);
+    let (opened, outbox) = recovered(&store);
+    assert!(outbox.imbalance().is_none(), "{:?}", outbox.imbalance());
+    let after = undone(&*opened.log, &outbox);
+    let readable: Vec<&Seq> = before.pending.iter().filter(|(_, held)| !is_in(held.located, &done.lost_events)).map(|(id, _)| id).collect();
+    for id in readable {
+        assert!(after.pending.contains_key(id) || after.dead.contains_key(id), "{id} is gone: {done:#?}");
+    }
+}
+
+#[test]
+fn an_event_that_does_not_fit_is_quarantined_and_the_rest_goes_on() {
+    let mut story = Story::told(103);
+    // A fault of some release: an outcome for a send that is not pending.
+    let at = story.now();
+    let event = Event::Delivered { lane: crate::log::samples::lane(0), sends: Ranges(vec![(70_000, 70_000)]), proof: Proof::PubAck, at };
+    story.log.as_mut().unwrap().append(&[event], &next_send).unwrap();
+    let wrong = Seq(story.log.as_ref().unwrap().next_seq().0 - 1);
+    let before = undone(story.log.as_deref().unwrap(), &story.outbox);
+    let parent = scratch();
+    let store = parent.path().join("store");
+    copy_folder(story.store.path(), &store);
+    let report = fsck(&store, &()).unwrap();
+    let found = &report.findings.listed[0];
+    assert_eq!((found.code, found.events), ("event", Some((wrong, wrong))), "{report:#?}");
+    assert_eq!(repaired(&store).lost_events, [(wrong, wrong)]);
+    let (opened, outbox) = recovered(&store);
+    assert_eq!(undone(&*opened.log, &outbox), before);
+}
+
+#[test]
+fn a_checkpoint_that_the_events_do_not_come_to_is_found_and_taken_for_right() {
+    let mut story = Story::told(104);
+    // A fault of some release: a delivery that the log does not know as done.
+    let lane = story.outbox.lanes().find(|(_, lane)| lane.pending() > 0 && lane.is_pending(lane.cursor())).unwrap();
+    let (key, send) = (lane.0, lane.1.cursor());
+    let mut other = story.outbox.clone();
+    other.apply(&Event::Delivered { lane: key, sends: Ranges::one(send.0), proof: Proof::PubAck, at: Millis(1) }).unwrap();
+    // The log has another event there.
+    let audit = Event::Audit { who: "test".into(), what: String::new(), at: Millis(1) };
+    story.log.as_mut().unwrap().append(&[audit], &next_send).unwrap();
+    story.outbox = other;
+    story.roll();
+    let (_parent, store, before) = placed(story, true);
+    let report = fsck(&store, &()).unwrap();
+    assert!(report.findings.listed.iter().any(|found| found.code == "checkpoint" && found.what.contains("the books of mq")), "{report:#?}");
+    assert!(repaired(&store).lost_events.is_empty());
+    assert!(fsck(&store, &()).unwrap().findings.is_empty());
+    let (opened, outbox) = recovered(&store);
+    assert_eq!(undone(&*opened.log, &outbox), before);
+}
+
+#[test]
+fn a_repaired_store_is_repaired_again_and_its_generations_can_be_dropped() {
+    let (_parent, store, _) = placed(Story::told(105), false);
+    for round in 0..2 {
+        let generations = open::list(&store).unwrap().generations;
+        let db = store.join(open::folder_name(generations[round])).join("db");
+        let len = fs::metadata(&db).unwrap().len();
+        fs::OpenOptions::new().write(true).open(&db).unwrap().set_len(len / 2).unwrap();
+        repaired(&store);
+    }
+    let report = fsck(&store, &()).unwrap();
+    assert!(report.lost_before > 0 && report.findings.is_empty(), "{report:#?}");
+    let (mut opened, mut outbox) = recovered(&store);
+    // As the committer does when all is done.
+    let sends =
+        |lane: &crate::core::outbox::Lane| (lane.cursor().0..lane.next_send().0).filter(|send| lane.is_pending(SendNo(*send))).collect();
+    let all: Vec<(LaneKey, RangeSet)> = outbox.lanes().map(|(key, lane)| (key, sends(lane))).collect();
+    let waiting: Vec<(LaneKey, RangeSet)> =
+        outbox.lanes().map(|(key, lane)| (key, lane.waiting().keys().map(|send| send.0).collect())).collect();
+    let dead: Vec<(LaneKey, RangeSet)> = outbox.lanes().map(|(key, lane)| (key, lane.dead().keys().map(|send| send.0).collect())).collect();
+    let lists = [(all, false), (waiting, false), (dead, true)];
+    for (list, dead) in lists {
+        for (lane, sends) in list.into_iter().filter(|(_, sends)| !sends.is_empty()) {
+            let sends = sends.to_ranges();
+            let event = Event::Discarded { lane, sends, dead, by: "test".into(), reason: String::new(), at: Millis(1) };
+            outbox.apply(&event).unwrap();
+            opened.log.append(&[event], &next_send).unwrap();
+        }
+    }
+    while let Some(needed) = outbox.needed_in_oldest_generation() {
+        assert_eq!(needed, 0);
+        assert_eq!(outbox.oldest_generation(), opened.log.generations().first().map(|oldest| oldest.first));
+        opened.log.drop_oldest_generation().unwrap();
+        outbox.drop_oldest_generation();
+    }
+    drop(opened);
+    assert!(fsck(&store, &()).unwrap().findings.is_empty());
+}
+
+#[test]
+fn what_a_killed_repair_has_left_is_cleared_and_what_it_moved_aside_is_not() {
+    let (parent, store, before) = placed(Story::told(106), false);
+    fs::remove_file(store.join("identity")).unwrap();
+    // One that was being written; and one that a repair has moved aside.
+    for (name, file) in [("store.damaged-1", "unfinished-repair"), ("store.damaged-2", "identity")] {
+        fs::create_dir(parent.path().join(name)).unwrap();
+        fs::write(parent.path().join(name).join(file), "").unwrap();
+    }
+    repaired(&store);
+    assert!(!parent.path().join("store.damaged-1").exists() && parent.path().join("store.damaged-2").exists());
+    let (opened, outbox) = recovered(&store);
+    assert_eq!(undone(&*opened.log, &outbox), before);
+    assert!(!store.join("unfinished-repair").exists());
 }
