@@ -155,11 +155,11 @@ fn text(args: &BackupArgs, store: &Path, copied: &Copied) -> String {
         return format!("{answer:#}\n");
     }
     format!(
-        "backup of {} (id {}) in {}\n{} generations, {}, copied and checked\nit holds everything up to event {}, {time}\n",
+        "backup of {} (id {}) in {}\n{}, {}, copied and checked\nit holds everything up to event {}, {time}\n",
         store.display(),
         manifest.store_id(),
         args.target.display(),
-        manifest.generations(),
+        output::count(manifest.generations() as u64, "generation", "generations"),
         output::size(copied.bytes),
         manifest.position,
     )

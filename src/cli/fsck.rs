@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::{Value, json};
 
+use super::output::count;
 use super::store::{Bar, StoreArgs, describe};
 use super::{FAILED, output};
 use crate::core::types::{LaneKey, Seq};
@@ -71,10 +72,6 @@ fn mend(store: &Path, as_json: bool) -> ExitCode {
 
 fn events((first, last): (Seq, Seq)) -> String {
     if first == last { format!("event {first}") } else { format!("events {first} to {last}") }
-}
-
-fn count(number: u64, one: &str, many: &str) -> String {
-    format!("{number} {}", if number == 1 { one } else { many })
 }
 
 fn report_text(report: &Report) -> String {

@@ -49,7 +49,7 @@ pub fn run(args: &RestoreArgs) -> ExitCode {
         return output::print(&format!("{answer:#}\n"));
     }
     output::print(&format!(
-        "restored {} (id {}) from {}: {} generations, {}, copied and checked\n\
+        "restored {} (id {}) from {}: {}, {}, copied and checked\n\
          it holds everything up to event {}, {time}\n\
          - what was accepted after that is not in it\n\
          - what was delivered after that is pending in it, and is delivered again\n\
@@ -57,7 +57,7 @@ pub fn run(args: &RestoreArgs) -> ExitCode {
         store.display(),
         manifest.store_id(),
         args.backup.display(),
-        manifest.generations(),
+        output::count(manifest.generations() as u64, "generation", "generations"),
         output::size(copied.bytes),
         manifest.position,
     ))

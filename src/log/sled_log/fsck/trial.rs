@@ -31,7 +31,7 @@ pub(in crate::log::sled_log) fn trial(survey: &Survey) -> Result<Option<Finding>
     let folder = survey.folder(testimony.generation);
     let scratch = std::env::temp_dir().join(format!("tidings-fsck-{:016x}", getrandom::u64().map_err(|error| error.to_string())?));
     let needed = durable::bytes_on_disk(&folder);
-    let free = rustix::fs::statvfs(&std::env::temp_dir()).map_or(u64::MAX, |stat| stat.f_bavail * stat.f_frsize);
+    let free = rustix::fs::statvfs(std::env::temp_dir()).map_or(u64::MAX, |stat| stat.f_bavail * stat.f_frsize);
     let not_tried = |why: String| format!("whether the database shows all that is in its raw file was not tried: {why}");
     if free < needed.saturating_mul(2) {
         return Err(not_tried(format!(
