@@ -96,7 +96,7 @@ fn every_error_code_of_the_api_stands_in_its_table_and_no_other() {
 
 #[test]
 fn the_table_of_error_codes_has_the_statuses_that_are_sent() {
-    // These are the server's own and those of moves, and none of a report's.
+    // These are the server's own and those of moves and backups, and none of a report's.
     let others = BTreeMap::from([
         ("invalid_host", 400),
         ("forbidden_host", 403),
@@ -107,6 +107,8 @@ fn the_table_of_error_codes_has_the_statuses_that_are_sent() {
         ("not_configured", 409),
         ("invalid_move", 422),
         ("move_failed", 503),
+        ("no_such_backup", 404),
+        ("backup_under_way", 409),
     ]);
     for (code, documented) in documented_codes() {
         let sent = others.get(code.as_str()).copied().unwrap_or_else(|| status_of(&code).0.as_u16());

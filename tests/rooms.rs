@@ -25,10 +25,28 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("app", &["core", "metrics", "server", "config", "log", "ingest", "delivery", "admin"]),
     // The commands read the answers of the API by the types that it writes them with.
     // `check --connect` asks brokers by the way that lanes go.
-    ("cli", &["app", "config", "core", "telemetry", "admin::status", "admin::moves", "server::error", "delivery::probe"]),
+    (
+        "cli",
+        &[
+            "app",
+            "config",
+            "core",
+            "telemetry",
+            "admin::status",
+            "admin::moves",
+            "server::error",
+            "delivery::probe",
+            STORE,
+            STORE_ERROR,
+            "admin::backups",
+        ],
+    ),
 ];
 
 const LOG_HANDLE: &str = "log::committer";
+/// `fsck`, `migrate`, `backup` and `restore` work on a store's folder, where no service has to run.
+const STORE: &str = "log::sled_log";
+const STORE_ERROR: &str = "log::OpenError";
 const LOG_PAGE: &str = "log::Page";
 const LOG_READ_ERROR: &str = "log::ReadError";
 

@@ -120,7 +120,8 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let (settings, shown) = watch::channel(control::settings(&config, Vec::new()));
     let (moves, asked_moves) = mpsc::channel(admin::moves::WAITING);
     let admin = Admin::new(log.clone(), Arc::clone(&board), Arc::clone(&metrics), shown, moves, stop.clone());
-    let app = http::routes(ingest, http::Limits::default()).merge(admin::routes(admin));
+    let backups = admin::backups::routes(log.clone(), config.store.path.clone());
+    let app = http::routes(ingest, http::Limits::default()).merge(admin::routes(admin)).merge(backups);
     let mut told = stop.clone();
     let shutdown = async move {
         // The sender going away is a stop, too.

@@ -138,6 +138,22 @@ impl Client {
         self.send("POST", path, headers, body)
     }
 
+    /// Puts nothing in a place, which says that it is still wanted.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn put(&self, path: &str) -> Result<Reply, ClientError> {
+        self.send("PUT", path, &[], &[])
+    }
+
+    /// Takes something away.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn delete(&self, path: &str) -> Result<Reply, ClientError> {
+        self.send("DELETE", path, &[], &[])
+    }
+
     fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Result<Reply, ClientError> {
         let mut request = Request::builder().method(method).uri(format!("{}{path}", self.url));
         for (name, value) in headers {
@@ -148,7 +164,7 @@ impl Client {
         }
         let invalid = |error: ureq::http::Error| ClientError::Request(error.to_string());
         let sent = match method {
-            "GET" => self.run(request.body(()).map_err(invalid)?),
+            "GET" | "DELETE" => self.run(request.body(()).map_err(invalid)?),
             _ => self.run(request.body(body).map_err(invalid)?),
         };
         let mut response = sent.map_err(|error| self.failure(error))?;

@@ -13,21 +13,30 @@
 //! | [`report`] | posts reports to a running service |
 //! | [`status`] | how a running service does |
 //! | [`moving`] | gives what is pending on one connection to another |
+//! | [`fsck`] | whether a store is whole, and its repair |
+//! | [`migrate`] | a store of an older format |
+//! | [`backup`], [`restore`] | a copy of a store, and a store out of it |
 //! | [`completions`] | completions for a shell |
 //! | [`client`] | the way to a running service |
+//! | [`store`] | which folder the store is, and how far a long job is |
 //! | [`output`] | tables, ages, and pipes that may be closed |
 
+pub mod backup;
 pub mod check;
 pub mod client;
 pub mod completions;
 mod connect;
 pub mod demo;
+pub mod fsck;
 pub mod init;
+pub mod migrate;
 pub mod moving;
 pub mod output;
 pub mod report;
+pub mod restore;
 pub mod serve;
 pub mod status;
+pub mod store;
 
 use std::process::ExitCode;
 
@@ -73,6 +82,14 @@ pub enum Command {
     Status(status::StatusArgs),
     /// Give what is pending on one connection to another
     Move(moving::MoveArgs),
+    /// Check the store, or repair it; the service must not run
+    Fsck(fsck::FsckArgs),
+    /// Bring the store of an older release up to date; `serve` does the same at its start
+    Migrate(migrate::MigrateArgs),
+    /// Copy the store, of a running service or a stopped one
+    Backup(backup::BackupArgs),
+    /// Make a store out of a backup
+    Restore(restore::RestoreArgs),
     /// Print completions for a shell
     Completions(completions::CompletionsArgs),
 }
@@ -97,6 +114,10 @@ pub fn run(command: &Command) -> ExitCode {
         Command::Report(args) => report::run(args),
         Command::Status(args) => status::run(args),
         Command::Move(args) => moving::run(args),
+        Command::Fsck(args) => fsck::run(args),
+        Command::Migrate(args) => migrate::run(args),
+        Command::Backup(args) => backup::run(args),
+        Command::Restore(args) => restore::run(args),
         Command::Completions(args) => completions::run(args),
     }
 }

@@ -40,6 +40,11 @@ pub fn table(heading: &[&str], rows: &[Vec<String>]) -> String {
     text
 }
 
+/// A number of things: `1 page`, `2 pages`.
+pub fn count(number: u64, one: &str, many: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { many })
+}
+
 /// A span of time, in its two largest units: `2h 3m`.
 pub fn age(span: Duration) -> String {
     let text = humantime::format_duration(Duration::from_secs(span.as_secs())).to_string();

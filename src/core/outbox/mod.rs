@@ -17,6 +17,7 @@
 mod backlog;
 mod lane;
 mod requests;
+pub mod salvage;
 
 #[cfg(test)]
 mod tests;

@@ -8,6 +8,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 use super::Limits;
 use super::answer::{Appended, CommitError, Progress};
+use super::pin;
 use super::proof::Committed;
 use crate::core::event::{Accepted, Event};
 use crate::core::outbox::Outbox;
@@ -29,6 +30,7 @@ pub(super) enum Command {
     Append(Append),
     Ask(Box<dyn FnOnce(&Outbox) + Send>),
     CarriedForward,
+    Backup(pin::Ask, oneshot::Sender<Result<Option<pin::Begun>, CommitError>>),
     AdoptCopy(oneshot::Sender<Result<(), CommitError>>),
     Limit(Limits),
     Stop(oneshot::Sender<Result<(), CommitError>>),
@@ -174,6 +176,37 @@ impl LogHandle {
     /// [`CommitError::Stopped`].
     pub async fn limit(&self, limits: Limits) -> Result<(), CommitError> {
         self.commands.send(Command::Limit(limits)).await.map_err(|_| CommitError::Stopped)
+    }
+
+    /// Begins a backup: everything so far stands still in generations that are kept until the backup ends, or is not renewed within
+    /// [`BACKUP_HOLDS`](super::BACKUP_HOLDS). Nothing if another one is under way.
+    ///
+    /// # Errors
+    /// [`CommitError::Stopped`] and [`CommitError::Store`].
+    pub async fn begin_backup(&self) -> Result<Option<pin::Begun>, CommitError> {
+        self.backup(pin::Ask::Begin).await
+    }
+
+    /// Says that a backup is still at work; false if there is no such backup any more.
+    ///
+    /// # Errors
+    /// [`CommitError::Stopped`].
+    pub async fn renew_backup(&self, id: u64) -> Result<bool, CommitError> {
+        self.backup(pin::Ask::Renew(id)).await.map(|found| found.is_some())
+    }
+
+    /// Says that a backup has ended; false if there is no such backup any more.
+    ///
+    /// # Errors
+    /// [`CommitError::Stopped`].
+    pub async fn end_backup(&self, id: u64) -> Result<bool, CommitError> {
+        self.backup(pin::Ask::End(id)).await.map(|found| found.is_some())
+    }
+
+    async fn backup(&self, ask: pin::Ask) -> Result<Option<pin::Begun>, CommitError> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(Command::Backup(ask, reply)).await.map_err(|_| CommitError::Stopped)?;
+        answer.await.unwrap_or(Err(CommitError::Stopped))
     }
 
     /// Commits what waits, writes the checkpoint and closes the log. Later appends get [`CommitError::Stopped`].

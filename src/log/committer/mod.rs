@@ -15,6 +15,7 @@
 
 mod answer;
 mod handle;
+mod pin;
 mod proof;
 mod recover;
 mod retain;
@@ -33,8 +34,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 pub use answer::{Appended, Books, CommitError, Progress};
 use handle::{Append, Busy, Command, QUEUE_BYTES, QUEUE_REQUESTS, Reply, size_of_event};
 pub use handle::{LogHandle, Ticket};
+pub use pin::{BACKUP_HOLDS, Begun};
 pub use proof::Committed;
-pub use recover::{RecoverError, encode_checkpoint, recover};
+pub use recover::{RecoverError, decode_checkpoint, encode_checkpoint, recover};
 
 use super::{AppendError, EventLog, LogReader, codec};
 use crate::core::event::{Dedupe, Event};
@@ -88,6 +90,7 @@ pub fn start(log: Box<dyn EventLog>, outbox: Outbox, limits: Limits, metrics: Ar
         own: handle.commands.downgrade(),
         is_carrying: false,
         carry_again: None,
+        pin: None,
         reader: Arc::clone(&handle.reader),
     };
     committer.publish_progress();
@@ -112,6 +115,8 @@ struct Committer {
     is_carrying: bool,
     /// Not before this time is carrying tried again.
     carry_again: Option<Instant>,
+    /// A backup that copies what stands still.
+    pin: Option<pin::Pin>,
     reader: Arc<dyn LogReader>,
 }
 
@@ -179,6 +184,10 @@ impl Committer {
                 Command::Limit(limits) => {
                     self.limits = limits;
                     self.publish_progress();
+                }
+                Command::Backup(ask, reply) => {
+                    // A command that went away is not answered; its hold ends by itself.
+                    let _ = reply.send(self.backup(ask));
                 }
                 Command::AdoptCopy(reply) => {
                     let result = self.with_log(|log, _| log.adopt_copy());

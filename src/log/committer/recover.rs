@@ -63,7 +63,11 @@ pub fn recover(opened: &Opened) -> Result<Outbox, RecoverError> {
     Ok(outbox)
 }
 
-fn decode_checkpoint(checkpoint: &Checkpoint) -> Result<Outbox, RecoverError> {
+/// The outbox that a checkpoint holds.
+///
+/// # Errors
+/// [`RecoverError::Checkpoint`] if it holds none, or one of another version or position.
+pub fn decode_checkpoint(checkpoint: &Checkpoint) -> Result<Outbox, RecoverError> {
     let unreadable = |what: String| RecoverError::Checkpoint { next: checkpoint.next, what };
     let (version, outbox): (u16, Outbox) = postcard::from_bytes(&checkpoint.bytes).map_err(|error| unreadable(error.to_string()))?;
     if version != CHECKPOINT_VERSION {

@@ -30,6 +30,9 @@ impl Committer {
     /// Drops the oldest generation when nothing in it is needed and it is past its retention, or space is short: reports to come are worth
     /// more than the history of those that are delivered. What is left in it is carried forward first.
     pub(super) fn retain(&mut self) {
+        if self.is_pinned() {
+            return;
+        }
         let is_tight = self.is_tight();
         if is_tight {
             self.roll_to_free();

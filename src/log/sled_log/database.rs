@@ -3,13 +3,17 @@
 //! What makes it durable: `flush()` alone is not (it uses `sync_file_range`), so each commit is `apply_batch` → `flush()` → our own
 //! `fdatasync` of the file `db`. sled can also panic, on a damaged or full disk; that is caught here and becomes an error.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use super::durable;
 use crate::core::types::Seq;
 use crate::log::codec::{Kind, PageKey, Parsed, StoredPage, parse};
+
+/// A dropped database is closed within milliseconds; one that is not by then never will be.
+const CLOSES_WITHIN: Duration = Duration::from_secs(30);
 
 /// An open database. It is closed when this is dropped, so nobody else may hold one.
 pub(super) struct Database {
@@ -105,6 +109,21 @@ impl Database {
                 value.ok_or_else(|| format!("part {part} of {parts} is missing"))
             })
             .collect()
+    }
+}
+
+/// Waits until the database in `folder`, which has been dropped, is closed: a thread of sled's may hold it for a moment longer, and write.
+pub(super) fn wait_until_closed(folder: &Path) -> Result<(), String> {
+    let failed = |error: std::io::Error| format!("{}: {error}", folder.display());
+    let file = File::open(folder.join("db")).map_err(failed)?;
+    let started = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::WouldBlock) if started.elapsed() < CLOSES_WITHIN => std::thread::sleep(Duration::from_millis(1)),
+            Err(TryLockError::WouldBlock) => return Err(format!("the database in {} does not close", folder.display())),
+            Err(TryLockError::Error(error)) => return Err(failed(error)),
+        }
     }
 }
 

@@ -66,6 +66,44 @@ pub(super) fn bytes_on_disk(folder: &Path) -> u64 {
     entries.flatten().filter_map(|entry| entry.metadata().ok()).map(|meta| meta.blocks() * 512).sum()
 }
 
+/// What a folder's files take on disk, those of its folders included.
+pub(super) fn tree_on_disk(folder: &Path) -> u64 {
+    let Ok(entries) = fs::read_dir(folder) else { return 0 };
+    let size = |entry: fs::DirEntry| match entry.metadata() {
+        Ok(meta) if meta.is_dir() => tree_on_disk(&entry.path()),
+        Ok(meta) => meta.blocks() * 512,
+        Err(_) => 0,
+    };
+    entries.flatten().map(size).sum()
+}
+
+/// Copies the files of a folder, but not its folders, to a new folder, and makes the copies durable.
+pub(super) fn copy_files(from: &Path, to: &Path, done: &mut dyn FnMut(u64)) -> io::Result<()> {
+    std::os::unix::fs::DirBuilderExt::mode(&mut fs::DirBuilder::new(), 0o700).create(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        if entry.file_type()?.is_file() {
+            let target = to.join(entry.file_name());
+            done(fs::copy(entry.path(), &target)?);
+        }
+    }
+    sync_folder_and_files(to)
+}
+
+/// Gives a file, or a folder with all that is in it, to the owner of `model`: a tool that is run by root must not lock the service out.
+pub(super) fn give_to_owner_of(model: &Path, path: &Path) -> io::Result<()> {
+    let (wanted, now) = (fs::metadata(model)?, fs::symlink_metadata(path)?);
+    if (wanted.uid(), wanted.gid()) != (now.uid(), now.gid()) {
+        std::os::unix::fs::lchown(path, Some(wanted.uid()), Some(wanted.gid()))?;
+    }
+    if now.is_dir() {
+        for entry in fs::read_dir(path)? {
+            give_to_owner_of(model, &entry?.path())?;
+        }
+    }
+    Ok(())
+}
+
 /// What an open file takes on disk.
 pub(super) fn file_on_disk(file: &File) -> u64 {
     file.metadata().map_or(0, |meta| meta.blocks() * 512)

@@ -106,6 +106,15 @@ impl Identity {
 
     /// Writes the file, for the place where it stands from then on.
     pub(super) fn write(&self, store: &Path) -> io::Result<()> {
+        self.write_at(store, home)
+    }
+
+    /// Writes the file as that of a copy: no file has inode 0, so it is seen as one wherever it stands, on any file system.
+    pub(super) fn write_as_copy(&self, store: &Path) -> io::Result<()> {
+        self.write_at(store, |_| Ok((0, 0)))
+    }
+
+    fn write_at(&self, store: &Path, home: impl Fn(&File) -> io::Result<(u64, u128)>) -> io::Result<()> {
         super::durable::replace(store, IDENTITY, |file| {
             let (inode, born) = home(file)?;
             let content = format!(
@@ -115,6 +124,15 @@ impl Identity {
             writeln!(file, "{content}crc {:08x}", crc32c::crc32c(content.as_bytes()))
         })
     }
+}
+
+/// Whether the file ends with the checksum of what stands before it, as it does in every format.
+pub(super) fn is_whole(store: &Path) -> io::Result<bool> {
+    let bytes = fs::read(store.join(IDENTITY))?;
+    let text = String::from_utf8_lossy(&bytes);
+    let Some((content, crc)) = text.rfind("crc ").map(|at| text.split_at(at)) else { return Ok(false) };
+    let said = crc.strip_prefix("crc ").and_then(|crc| u32::from_str_radix(crc.trim(), 16).ok());
+    Ok(said == Some(crc32c::crc32c(content.as_bytes())))
 }
 
 /// Records another format in the file, and nothing else: the first two lines and the last are the same in every format, and so is `home`.

@@ -19,6 +19,7 @@
 //!       seal                   where each page stands, in one that is not being written any more  (seal)
 //!     g00000000000000184467/   the newest generation is the one that is written
 //!     trash-…                  a folder that is being deleted
+//!     migrating                names the copy that was made before a migration; only while that is under way  (upgrade)
 //! ```
 //! Pages and checkpoints are the values ([`codec`](super::codec)). Every generation but the very first begins with a checkpoint.
 //!
@@ -34,16 +35,20 @@
 //! | closing | a checkpoint, perhaps a `seal`, the witness not clean | as after any kill |
 //! | starting | the witness not clean | as after any kill |
 
+mod backup;
 mod database;
 mod durable;
+mod fsck;
 mod identity;
 mod open;
 mod page_cache;
 mod prove;
 mod reader;
+mod repair;
 mod scan;
 mod seal;
 mod shown;
+mod upgrade;
 mod witness;
 
 #[cfg(test)]
@@ -53,6 +58,11 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+
+pub use self::backup::{BackupError, Copied, Manifest, backup_running, backup_stopped, manifest, restore};
+pub use self::fsck::{Checked, Finding, Findings, Progress, Report, Unreadable, fsck};
+pub use self::repair::{Repair, RepairError, Repaired, repair};
+pub use self::upgrade::{Migrated, Plan, migrate, plan};
 
 use self::database::Database;
 use self::identity::Identity;

@@ -16,11 +16,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::database::Database;
 use super::durable::{self, TRASH_PREFIX};
-use super::identity::{self, Found, IDENTITY, Identity};
+use super::identity::{Found, IDENTITY, Identity};
 use super::prove::{Proven, prove_closed, prove_sealed, prove_written, sort};
 use super::reader::{Generation as Handle, Shared, State};
 use super::seal::{self, Head, SealError};
 use super::shown::{Shown, check_shown, read_checkpoint};
+use super::upgrade::upgrade;
 use super::witness::{Testimony, WITNESS, Witness};
 use super::{Active, Options, SledLog};
 use crate::core::types::{Millis, Seq};
@@ -28,14 +29,14 @@ use crate::log::codec::{Encoder, Limits, MAGIC};
 use crate::log::{LastStop, OpenError, Opened, StoreId};
 use crate::migrations;
 
-const LOCK: &str = "lock";
+pub(super) const LOCK: &str = "lock";
 
 /// The folder of the generation that begins with `first`. Sorted by name is sorted by position.
 pub(super) fn folder_name(first: Seq) -> String {
     format!("g{:020}", first.0)
 }
 
-fn folder_first(name: &str) -> Option<Seq> {
+pub(super) fn folder_first(name: &str) -> Option<Seq> {
     let digits = name.strip_prefix('g').filter(|digits| digits.len() == 20)?;
     digits.parse().ok().map(Seq)
 }
@@ -54,7 +55,7 @@ impl At<'_> {
         OpenError::Io { path: self.store.to_owned(), what: what.to_string() }
     }
 
-    fn not_a_store(&self, what: impl Into<String>) -> OpenError {
+    pub(super) fn not_a_store(&self, what: impl Into<String>) -> OpenError {
         OpenError::NotAStore { path: self.store.to_owned(), what: what.into() }
     }
 
@@ -69,16 +70,16 @@ impl At<'_> {
 
 /// What stands in the store's folder.
 #[derive(Default)]
-struct Listing {
+pub(super) struct Listing {
     has_identity: bool,
-    generations: Vec<Seq>,
+    pub(super) generations: Vec<Seq>,
     trash: Vec<PathBuf>,
     /// The first name that no store has.
     foreign: Option<String>,
 }
 
 /// Reports are nobody else's business: a folder that is made here can be entered by its owner only.
-fn create_private(store: &Path) -> std::io::Result<()> {
+pub(super) fn create_private(store: &Path) -> std::io::Result<()> {
     std::os::unix::fs::DirBuilderExt::mode(fs::DirBuilder::new().recursive(true), 0o700).create(store)
 }
 
@@ -102,8 +103,8 @@ pub(super) fn open(store: &Path, options: Options) -> Result<Opened, OpenError> 
     match Identity::read(store, migrations::CURRENT).map_err(|error| at.io(error))? {
         Found::Missing => create(&at, lock, listing, options),
         Found::Damaged(what) => Err(at.damaged(what)),
-        Found::OtherFormat(found) => {
-            upgrade(&at, found)?;
+        Found::OtherFormat(_) => {
+            upgrade(&at, migrations::STEPS, migrations::CURRENT)?;
             drop(lock);
             open(store, options)
         }
@@ -111,7 +112,7 @@ pub(super) fn open(store: &Path, options: Options) -> Result<Opened, OpenError> 
     }
 }
 
-fn list(store: &Path) -> io::Result<Listing> {
+pub(super) fn list(store: &Path) -> io::Result<Listing> {
     let mut listing = Listing::default();
     for entry in fs::read_dir(store)? {
         let entry = entry?;
@@ -131,7 +132,7 @@ fn list(store: &Path) -> io::Result<Listing> {
     Ok(listing)
 }
 
-fn lock(at: &At<'_>) -> Result<File, OpenError> {
+pub(super) fn lock(at: &At<'_>) -> Result<File, OpenError> {
     let path = at.store.join(LOCK);
     let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
     let mut file = opened.map_err(|error| at.io(format!("{}: {error}", path.display())))?;
@@ -150,20 +151,7 @@ fn lock(at: &At<'_>) -> Result<File, OpenError> {
     Ok(file)
 }
 
-fn upgrade(at: &At<'_>, found: u32) -> Result<(), OpenError> {
-    let path = at.store.to_owned();
-    match migrations::plan(migrations::STEPS, found, migrations::CURRENT) {
-        migrations::Plan::Newer => Err(OpenError::Newer { path, found, known: migrations::CURRENT }),
-        migrations::Plan::Unknown => Err(at.not_a_store(format!("its format {found} is none that any release has written"))),
-        migrations::Plan::Current => Ok(()),
-        migrations::Plan::Steps(steps) => {
-            let record = |version| identity::set_format(at.store, version).map_err(|error| error.to_string());
-            migrations::run(at.store, &steps, record).map_err(|error| at.io(error))
-        }
-    }
-}
-
-fn random(at: &At<'_>) -> Result<u64, OpenError> {
+pub(super) fn random(at: &At<'_>) -> Result<u64, OpenError> {
     getrandom::u64().map_err(|error| at.io(format!("no random number: {error}")))
 }
 
@@ -279,18 +267,18 @@ fn seal_rest(at: &At<'_>, proven: Vec<Proven>, tag: u64) -> Result<Vec<Head>, Op
 }
 
 /// Everything that a log is put together from.
-struct Whole {
-    lock: File,
-    identity: Identity,
-    witness: Witness,
-    testimony: Testimony,
-    sealed: Vec<Head>,
-    active: Active,
-    options: Options,
+pub(super) struct Whole {
+    pub(super) lock: File,
+    pub(super) identity: Identity,
+    pub(super) witness: Witness,
+    pub(super) testimony: Testimony,
+    pub(super) sealed: Vec<Head>,
+    pub(super) active: Active,
+    pub(super) options: Options,
 }
 
 impl Whole {
-    fn into_log(self, at: &At<'_>) -> Result<SledLog, OpenError> {
+    pub(super) fn into_log(self, at: &At<'_>) -> Result<SledLog, OpenError> {
         let Whole { lock, identity, witness, testimony, sealed, active, options } = self;
         let limits = Limits::for_segment(identity.segment_size);
         let encoder = Encoder::new(identity.tag, testimony.run, limits).map_err(|error| at.io(error))?;

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use super::database::Database;
+use super::database::{Database, wait_until_closed};
 use super::durable;
 use super::page_cache::PageCache;
 use super::seal::{self, SealedFile};
@@ -82,8 +82,10 @@ impl Generation {
         let mut state = write(&self.state);
         let State::Active(database) = std::mem::replace(&mut *state, State::Dropped) else { return Ok(()) };
         drop(database);
-        let outcome = seal::make(&self.folder, tag, self.first, next);
-        let outcome = outcome.map(|_| ()).map_err(|error| format!("sealing {}: {error}", self.folder.display()));
+        let outcome = wait_until_closed(&self.folder).and_then(|()| {
+            let made = seal::make(&self.folder, tag, self.first, next);
+            made.map(|_| ()).map_err(|error| format!("sealing {}: {error}", self.folder.display()))
+        });
         *state = match &outcome {
             Ok(()) => State::Sealed,
             Err(what) => State::Unreadable(what.clone()),

@@ -40,20 +40,61 @@ pub(super) struct Scan {
 
 /// Finds every page of the store with `tag` in the file `db` of `folder`.
 pub(super) fn scan(folder: &Path, tag: u64) -> io::Result<Scan> {
-    let mut found = Vec::new();
     match File::open(folder.join("db")) {
-        Ok(file) => each_page(file, tag, |place| found.push(place))?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
+        Ok(file) => scan_through(file, tag),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Scan::default()),
+        Err(error) => Err(error),
     }
+}
+
+/// Finds every page of the store with `tag` in what `file` gives, which is read to its end.
+pub(super) fn scan_through(file: impl Read, tag: u64) -> io::Result<Scan> {
+    let mut found = Vec::new();
+    each_page(file, Some(tag), |_, place| found.push(place))?;
     Ok(Scan::of(found))
 }
 
-/// Calls `seen` with each page whose checksum is right.
-fn each_page(mut file: impl Read, tag: u64, mut seen: impl FnMut(Place)) -> io::Result<()> {
-    let mut needle = [0; 16];
-    needle[..8].copy_from_slice(&MAGIC);
-    needle[8..].copy_from_slice(&tag.to_le_bytes());
+/// How many pages there are of each store, by its tag, in the file `db` of `folder`. Only a page whose checksum is right counts.
+pub(super) fn tags(folder: &Path) -> io::Result<BTreeMap<u64, u64>> {
+    let mut tags = BTreeMap::new();
+    match File::open(folder.join("db")) {
+        Ok(file) => each_page(file, None, |tag, _| *tags.entry(tag).or_insert(0) += 1)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    Ok(tags)
+}
+
+/// Calls `seen` with the offset, the first position and the bytes of whatever begins like a page of the store with `tag`, and is none.
+pub(super) fn each_broken(file: impl Read, tag: u64, mut seen: impl FnMut(u64, Seq, &[u8])) -> io::Result<()> {
+    const FIRST_AT: usize = 44;
+    each_hit(file, Some(tag), |offset, here| {
+        let parsed = parse_prefix(tag, here);
+        if parsed.is_err()
+            && let Some(first) = here.get(FIRST_AT..FIRST_AT + 8)
+        {
+            let first = Seq(u64::from_le_bytes(first.try_into().expect("eight bytes")));
+            seen(offset, first, &here[..here.len().min(MAX_PAGE)]);
+        }
+        parsed.map_or(1, |parsed| parsed.header.page_len())
+    })
+}
+
+/// Calls `seen` with each page whose checksum is right, and its store's tag: of the store with `tag`, or of any.
+fn each_page(file: impl Read, tag: Option<u64>, mut seen: impl FnMut(u64, Place)) -> io::Result<()> {
+    each_hit(file, tag, |offset, here| {
+        let tag = tag.or_else(|| Some(u64::from_le_bytes(here.get(8..16)?.try_into().ok()?))).unwrap_or_default();
+        let Ok(parsed) = parse_prefix(tag, here) else { return 1 };
+        let newest = parsed.index().ok().and_then(|index| index.times).map(|times| times.1);
+        seen(tag, Place { header: parsed.header, offset, newest });
+        parsed.header.page_len()
+    })
+}
+
+/// Calls `seen` with the offset of whatever begins like a page, and what stands there; goes on as many bytes behind that as it says.
+fn each_hit(mut file: impl Read, tag: Option<u64>, mut seen: impl FnMut(u64, &[u8]) -> usize) -> io::Result<()> {
+    let mut needle = MAGIC.to_vec();
+    needle.extend(tag.map(u64::to_le_bytes).into_iter().flatten());
     let finder = Finder::new(&needle);
     let mut buffer = vec![0; CHUNK_LEN + MAX_PAGE];
     let (mut filled, mut offset, mut ended) = (0, 0u64, false);
@@ -73,14 +114,7 @@ fn each_page(mut file: impl Read, tag: u64, mut seen: impl FnMut(Place)) -> io::
             if at >= mark {
                 break;
             }
-            match parse_prefix(tag, &buffer[at..filled]) {
-                Ok(parsed) => {
-                    let newest = parsed.index().ok().and_then(|index| index.times).map(|times| times.1);
-                    seen(Place { header: parsed.header, offset: offset + at as u64, newest });
-                    at += parsed.header.page_len();
-                }
-                Err(_) => at += 1,
-            }
+            at += seen(offset + at as u64, &buffer[at..filled]);
         }
         if ended {
             return Ok(());
@@ -176,7 +210,7 @@ mod tests {
                 file.extend_from_slice(&page);
                 file.extend_from_slice(&[0xf1; 100]);
                 let mut found = Vec::new();
-                each_page(&file[..], 7, |place| found.push((place.offset, place.header.first))).unwrap();
+                each_page(&file[..], Some(7), |_, place| found.push((place.offset, place.header.first))).unwrap();
                 assert_eq!(found, [(offset as u64, Seq(5))]);
             }
         }

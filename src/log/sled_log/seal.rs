@@ -43,18 +43,18 @@ pub(super) struct Head {
 /// What a file looks like.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct FileSum {
-    name: String,
-    len: u64,
-    crc: u32,
+    pub(super) name: String,
+    pub(super) len: u64,
+    pub(super) crc: u32,
 }
 
 /// Where a page stands in `db`.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-struct PageAt {
-    first: Seq,
-    part: u32,
-    offset: u64,
-    len: u32,
+pub(super) struct PageAt {
+    pub(super) first: Seq,
+    pub(super) part: u32,
+    pub(super) offset: u64,
+    pub(super) len: u32,
 }
 
 /// A sealed generation, open for reading.
@@ -107,6 +107,13 @@ pub(super) fn make(folder: &Path, tag: u64, first: Seq, next: Seq) -> Result<Hea
 pub(super) fn read_head(folder: &Path, tag: u64) -> io::Result<Option<Head>> {
     let Some(mut file) = open(folder, tag)? else { return Ok(None) };
     read_frame(&mut file)
+}
+
+/// The whole seal in `folder`: its head, and where the pages stand.
+pub(super) fn read_all(folder: &Path, tag: u64) -> io::Result<Option<(Head, Vec<PageAt>)>> {
+    let Some(mut file) = open(folder, tag)? else { return Ok(None) };
+    let Some(head) = read_frame(&mut file)? else { return Ok(None) };
+    Ok(read_frame(&mut file)?.map(|pages| (head, pages)))
 }
 
 /// What is wrong with the length of the generation's files, if anything is.
@@ -225,7 +232,7 @@ fn sums(folder: &Path) -> io::Result<Vec<FileSum>> {
 }
 
 /// Length and CRC32C of a file.
-fn checksum(path: &Path) -> io::Result<(u64, u32)> {
+pub(super) fn checksum(path: &Path) -> io::Result<(u64, u32)> {
     let mut file = File::open(path)?;
     let mut buffer = vec![0; 1 << 20];
     let (mut len, mut crc) = (0, 0);

@@ -64,21 +64,17 @@ impl Witness {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
-        let mut newest: Option<(u64, Testimony)> = None;
-        for slot in 0..2 {
-            let mut bytes = [0; SLOT_LEN];
-            match file.read_exact_at(&mut bytes, slot * SLOT_DISTANCE) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => continue,
-                Err(error) => return Err(error),
-            }
-            if let Some(found) = parse(&bytes, tag)
-                && newest.is_none_or(|known| found.0 > known.0)
-            {
-                newest = Some(found);
-            }
-        }
+        let newest = newest_slot(&file, tag)?;
         Ok(newest.map(|(counter, testimony)| (Witness { file, tag, counter, unsynced: false }, testimony)))
+    }
+
+    /// Reads the newest slot, also while a service writes the other.
+    pub(super) fn read(store: &Path, tag: u64) -> io::Result<Option<Testimony>> {
+        match File::open(store.join(WITNESS)) {
+            Ok(file) => Ok(newest_slot(&file, tag)?.map(|(_, testimony)| testimony)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Writes the older slot. It survives a kill from here on, and a power cut from the next [`Witness::sync`] on.
@@ -105,6 +101,24 @@ impl Witness {
         }
         Ok(())
     }
+}
+
+fn newest_slot(file: &File, tag: u64) -> io::Result<Option<(u64, Testimony)>> {
+    let mut newest: Option<(u64, Testimony)> = None;
+    for slot in 0..2 {
+        let mut bytes = [0; SLOT_LEN];
+        match file.read_exact_at(&mut bytes, slot * SLOT_DISTANCE) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => continue,
+            Err(error) => return Err(error),
+        }
+        if let Some(found) = parse(&bytes, tag)
+            && newest.is_none_or(|known| found.0 > known.0)
+        {
+            newest = Some(found);
+        }
+    }
+    Ok(newest)
 }
 
 fn parse(bytes: &[u8; SLOT_LEN], tag: u64) -> Option<(u64, Testimony)> {

@@ -1,7 +1,12 @@
 //! What only the log on disk promises: damage is refused untouched, no kill needs an operator, and what is not ours is left alone.
 
+mod backup;
 mod damage;
+mod fsck;
 mod kills;
+mod migrating;
+mod salvage;
+mod story;
 mod strangers;
 
 use std::collections::BTreeMap;

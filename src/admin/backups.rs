@@ -1,0 +1,121 @@
+//! Backups of a running service: it says what to copy, and keeps that for as long as the command says that it is still at it.
+//!
+//! ```text
+//!   POST /v1/backups ─▶ a new generation begins; all before it stands still and is kept ─▶ the command copies, and renews
+//!        PUT …/{id}, a few times a minute ─▶ kept for another minute        DELETE …/{id} ─▶ retention goes on
+//! ```
+//! The reports themselves don't go through here: `tidings backup` runs on the same machine and reads the store's folder.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::http::{Response, StatusCode};
+use axum::response::IntoResponse;
+use axum::routing::{post, put};
+use serde::{Deserialize, Serialize};
+
+use crate::log::committer::{BACKUP_HOLDS, CommitError, LogHandle};
+use crate::server::error::{ApiError, json};
+
+/// `POST /v1/backups`: what to copy.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct BackupBegun {
+    /// What it is renewed and ended by.
+    pub id: String,
+    /// The store's folder on the service's machine.
+    pub store: PathBuf,
+    /// The store's id.
+    pub store_id: String,
+    /// The last event that is in the backup.
+    pub position: u64,
+    /// It ends by itself if it is not renewed within so many seconds.
+    pub holds_s: u64,
+    /// What to copy, oldest first.
+    pub generations: Vec<BackupGeneration>,
+}
+
+/// A generation that stands still.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct BackupGeneration {
+    /// Its first event.
+    pub first: u64,
+    /// Its size on disk, in bytes.
+    pub bytes: u64,
+}
+
+/// What the routes need.
+struct Backups {
+    log: LogHandle,
+    store: PathBuf,
+}
+
+/// The routes, for the store in the folder `store`.
+pub fn routes(log: LogHandle, store: PathBuf) -> Router {
+    // A command in another working directory has to find it.
+    let store = store.canonicalize().unwrap_or(store);
+    Router::new()
+        .route("/v1/backups", post(begin))
+        .route("/v1/backups/{id}", put(renew).delete(end))
+        .with_state(Arc::new(Backups { log, store }))
+}
+
+async fn begin(State(backups): State<Arc<Backups>>) -> Response<Body> {
+    match backups.log.begin_backup().await {
+        Ok(Some(begun)) => {
+            let generations = begun.generations.iter().map(|(first, bytes)| BackupGeneration { first: first.0, bytes: *bytes }).collect();
+            let answer = BackupBegun {
+                id: format!("{:016x}", begun.id),
+                store: backups.store.clone(),
+                store_id: backups.log.store_id().to_string(),
+                position: begun.position.0,
+                holds_s: BACKUP_HOLDS.as_secs(),
+                generations,
+            };
+            json(StatusCode::CREATED, &answer)
+        }
+        Ok(None) => {
+            let message = format!(
+                "another backup is under way; wait for it. One that was killed is forgotten within {} seconds",
+                BACKUP_HOLDS.as_secs()
+            );
+            ApiError::new(StatusCode::CONFLICT, "backup_under_way", message).into_response()
+        }
+        Err(error) => unavailable(&error),
+    }
+}
+
+async fn renew(State(backups): State<Arc<Backups>>, Path(id): Path<String>) -> Response<Body> {
+    match number(&id) {
+        Some(id) => settled(backups.log.renew_backup(id).await),
+        None => settled(Ok(false)),
+    }
+}
+
+async fn end(State(backups): State<Arc<Backups>>, Path(id): Path<String>) -> Response<Body> {
+    match number(&id) {
+        Some(id) => settled(backups.log.end_backup(id).await),
+        None => settled(Ok(false)),
+    }
+}
+
+fn number(id: &str) -> Option<u64> {
+    u64::from_str_radix(id, 16).ok()
+}
+
+fn settled(found: Result<bool, CommitError>) -> Response<Body> {
+    match found {
+        Ok(true) => StatusCode::NO_CONTENT.into_response(),
+        Ok(false) => {
+            let message = "there is no such backup under way: it has ended, or was not renewed in time; begin another";
+            ApiError::new(StatusCode::NOT_FOUND, "no_such_backup", message).into_response()
+        }
+        Err(error) => unavailable(&error),
+    }
+}
+
+fn unavailable(error: &CommitError) -> Response<Body> {
+    ApiError::new(StatusCode::SERVICE_UNAVAILABLE, error.code(), error.to_string()).into_response()
+}

@@ -1,0 +1,126 @@
+//! A store of an older format, with steps that exist here only: a copy first, and a kill anywhere.
+
+use super::open::At;
+use super::story::scratch;
+use super::*;
+use crate::log::sled_log::upgrade::{migrate_with, upgrade};
+use crate::migrations::Step;
+
+/// Leaves a file; the first run is killed half way where the store says so.
+struct Mark(u32);
+
+impl Step for Mark {
+    fn to(&self) -> u32 {
+        self.0
+    }
+
+    fn title(&self) -> &'static str {
+        "leaves a mark"
+    }
+
+    fn prepare(&self, _: &Path) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn run(&self, store: &Path) -> Result<(), String> {
+        let kill = store.join(format!("kill-{}", self.0));
+        if kill.exists() {
+            fs::remove_file(kill).unwrap();
+            fs::write(store.join(format!("mark-{}", self.0)), "half").unwrap();
+            return Err("the disk said no".into());
+        }
+        fs::write(store.join(format!("mark-{}", self.0)), "whole").map_err(|error| error.to_string())
+    }
+
+    fn validate(&self, store: &Path) -> Result<(), String> {
+        let left = fs::read_to_string(store.join(format!("mark-{}", self.0))).map_err(|error| error.to_string())?;
+        if left == "whole" { Ok(()) } else { Err(left) }
+    }
+}
+
+const STEPS: [&dyn Step; 2] = [&Mark(2), &Mark(3)];
+
+fn store_of(sample: &Sample) -> (tempfile::TempDir, PathBuf) {
+    let folder = scratch();
+    let store = folder.path().join("store");
+    copy_folder(sample.path(), &store);
+    (folder, store)
+}
+
+fn format_of(store: &Path) -> String {
+    fs::read_to_string(store.join("identity")).unwrap().lines().nth(1).unwrap().to_owned()
+}
+
+fn below(store: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    content(store).into_iter().map(|(path, bytes)| (path.strip_prefix(store).unwrap().to_owned(), bytes)).collect()
+}
+
+#[test]
+fn a_migration_is_preceded_by_a_copy_of_the_whole_store() {
+    let (folder, store) = store_of(&Sample::closed());
+    let before = below(&store);
+    let done = migrate_with(&At { store: &store }, &STEPS, 3).unwrap();
+    assert_eq!(format_of(&store), "format 3");
+    let copy = folder.path().join("store.before-format-3");
+    assert_eq!(done.copy, Some(copy.canonicalize().unwrap()));
+    assert!(before == below(&copy), "the copy is the store as it was");
+    assert!(!store.join("migrating").exists());
+    // Going back is putting the copy in its place.
+    open(&copy);
+    let again = migrate_with(&At { store: &store }, &STEPS, 3).unwrap();
+    assert!(again.plan.steps.is_empty() && again.copy.is_none());
+}
+
+#[test]
+fn a_step_that_fails_names_itself_and_the_copy_and_goes_on_with_the_same_copy() {
+    let (folder, store) = store_of(&Sample::closed());
+    let before = below(&store);
+    fs::write(store.join("kill-3"), "").unwrap();
+    let error = migrate_with(&At { store: &store }, &STEPS, 3).unwrap_err().to_string();
+    assert!(error.contains("migration to format 3 (leaves a mark): the disk said no"), "{error}");
+    assert!(error.contains("store.before-format-3"), "{error}");
+    assert_eq!(format_of(&store), "format 2", "the first step is done and recorded");
+    // Now the store is half of something; the copy must stay what there was before.
+    let done = upgrade(&At { store: &store }, &STEPS, 3).unwrap();
+    assert_eq!((format_of(&store).as_str(), done.plan.found), ("format 3", 2));
+    assert!(!folder.path().join("store.before-format-3-1").exists(), "no second copy");
+    let mut copy = below(&folder.path().join("store.before-format-3"));
+    copy.remove(Path::new("kill-3"));
+    assert!(before == copy);
+}
+
+#[test]
+fn a_kill_while_the_copy_is_made_leaves_nothing_that_passes_for_one() {
+    let (folder, store) = store_of(&Sample::closed());
+    let unfinished = folder.path().join("store.before-format-3.unfinished");
+    fs::create_dir(&unfinished).unwrap();
+    fs::write(unfinished.join("identity"), "half").unwrap();
+    let before = below(&store);
+    migrate_with(&At { store: &store }, &STEPS, 3).unwrap();
+    assert!(!unfinished.exists());
+    assert!(before == below(&folder.path().join("store.before-format-3")));
+}
+
+#[test]
+fn where_no_copy_can_be_made_nothing_is_changed() {
+    let (folder, store) = store_of(&Sample::closed());
+    // Something stands where it is to be written, and can't be removed as a folder.
+    fs::write(folder.path().join("store.before-format-3.unfinished"), "").unwrap();
+    let before = below(&store);
+    let error = migrate_with(&At { store: &store }, &STEPS, 3).unwrap_err().to_string();
+    assert!(error.contains("nothing was changed"), "{error}");
+    assert!(before == below(&store));
+}
+
+#[test]
+fn a_newer_or_unknown_format_is_refused_with_both_numbers() {
+    let (_folder, store) = store_of(&Sample::closed());
+    identity::set_format(&store, 4).unwrap();
+    let error = migrate_with(&At { store: &store }, &STEPS, 3).unwrap_err();
+    assert!(matches!(error, OpenError::Newer { found: 4, known: 3, .. }), "{error}");
+    identity::set_format(&store, 1).unwrap();
+    let only_the_last: [&dyn Step; 1] = [&Mark(3)];
+    let error = migrate_with(&At { store: &store }, &only_the_last, 3).unwrap_err();
+    assert!(matches!(error, OpenError::NotAStore { .. }), "{error}");
+    assert_eq!(plan(&store).unwrap(), Plan { found: 1, known: 1, steps: Vec::new(), copy_bytes: 0 });
+}
