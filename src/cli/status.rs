@@ -60,7 +60,7 @@ fn describe(status: &Status) -> String {
     let lanes: Vec<_> =
         status.connections.iter().flat_map(|connection| connection.lanes.iter().map(|each| lane(connection, each))).collect();
     if !lanes.is_empty() {
-        let heading = ["LANE", "STATE", "MQTT", "PENDING", "IN FLIGHT", "WAITING", "LAST TROUBLE"];
+        let heading = ["LANE", "STATE", "MQTT", "SERVER", "PENDING", "IN FLIGHT", "WAITING", "LAST TROUBLE"];
         text.push_str(&format!("\n{}", output::table(&heading, &lanes)));
     }
     text
@@ -123,6 +123,7 @@ fn lane(connection: &Connection, lane: &Lane) -> Vec<String> {
         format!("{}/{}", connection.name, lane.lane),
         lane.state.clone(),
         lane.protocol.clone().unwrap_or_else(|| "-".to_owned()),
+        lane.server.clone().unwrap_or_else(|| "-".to_owned()),
         lane.pending.to_string(),
         lane.in_flight.to_string(),
         lane.waiting.to_string(),
@@ -146,7 +147,7 @@ mod tests {
             "connections": [{ "name": "mqtt", "configured": false, "backlog": 3, "oldest_pending_age_seconds": 125.5, "inflight": 2,
                 "dead_letters": 0, "totals": { "created": 5, "accepted": 5, "replayed": 0, "acknowledged": 1, "sent": 1, "dead": 0, "expired": 0,
                     "discarded": 0, "pending": 3, "possible_duplicates": 0, "balanced": true },
-                "lanes": [{ "lane": 0, "state": "backing_off", "protocol": "5", "pending": 3, "in_flight": 2, "waiting": 0,
+                "lanes": [{ "lane": 0, "state": "backing_off", "protocol": "5", "server": "broker:1883", "pending": 3, "in_flight": 2, "waiting": 0,
                     "last_error": { "at": "2026-01-01T00:00:00.000Z", "message": "connection refused" } }] }],
             "replays": 0
         });
@@ -161,8 +162,8 @@ store: 1.5 KiB of 10.0 GiB, 1.0 GiB free on its disk; delivered reports stay 7da
 CONNECTION  BACKLOG  OLDEST  IN FLIGHT  DEAD  CREATED  ACKNOWLEDGED  SENT
 mqtt        3        2m 5s   2          0     5        1             1
 
-LANE    STATE        MQTT  PENDING  IN FLIGHT  WAITING  LAST TROUBLE
-mqtt/0  backing_off  5     3        2          0        2026-01-01T00:00:00.000Z connection refused
+LANE    STATE        MQTT  SERVER       PENDING  IN FLIGHT  WAITING  LAST TROUBLE
+mqtt/0  backing_off  5     broker:1883  3        2          0        2026-01-01T00:00:00.000Z connection refused
 ";
         assert_eq!(describe(&serde_json::from_value(status).unwrap()), expected);
     }
