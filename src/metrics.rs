@@ -96,6 +96,16 @@ metrics! {
     tidings_config_reloads_total: IntCounterVec = counters(&["result"]);
     /// Whether the configuration that is in force is the one that was last asked for; 0 if that had mistakes.
     tidings_config_last_reload_successful: IntGauge = gauge;
+    /// What is left on the file system of the store.
+    tidings_store_free_bytes: IntGauge = gauge;
+    /// What the store keeps to be given up when the disk is full; 0 if it has been.
+    tidings_store_ballast_bytes: IntGauge = gauge;
+    /// Outcomes of deliveries that wait for room on the disk.
+    tidings_store_held_outcomes: IntGauge = gauge;
+    /// Requests and outcomes that wait for the committer.
+    tidings_commit_queue_requests: IntGauge = gauge;
+    /// Bytes of reports that wait for their commit.
+    tidings_commit_queue_bytes: IntGauge = gauge;
     /// The version that runs.
     tidings_build_info: IntGaugeVec = gauges(&["version"]);
 }

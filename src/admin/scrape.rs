@@ -27,6 +27,9 @@ impl Admin {
     fn scrape(&self) -> String {
         let _alone = self.scraping.lock().unwrap_or_else(PoisonError::into_inner);
         let (metrics, now) = (&self.metrics, now());
+        let queue = self.log.queue();
+        metrics.tidings_commit_queue_requests.set(gauge(queue.requests as u64));
+        metrics.tidings_commit_queue_bytes.set(gauge(queue.bytes as u64));
         // Lanes come and go with their sets; the series of one that is gone must go too.
         metrics.tidings_connection_up.reset();
         for (name, view) in self.views() {

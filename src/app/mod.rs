@@ -150,9 +150,9 @@ async fn read_files(config: &Config) -> BTreeMap<ConnectionName, u64> {
 
 /// Opens and recovers the store, off the runtime's threads.
 async fn open_log(config: &Config, limits: Limits, metrics: &Arc<Metrics>) -> Result<LogHandle, StartError> {
-    let path = config.store.path.clone();
+    let (path, max_size) = (config.store.path.clone(), limits.max_size);
     let opening = tokio::task::spawn_blocking(move || {
-        let opened = SledLog::open(&path, Options::default())?;
+        let opened = SledLog::open(&path, Options::for_store(&path, max_size))?;
         let outbox = committer::recover(&opened)?;
         Ok::<_, StartError>((opened, outbox))
     });

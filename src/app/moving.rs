@@ -91,7 +91,8 @@ impl Control {
         let (mut until, mut tries) = (None, 0);
         loop {
             let asked = handover.from.clone();
-            let snapshot = self.log.ask(move |outbox| (outbox.connections().get(&asked).map(|known| known.backlog()), outbox.next()));
+            let snapshot =
+                self.log.ask_in_order(move |outbox| (outbox.connections().get(&asked).map(|known| known.backlog()), outbox.next()));
             let (backlog, next) = snapshot.await.map_err(|error| failed(done, &error))?.into_inner();
             let through = *until.get_or_insert(Seq(next.0 - 1));
             let before = done.moved;

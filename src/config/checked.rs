@@ -15,8 +15,8 @@ const TIB: u64 = 1 << 40;
 
 /// Below a second, history would be gone before anybody could look; beyond ten years the number is a slip.
 const RETENTION_MS: RangeInclusive<u64> = SECOND..=3_650 * DAY;
-/// Two of the store's 8 MiB segments are the least that it can work in.
-const MAX_SIZE: RangeInclusive<u64> = 256 * MIB..=16 * TIB;
+/// The least that a store's parts are laid out for, see `log::sizes`.
+const MAX_SIZE: RangeInclusive<u64> = 32 * MIB..=16 * TIB;
 /// A report of a start is about half a KiB. A report is one MQTT packet and is held whole in memory, on both sides.
 const MAX_REPORT: RangeInclusive<u64> = KIB..=16 * MIB;
 /// A body is one commit, and everything that waits, waits for it.

@@ -112,7 +112,7 @@ failure.mqt = { topic = "t", retain = "yes" }
     let expected = [
         r#"tidings.toml:2: store.path: expected a text in quotes that is not empty, found 3"#,
         r#"tidings.toml:3: store.retentoin: unknown key; did you mean `retention`?"#,
-        r#"tidings.toml:4: store.max_size: expected a size from "256MiB" to "16TiB", found "10 cows""#,
+        r#"tidings.toml:4: store.max_size: expected a size from "32MiB" to "16TiB", found "10 cows""#,
         r#"tidings.toml:7: http.listen: only loopback (127.0.0.1 or [::1]) can be listened on as long as there are no tokens, which are not available in this version: anyone who reaches the port could publish"#,
         r#"tidings.toml:9: connection.mqtt.driver: is required: write `driver = "mqtt"`"#,
         r#"tidings.toml:10: connection.mqtt.port: expected a whole number from 1 to 65535, found "x""#,
@@ -174,7 +174,7 @@ fn durations_and_sizes_are_within_their_bounds() {
         "retention = '0s'",
         "retention = '7 dayz'",
         "retention = '11y'",
-        "max_size = '255MiB'",
+        "max_size = '31MiB'",
         "max_size = '17TiB'",
         "max_size = 1.5",
     ] {

@@ -201,7 +201,7 @@ impl EventLog for MemoryLog {
 
     fn space(&self) -> Space {
         let content = self.disk.content();
-        Space { used: content.generations.iter().map(|generation| generation.bytes).sum(), free: content.free }
+        Space { used: content.generations.iter().map(|generation| generation.bytes).sum(), free: content.free, ballast: 0 }
     }
 
     fn tick(&mut self) -> Result<(), AppendError> {

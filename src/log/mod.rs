@@ -21,11 +21,13 @@
 //! | `sled_log` | the log on disk |
 //! | `memory_log` | the log for tests |
 //! | `committer` | group commit, the outbox, `Committed` |
+//! | `sizes` | how large the parts of a store are, by the space that it has |
 
 pub mod committer;
 
 pub mod codec;
 pub mod memory_log;
+pub mod sizes;
 pub mod sled_log;
 
 #[cfg(test)]
@@ -39,6 +41,7 @@ use std::sync::Arc;
 
 use crate::core::event::Event;
 use crate::core::types::{LaneKey, Millis, SendNo, Seq};
+use sizes::Sizes;
 
 /// The random id of a store: stands in every page, so that no payload can pose as one, and in every MQTT client id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -87,6 +90,28 @@ pub trait EventLog: Send {
     /// What the store takes on disk, and what is left.
     fn space(&self) -> Space;
 
+    /// How large the store's parts are.
+    fn sizes(&self) -> Sizes {
+        Sizes::default()
+    }
+
+    /// Makes sure that the next append can be written, if its events take at most `bytes`; false if there is no room, and then it must not
+    /// be tried: after an error of the disk the log is dead. A log that is not on a disk has room always.
+    ///
+    /// # Errors
+    /// As [`EventLog::append`].
+    fn make_room(&mut self, _bytes: u64, _urgency: Urgency) -> Result<bool, AppendError> {
+        Ok(true)
+    }
+
+    /// As [`EventLog::make_room`], for [`EventLog::begin_generation`] with a checkpoint of at most `bytes`.
+    ///
+    /// # Errors
+    /// As [`EventLog::append`].
+    fn make_room_to_begin(&mut self, _bytes: u64) -> Result<bool, AppendError> {
+        Ok(true)
+    }
+
     /// Housekeeping that is due about once a second: syncs the witness.
     ///
     /// # Errors
@@ -102,7 +127,8 @@ pub trait EventLog: Send {
     /// As [`EventLog::append`].
     fn adopt_copy(&mut self) -> Result<(), AppendError>;
 
-    /// Writes `checkpoint` as of [`EventLog::next_seq`] and closes cleanly, so that the next start reads nothing else.
+    /// Writes `checkpoint` as of [`EventLog::next_seq`] and closes cleanly, so that the next start reads nothing else. Where there is no room
+    /// for that, it says so in the log and leaves the store as a kill would.
     ///
     /// # Errors
     /// As [`EventLog::append`].
@@ -159,6 +185,17 @@ pub struct Space {
     pub used: u64,
     /// What is left on its file system for it.
     pub free: u64,
+    /// Of what it takes: ballast, to be given up when the disk is full.
+    pub ballast: u64,
+}
+
+/// What may be given up to make room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Urgency {
+    /// It can be refused: nothing is given up for it.
+    CanBeRefused,
+    /// It can't: outcomes. The ballast goes as the last resort.
+    LastResort,
 }
 
 /// One page of the log, decoded.

@@ -127,7 +127,7 @@ impl EventLog for Disk {
     }
 
     fn space(&self) -> Space {
-        Space { used: self.0.state.lock().unwrap().used, free: 1 << 40 }
+        Space { used: self.0.state.lock().unwrap().used, free: 1 << 40, ballast: 0 }
     }
 
     fn tick(&mut self) -> Result<(), AppendError> {

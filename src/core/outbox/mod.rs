@@ -436,7 +436,13 @@ impl Outbox {
 
     /// How many deliveries that are pending or dead are held by the oldest generation, or none if it is the only one.
     pub fn needed_in_oldest_generation(&self) -> Option<u64> {
-        let next = self.generations.get(1)?;
+        self.needed_before_generation(1)
+    }
+
+    /// How many deliveries that are pending or dead are held by the generations before the `number`-th, counted from 0; none if there are
+    /// not so many.
+    pub fn needed_before_generation(&self, number: usize) -> Option<u64> {
+        let next = self.generations.get(number)?;
         Some(
             self.lanes()
                 .map(|(key, lane)| {

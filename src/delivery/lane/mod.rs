@@ -196,7 +196,7 @@ impl<'a> Lane<'a> {
         let key = config.settings.lane.clone();
         let progress = around.log.progress();
         let asked = key.clone();
-        let snapshot = around.log.ask(move |outbox| outbox.lane(&asked).cloned().map(|lane| (lane, outbox.next()))).await?;
+        let snapshot = around.log.ask_in_order(move |outbox| outbox.lane(&asked).cloned().map(|lane| (lane, outbox.next()))).await?;
         let released = snapshot.map_ref(|_| ());
         let Some((lane, next)) = snapshot.into_inner() else {
             return Err(LaneError::Internal(format!("lane {key} is not in the log")));

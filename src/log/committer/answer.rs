@@ -73,6 +73,8 @@ pub struct Progress {
     pub limits: Limits,
     /// Why accepts are refused, if they are.
     pub full: Option<String>,
+    /// Outcomes that wait for room on the disk.
+    pub held: usize,
     /// Why the log is dead, if it is.
     pub failed: Option<String>,
     /// Replay jobs under way.

@@ -26,10 +26,17 @@ const ACCEPT_PATIENCE: Duration = Duration::from_secs(5);
 
 pub(super) type Reply = oneshot::Sender<Result<Committed<Appended>, CommitError>>;
 
+type Question = Box<dyn FnOnce(&Outbox) + Send>;
+
 pub(super) enum Command {
     Append(Append),
-    Ask(Box<dyn FnOnce(&Outbox) + Send>),
-    CarriedForward,
+    Ask(Question),
+    /// As `Ask`, and behind everything that was handed in before, also where that waits for room.
+    AskInOrder(Question),
+    CarriedForward {
+        /// What there was to carry, in bytes, if that was too much.
+        weight: Option<u64>,
+    },
     Backup(pin::Ask, oneshot::Sender<Result<Option<pin::Begun>, CommitError>>),
     AdoptCopy(oneshot::Sender<Result<(), CommitError>>),
     Limit(Limits),
@@ -54,6 +61,17 @@ pub struct LogHandle {
     pub(super) reader: Arc<dyn LogReader>,
     pub(super) busy: Arc<Busy>,
     pub(super) store_id: StoreId,
+}
+
+/// What waits for the committer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Queue {
+    /// Requests in its channel.
+    pub requests: usize,
+    /// Bytes of reports in the channel, and in the commit that is under way.
+    pub bytes: usize,
+    /// Outcomes that wait for room on the disk.
+    pub held: usize,
 }
 
 /// An append that is under way.
@@ -122,13 +140,42 @@ impl LogHandle {
     /// # Errors
     /// [`CommitError::Stopped`] if the committer has stopped.
     pub async fn ask<T: Send + 'static>(&self, question: impl FnOnce(&Outbox) -> T + Send + 'static) -> Result<Committed<T>, CommitError> {
+        self.question(Command::Ask, question).await
+    }
+
+    /// As [`LogHandle::ask`], but the answer also holds everything that was handed in before. On a disk that is full to the last byte it
+    /// comes when there is room again.
+    ///
+    /// # Errors
+    /// As [`LogHandle::ask`].
+    pub async fn ask_in_order<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&Outbox) -> T + Send + 'static,
+    ) -> Result<Committed<T>, CommitError> {
+        self.question(Command::AskInOrder, question).await
+    }
+
+    async fn question<T: Send + 'static>(
+        &self,
+        command: fn(Question) -> Command,
+        question: impl FnOnce(&Outbox) -> T + Send + 'static,
+    ) -> Result<Committed<T>, CommitError> {
         let (reply, answer) = oneshot::channel();
         let ask = Box::new(move |outbox: &Outbox| {
             // Nobody waits any more: the answer is not needed.
             let _ = reply.send(Committed(question(outbox)));
         });
-        self.commands.send(Command::Ask(ask)).await.map_err(|_| CommitError::Stopped)?;
+        self.commands.send(command(ask)).await.map_err(|_| CommitError::Stopped)?;
         answer.await.map_err(|_| CommitError::Stopped)
+    }
+
+    /// What waits for the committer now.
+    pub fn queue(&self) -> Queue {
+        Queue {
+            requests: self.commands.max_capacity() - self.commands.capacity(),
+            bytes: QUEUE_BYTES - self.places.available_permits().min(QUEUE_BYTES),
+            held: self.progress.borrow().held,
+        }
     }
 
     /// The page that holds `seq`, or none if that is not durable yet. Blocks on the disk: call it where that is allowed.
@@ -230,6 +277,9 @@ pub(super) fn size_of_event(event: &Event) -> usize {
             OVERHEAD + size_of_accepted(&carried.accepted) + carried.history.iter().map(|line| line.len() + 8).sum::<usize>()
         }
         Event::Audit { who, what, .. } => OVERHEAD + who.len() + what.len(),
+        Event::Released { sends, .. } => OVERHEAD + sends.len() * 10,
+        Event::Delivered { sends, .. } | Event::Discarded { sends, .. } | Event::Expired { sends, .. } => OVERHEAD + sends.0.len() * 20,
+        Event::SessionOpened { repeated, .. } => OVERHEAD + repeated.0.len() * 20,
         _ => OVERHEAD,
     }
 }

@@ -3,6 +3,7 @@
 //! ```text
 //!   append() ─▶ channel ─▶ take one, then all that waits (≤ 1,024 events, ≤ 4 MiB)
 //!                           ├─ refuse: store full · request known · does not fit
+//!                           ├─ hold: an outcome that there is no room for                  (space)
 //!                           ├─ fold into the outbox
 //!                           ├─ append to the log: durable ── fails ─▶ answer everyone, stop for good
 //!                           └─ publish the progress, answer every waiter with Committed
@@ -19,6 +20,7 @@ mod pin;
 mod proof;
 mod recover;
 mod retain;
+mod space;
 
 #[cfg(test)]
 mod tests;
@@ -33,12 +35,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 pub use answer::{Appended, Books, CommitError, Progress};
 use handle::{Append, Busy, Command, QUEUE_BYTES, QUEUE_REQUESTS, Reply, size_of_event};
-pub use handle::{LogHandle, Ticket};
+pub use handle::{LogHandle, Queue, Ticket};
 pub use pin::{BACKUP_HOLDS, Begun};
 pub use proof::Committed;
 pub use recover::{RecoverError, decode_checkpoint, encode_checkpoint, recover};
+use space::Held;
 
-use super::{AppendError, EventLog, LogReader, codec};
+use super::sizes::Sizes;
+use super::{AppendError, EventLog, LogReader, Urgency, codec};
 use crate::core::event::{Dedupe, Event};
 use crate::core::outbox::{Outbox, Request};
 use crate::core::types::{LaneKey, Millis, SendNo, Seq};
@@ -53,8 +57,8 @@ const COMMIT_BYTES: usize = 4 << 20;
 /// Housekeeping: witness, retention, space.
 const TICK: Duration = Duration::from_secs(1);
 
-/// Accepts stop when the file system has less than this left, so that outcomes and a clean stop still fit: two generations' segments.
-const FREE_SPACE_FLOOR: u64 = 128 << 20;
+/// Where there was no room for a new generation, so long none is tried: the one that is full grows meanwhile.
+const ROLL_AGAIN: Duration = Duration::from_secs(5);
 
 /// The largest event that is handed to the log, in bytes: what its codec takes.
 const LARGEST_EVENT: usize = codec::MAX_EVENT;
@@ -75,13 +79,18 @@ pub struct Limits {
 pub fn start(log: Box<dyn EventLog>, outbox: Outbox, limits: Limits, metrics: Arc<Metrics>) -> Result<LogHandle, RecoverError> {
     let (commands, inbox) = mpsc::channel(QUEUE_REQUESTS);
     let busy = Arc::new(Busy::default());
-    let (reader, store_id) = (log.reader(), log.store_id());
+    let (reader, store_id, sizes) = (log.reader(), log.store_id(), log.sizes());
     let (publish, progress) = watch::channel(Progress::default());
     let handle = LogHandle { commands, places: Arc::new(Semaphore::new(QUEUE_BYTES)), progress, reader, busy: Arc::clone(&busy), store_id };
     let mut committer = Committer {
         log: Some(log),
         outbox,
         limits,
+        sizes,
+        awaited: 0,
+        held: Held::default(),
+        next_up: None,
+        roll_again: None,
         metrics,
         publish,
         busy,
@@ -91,8 +100,10 @@ pub fn start(log: Box<dyn EventLog>, outbox: Outbox, limits: Limits, metrics: Ar
         is_carrying: false,
         carry_again: None,
         pin: None,
+        too_heavy: None,
         reader: Arc::clone(&handle.reader),
     };
+    committer.count_awaited();
     committer.publish_progress();
     std::thread::Builder::new()
         .name("committer".into())
@@ -106,6 +117,15 @@ struct Committer {
     log: Option<Box<dyn EventLog>>,
     outbox: Outbox,
     limits: Limits,
+    sizes: Sizes,
+    /// Deliveries that wait for their outcome in the oldest generation, as of the last tick.
+    awaited: u64,
+    /// Outcomes that there is no room for.
+    held: Held,
+    /// What did not fit the last commit, and comes before all that waits in the channel.
+    next_up: Option<Command>,
+    /// Not before this time is a new generation tried again.
+    roll_again: Option<Instant>,
     metrics: Arc<Metrics>,
     publish: watch::Sender<Progress>,
     busy: Arc<Busy>,
@@ -117,6 +137,8 @@ struct Committer {
     carry_again: Option<Instant>,
     /// A backup that copies what stands still.
     pin: Option<pin::Pin>,
+    /// What was too much to be carried.
+    too_heavy: Option<retain::TooHeavy>,
     reader: Arc<dyn LogReader>,
 }
 
@@ -128,6 +150,8 @@ struct Batch {
     waiters: Vec<(Reply, Appended)>,
     /// The next send number of each lane that has a send in the batch, before the batch.
     sends: BTreeMap<LaneKey, SendNo>,
+    /// The log has room for so many bytes.
+    room: usize,
     places: Vec<OwnedSemaphorePermit>,
 }
 
@@ -136,7 +160,10 @@ impl Committer {
         let mut last_tick = Instant::now();
         loop {
             let wait = TICK.saturating_sub(last_tick.elapsed());
-            let command = self.runtime.block_on(async { tokio::time::timeout(wait, self.inbox.recv()).await });
+            let command = match self.next_up.take() {
+                Some(command) => Ok(Some(command)),
+                None => self.runtime.block_on(async { tokio::time::timeout(wait, self.inbox.recv()).await }),
+            };
             *self.busy.since.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
             let stop = match command {
                 Ok(None) => Some(None),
@@ -159,13 +186,18 @@ impl Committer {
     fn take(&mut self, first: Command) -> Option<Option<oneshot::Sender<Result<(), CommitError>>>> {
         let mut batch = Batch::default();
         let mut next = Some(first);
-        let mut after: Vec<Command> = Vec::new();
+        let mut after = None;
         while let Some(command) = next {
             match command {
-                Command::Append(append) => self.admit(append, &mut batch),
+                Command::Append(append) => {
+                    self.next_up = self.place(append, &mut batch);
+                    if self.next_up.is_some() {
+                        break;
+                    }
+                }
                 // Everything else sees the outbox as of a commit, so it ends the gathering.
                 other => {
-                    after.push(other);
+                    after = Some(other);
                     break;
                 }
             }
@@ -175,29 +207,38 @@ impl Committer {
             next = self.inbox.try_recv().ok();
         }
         self.commit(batch);
-        for command in after {
-            match command {
-                // After a failure the outbox may be ahead of the disk: nothing is proven by it.
-                Command::Ask(question) if self.log.is_some() => question(&self.outbox),
-                Command::Ask(_) => {}
-                Command::CarriedForward => self.is_carrying = false,
-                Command::Limit(limits) => {
-                    self.limits = limits;
-                    self.publish_progress();
-                }
-                Command::Backup(ask, reply) => {
-                    // A command that went away is not answered; its hold ends by itself.
-                    let _ = reply.send(self.backup(ask));
-                }
-                Command::AdoptCopy(reply) => {
-                    let result = self.with_log(|log, _| log.adopt_copy());
-                    let _ = reply.send(result);
-                }
-                Command::Stop(reply) => return Some(Some(reply)),
-                Command::Append(append) => self.refuse(append, CommitError::Stopped),
-            }
+        match after {
+            Some(Command::Stop(reply)) => return Some(Some(reply)),
+            Some(command @ Command::AskInOrder(_)) if !self.held.is_empty() => self.hold(command),
+            Some(command) => self.answer(command),
+            None => {}
         }
         None
+    }
+
+    /// Answers what is no append, as of the last commit.
+    fn answer(&mut self, command: Command) {
+        match command {
+            // After a failure the outbox may be ahead of the disk: nothing is proven by it.
+            Command::Ask(question) | Command::AskInOrder(question) if self.log.is_some() => question(&self.outbox),
+            Command::Ask(_) | Command::AskInOrder(_) => {}
+            Command::CarriedForward { weight } => self.carried_forward(weight),
+            Command::Limit(limits) => {
+                self.limits = limits;
+                self.publish_progress();
+            }
+            Command::Backup(ask, reply) => {
+                // A command that went away is not answered; its hold ends by itself.
+                let _ = reply.send(self.backup(ask));
+            }
+            Command::AdoptCopy(reply) => {
+                let result = self.with_log(|log, _| log.adopt_copy());
+                let _ = reply.send(result);
+            }
+            Command::Append(append) => self.refuse(append, CommitError::Stopped),
+            // Taken where the loop ends.
+            Command::Stop(reply) => _ = reply.send(Err(CommitError::Stopped)),
+        }
     }
 
     fn refuse(&self, append: Append, error: CommitError) {
@@ -205,10 +246,11 @@ impl Committer {
         let _ = append.reply.send(Err(error));
     }
 
-    /// Folds a request into the batch, or refuses it.
-    fn admit(&mut self, append: Append, batch: &mut Batch) {
+    /// Folds a request into the batch, or refuses it. Gives it back if there is no room for it.
+    fn admit(&mut self, append: Append, batch: &mut Batch) -> Result<(), Append> {
         if self.log.is_none() {
-            return self.refuse(append, CommitError::Stopped);
+            self.refuse(append, CommitError::Stopped);
+            return Ok(());
         }
         if let Some(known) = known_request(&self.outbox, &append.events) {
             let same_body = dedupe_of(&append.events).is_some_and(|dedupe| dedupe.body == known.body);
@@ -217,20 +259,31 @@ impl Committer {
                 true => batch.waiters.push((append.reply, Appended::Known(known))),
                 false => self.refuse(append, CommitError::Conflict),
             }
-            return;
+            return Ok(());
         }
         if append.is_accept
             && let Some(reason) = self.full()
         {
-            return self.refuse(append, CommitError::Full(reason));
+            self.refuse(append, CommitError::Full(reason));
+            return Ok(());
         }
         // The log would fail for good, and everybody with it.
         if let Some(size) = append.events.iter().map(size_of_event).find(|size| *size > LARGEST_EVENT) {
-            return self.refuse(append, AppendError::TooLarge { size, limit: LARGEST_EVENT }.into());
+            self.refuse(append, AppendError::TooLarge { size, limit: LARGEST_EVENT }.into());
+            return Ok(());
+        }
+        let urgency = if append.is_accept { Urgency::CanBeRefused } else { Urgency::LastResort };
+        if !append.events.is_empty() && !self.has_room(batch, append.bytes, urgency) {
+            if self.log.is_none() {
+                self.refuse(append, CommitError::Stopped);
+                return Ok(());
+            }
+            return Err(append);
         }
         if let Some(error) = append.events.iter().find_map(|event| self.outbox.check(event).err()) {
             tracing::error!(%error, "events that do not fit the log were not appended: a fault in Tidings");
-            return self.refuse(append, error.into());
+            self.refuse(append, error.into());
+            return Ok(());
         }
         let first = self.outbox.next();
         let mut resent = Vec::new();
@@ -244,13 +297,15 @@ impl Committer {
             if let Err(error) = self.outbox.apply(event) {
                 // The events of one request contradict each other. The outbox is ahead of the disk now, so only a restart makes it whole.
                 self.fail(&format!("a fault in Tidings: {error}"));
-                return self.refuse(append, error.into());
+                self.refuse(append, error.into());
+                return Ok(());
             }
         }
         batch.bytes += append.bytes;
         batch.waiters.push((append.reply, Appended::New { first, last: Seq(self.outbox.next().0 - 1), resent }));
         batch.events.extend(append.events);
         batch.places.extend(append.place);
+        Ok(())
     }
 
     /// Makes the batch durable, and answers.
@@ -290,7 +345,7 @@ impl Committer {
     }
 
     /// Runs something on the log. The first failure is final: the outbox may be ahead of the disk, so the process has to restart.
-    fn with_log(&mut self, act: impl FnOnce(&mut dyn EventLog, &Outbox) -> Result<(), AppendError>) -> Result<(), CommitError> {
+    fn with_log<T>(&mut self, act: impl FnOnce(&mut dyn EventLog, &Outbox) -> Result<T, AppendError>) -> Result<T, CommitError> {
         let Some(log) = self.log.as_mut() else { return Err(CommitError::Stopped) };
         let outbox = &self.outbox;
         let result = catch_unwind(AssertUnwindSafe(|| act(log.as_mut(), outbox)))
@@ -309,12 +364,26 @@ impl Committer {
     }
 
     fn roll_if_full(&mut self) {
-        if self.log.as_ref().is_some_and(|log| log.is_generation_full()) {
+        if self.log.as_ref().is_some_and(|log| log.is_generation_full()) && self.roll_again.is_none_or(|at| at <= Instant::now()) {
             self.begin_generation();
+            // What is past its retention, or has to make room, does so as fast as the store grows.
+            self.retain();
         }
     }
 
     fn begin_generation(&mut self) {
+        // The checkpoint also says where the new generation begins, lane by lane.
+        let marks = self.outbox.lanes().map(|(key, _)| key.connection.as_str().len() + 16).sum::<usize>();
+        let bound = encode_checkpoint(&self.outbox).len() + marks + 64;
+        match self.with_log(|log, _| log.make_room_to_begin(bound as u64)) {
+            Ok(true) => self.roll_again = None,
+            Ok(false) => {
+                self.roll_again = Some(Instant::now() + ROLL_AGAIN);
+                return;
+            }
+            // It is published.
+            Err(_) => return,
+        }
         self.outbox.begin_generation();
         let checkpoint = encode_checkpoint(&self.outbox);
         // A failure is published and stops the service; what was answered before is durable.
@@ -323,33 +392,11 @@ impl Committer {
 
     fn tick(&mut self) {
         if self.with_log(|log, _| log.tick()).is_ok() {
+            self.try_held();
             self.retain();
+            self.count_awaited();
             self.publish_progress();
         }
-    }
-
-    /// Whether space is so short that the history of delivered reports has to make room.
-    fn is_tight(&self) -> bool {
-        let Some(log) = self.log.as_ref() else { return false };
-        let space = log.space();
-        space.used >= self.limits.max_size / 10 * 9 || space.free < FREE_SPACE_FLOOR / 2 * 3
-    }
-
-    fn full(&self) -> Option<String> {
-        let space = self.log.as_ref()?.space();
-        if space.used >= self.limits.max_size {
-            return Some(format!(
-                "it takes {} bytes and `store.max_size` is {}; reports are accepted again when deliveries have made room",
-                space.used, self.limits.max_size
-            ));
-        }
-        if space.free < FREE_SPACE_FLOOR {
-            return Some(format!(
-                "only {} bytes are free on its disk and {FREE_SPACE_FLOOR} are kept for outcomes; free some space, and reports are accepted again",
-                space.free
-            ));
-        }
-        None
     }
 
     fn publish_progress(&mut self) {
@@ -357,8 +404,17 @@ impl Committer {
         let full = self.full();
         self.metrics.tidings_store_bytes.set(i64::try_from(space.used).unwrap_or(i64::MAX));
         self.metrics.tidings_store_full.set(i64::from(full.is_some()));
+        self.metrics.tidings_store_free_bytes.set(i64::try_from(space.free).unwrap_or(i64::MAX));
+        self.metrics.tidings_store_ballast_bytes.set(i64::try_from(space.ballast).unwrap_or(i64::MAX));
+        self.metrics.tidings_store_held_outcomes.set(i64::try_from(self.held.len()).unwrap_or(i64::MAX));
         let (outbox, limits) = (&self.outbox, self.limits);
         self.publish.send_modify(|progress| {
+            if (progress.held > 0) != (self.held.len() > 0) {
+                match progress.held {
+                    0 => tracing::error!("there is no room for outcomes of deliveries: deliveries pause until there is"),
+                    _ => tracing::info!("there is room for outcomes again: deliveries go on"),
+                }
+            }
             if progress.full.is_some() != full.is_some() {
                 match &full {
                     Some(reason) => tracing::warn!(reason, "the store is full: reports are refused, deliveries go on"),
@@ -369,6 +425,7 @@ impl Committer {
             progress.space = space;
             progress.limits = limits;
             progress.full = full;
+            progress.held = self.held.len();
             progress.replays = outbox.replays().len();
             for (name, connection) in outbox.connections() {
                 let books = match progress.connections.get_mut(name) {
@@ -384,6 +441,13 @@ impl Committer {
     }
 
     fn close(&mut self, reply: Option<oneshot::Sender<Result<(), CommitError>>>) {
+        self.try_held();
+        let held: Vec<Command> = self.held.drain().chain(self.next_up.take()).collect();
+        held.into_iter().for_each(|command| {
+            if let Command::Append(append) = command {
+                self.refuse(append, CommitError::Stopped)
+            }
+        });
         self.inbox.close();
         while let Ok(command) = self.inbox.try_recv() {
             if let Command::Append(append) = command {

@@ -68,6 +68,10 @@ impl Committer {
         }
         // It may have failed just now.
         let log = self.log.as_ref().ok_or(CommitError::Stopped)?;
+        if log.generations().last().is_some_and(|newest| newest.first < log.next_seq()) {
+            let reason = "there is no room on its disk for the new generation that a backup begins with; free some space and try again";
+            return Err(CommitError::Full(reason.into()));
+        }
         let mut generations: Vec<(Seq, u64)> = log.generations().iter().map(|known| (known.first, known.bytes)).collect();
         generations.pop();
         self.pin = Some(Pin { id, until: Instant::now() + BACKUP_HOLDS });

@@ -7,18 +7,14 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
 use super::handle::{Append, Command, size_of_event};
-use super::{Committer, FREE_SPACE_FLOOR, now};
+use super::{Committer, now};
 use crate::core::event::{Accepted, Carried, Event};
 use crate::core::outbox::Straggler;
 use crate::core::types::{LaneKey, SendNo, Seq};
-use crate::log::{LogReader, Page, ReadError};
+use crate::log::{Generation, LogReader, Page, ReadError};
 
 /// A generation with at most so many deliveries that are not done is emptied by carrying them forward; one with more stays.
 const CARRY_AT_MOST: u64 = 4_096;
-
-/// A generation that is being written is replaced to free space only if it takes so many bytes: less is not worth it, and what was carried
-/// out of it just before must not be carried again and again.
-const WORTH_ROLLING: u64 = 32 << 20;
 
 /// After one try to carry, so long nothing is tried again: what is too much now will hardly be little in a second.
 const CARRY_AGAIN: Duration = Duration::from_secs(if cfg!(test) { 0 } else { 30 });
@@ -26,48 +22,90 @@ const CARRY_AGAIN: Duration = Duration::from_secs(if cfg!(test) { 0 } else { 30 
 /// What is carried is appended in pieces of so many bytes: no commit of others waits long behind one.
 const PIECE_BYTES: usize = 1 << 20;
 
+/// What was too much to be carried: reading it again would end as before, until some of it is done or more is freed by it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct TooHeavy {
+    /// The generation.
+    first: Seq,
+    /// The deliveries that were left in it.
+    count: u64,
+    /// The bytes at which it was too much.
+    weight: u64,
+}
+
 impl Committer {
-    /// Drops the oldest generation when nothing in it is needed and it is past its retention, or space is short: reports to come are worth
-    /// more than the history of those that are delivered. What is left in it is carried forward first.
+    /// Drops the oldest generations when nothing in them is needed and they are past their retention, or space is short: reports to come are
+    /// worth more than the history of those that are delivered. What is left in the oldest is carried forward first.
     pub(super) fn retain(&mut self) {
         if self.is_pinned() {
             return;
         }
-        let is_tight = self.is_tight();
-        if is_tight {
+        if self.is_tight(0) {
             self.roll_to_free();
         }
-        let Some(log) = self.log.as_ref() else { return };
+        // What is being deleted counts as free already, or too much history would go.
+        let mut freed = 0;
+        while let Some(bytes) = self.drop_or_carry(freed) {
+            freed += bytes;
+        }
+    }
+
+    /// Drops the oldest generation if it may go, and says how many bytes that frees; or begins to carry what is left in it.
+    fn drop_or_carry(&mut self, freed: u64) -> Option<u64> {
+        let is_tight = self.is_tight(freed);
+        let log = self.log.as_ref()?;
         let generations = log.generations();
-        let [oldest, _, ..] = generations.as_slice() else { return };
+        let [oldest, _, ..] = generations.as_slice() else { return None };
         let is_past = oldest.newest.is_none_or(|newest| now().since(newest) >= self.limits.retention_ms);
         if !is_past && !is_tight {
-            return;
+            return None;
         }
         if self.outbox.oldest_generation() != Some(oldest.first) {
             tracing::error!(generation = %oldest.first, "log and outbox disagree about the oldest generation, a fault in Tidings; nothing is deleted");
-            return;
+            return None;
         }
         match self.outbox.needed_in_oldest_generation() {
             Some(0) => {
-                let first = oldest.first;
-                if self.with_log(|log, _| log.drop_oldest_generation()).is_ok() {
-                    self.outbox.drop_oldest_generation();
-                    match is_past {
-                        true => tracing::info!(generation = %first, "a generation past its retention was deleted"),
-                        false => {
-                            tracing::warn!(generation = %first, "space is short: delivered reports were deleted before their retention")
-                        }
-                    }
+                let (first, bytes) = (oldest.first, oldest.bytes);
+                self.with_log(|log, _| log.drop_oldest_generation()).ok()?;
+                self.outbox.drop_oldest_generation();
+                match is_past {
+                    true => tracing::info!(generation = %first, "a generation past its retention was deleted"),
+                    false => tracing::warn!(generation = %first, "space is short: delivered reports were deleted before their retention"),
                 }
+                Some(bytes)
             }
             Some(count) if count <= CARRY_AT_MOST && !self.is_carrying && self.carry_again.is_none_or(|at| at <= Instant::now()) => {
                 // What is carried is written once more: it has to be little beside what is freed, and fit.
-                let room = log.space().free.saturating_sub(FREE_SPACE_FLOOR / 2);
-                self.carry_again = Some(Instant::now() + CARRY_AGAIN);
-                self.start_carrying((oldest.bytes / 2).min(room));
+                let room = log.space().free.saturating_sub(self.sizes.commit(PIECE_BYTES as u64));
+                let limit = (self.freed_by_carrying(&generations, count) / 2).min(room);
+                let first = oldest.first;
+                let is_hopeless = self.too_heavy.is_some_and(|known| known.first == first && known.count == count && known.weight > limit);
+                if !is_hopeless {
+                    self.carry_again = Some(Instant::now() + CARRY_AGAIN);
+                    self.too_heavy = Some(TooHeavy { first, count, weight: 0 });
+                    self.start_carrying(limit);
+                }
+                None
             }
-            Some(_) | None => {}
+            Some(_) | None => None,
+        }
+    }
+
+    /// The bytes that can be deleted once the `count` deliveries that are left in the oldest generation are carried: its own, and those of
+    /// the ones behind it in which nothing is needed.
+    fn freed_by_carrying(&self, generations: &[Generation], count: u64) -> u64 {
+        let sealed = &generations[..generations.len() - 1];
+        let goes = |number: &usize| self.outbox.needed_before_generation(number + 1) == Some(count);
+        (0..sealed.len()).take_while(goes).map(|number| sealed[number].bytes).sum()
+    }
+
+    /// The carrier has ended. `weight` is what it would have had to carry, if that was too much.
+    pub(super) fn carried_forward(&mut self, weight: Option<u64>) {
+        self.is_carrying = false;
+        match (&mut self.too_heavy, weight) {
+            (Some(known), Some(weight)) => known.weight = weight,
+            _ => self.too_heavy = None,
         }
     }
 
@@ -77,7 +115,7 @@ impl Committer {
         let Some(log) = self.log.as_ref() else { return };
         let generations = log.generations();
         let [newest] = generations.as_slice() else { return };
-        let is_worth_it = newest.bytes >= WORTH_ROLLING && newest.first < log.next_seq();
+        let is_worth_it = newest.bytes >= self.sizes.worth_rolling() && newest.first < log.next_seq();
         let needed: u64 = self.outbox.connections().values().map(|connection| connection.totals.pending + connection.totals.dead).sum();
         if is_worth_it && needed <= CARRY_AT_MOST && !self.is_carrying {
             self.begin_generation();
@@ -110,7 +148,8 @@ impl Committer {
                 Err(error) => tracing::warn!(%error, "stragglers could not be carried forward; their generation stays"),
             };
             // The committer is gone: nothing to tell.
-            let _ = commands.blocking_send(Command::CarriedForward);
+            let weight = (weight > limit).then_some(weight);
+            let _ = commands.blocking_send(Command::CarriedForward { weight });
         };
         self.is_carrying = std::thread::Builder::new().name("carrier".into()).spawn(carry).is_ok();
     }

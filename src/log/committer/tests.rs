@@ -10,6 +10,10 @@ use crate::log::memory_log::{Disk, MemoryLog};
 
 const LIMITS: Limits = Limits { max_size: u64::MAX, retention_ms: 0 };
 
+fn floor() -> u64 {
+    Sizes::default().floor()
+}
+
 fn lane() -> LaneKey {
     LaneKey { connection: ConnectionName::from("mqtt"), lane: 0 }
 }
@@ -88,10 +92,10 @@ async fn a_full_disk_refuses_reports_and_still_takes_outcomes() {
     let disk = Disk::new(1 << 20);
     let log = with_lane(&disk).await;
     log.accept(vec![accepted(1, None)]).await.unwrap();
-    disk.set_free(FREE_SPACE_FLOOR - 1);
+    disk.set_free(floor() - 1);
     assert!(matches!(log.accept(vec![accepted(2, None)]).await, Err(CommitError::Full(_))));
     log.record(vec![delivered(0, 0)]).await.unwrap();
-    disk.set_free(FREE_SPACE_FLOOR);
+    disk.set_free(floor());
     log.accept(vec![accepted(3, None)]).await.unwrap();
 }
 
@@ -174,7 +178,7 @@ async fn history_makes_room_before_reports_are_refused() {
     log.record(vec![delivered(0, 98)]).await.unwrap();
     let before = log.page(Seq(2));
     assert!(before.is_ok(), "history is kept as long as there is room");
-    disk.set_free(FREE_SPACE_FLOOR);
+    disk.set_free(floor());
     oldest_is_dropped(&log, Seq(90)).await;
     let pending = log.ask(|outbox| outbox.lane(&lane()).map(|lane| lane.pending())).await.unwrap().into_inner();
     assert_eq!(pending, Some(1), "what is not delivered stays");

@@ -31,6 +31,7 @@ impl Database {
             .flush_every_ms(None)
             // Pages are compressed already, and have to be found verbatim in the file.
             .use_compression(false);
+        remove_unfinished(folder)?;
         guarded(|| config.open().map_err(|error| error.to_string())).map(|db| Database { db })
     }
 
@@ -125,6 +126,19 @@ pub(super) fn wait_until_closed(folder: &Path) -> Result<(), String> {
             Err(TryLockError::Error(error)) => return Err(failed(error)),
         }
     }
+}
+
+/// A snapshot that sled was writing when it was killed, or when the disk was full, is taken by its next start for the newest one, and
+/// refused for good (`read_snapshot` of 0.34.7 takes whatever begins with `snap.`). It is made anew from the file.
+fn remove_unfinished(folder: &Path) -> Result<(), String> {
+    let failed = |error: std::io::Error| format!("{}: {error}", folder.display());
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        if entry.file_name().to_string_lossy().ends_with(".generating") {
+            std::fs::remove_file(entry.path()).map_err(failed)?;
+        }
+    }
+    Ok(())
 }
 
 /// Runs `work`; a panic in it becomes an error. What it touched is not used again after an error, so a broken state is never seen.

@@ -1,9 +1,12 @@
 //! Files and folders that are there after a power cut: what has to be synced, in one place.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Seek, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
 
 /// Makes the names in a folder durable: files created, renamed or deleted there.
 pub(super) fn sync_folder(path: &Path) -> io::Result<()> {
@@ -26,13 +29,32 @@ pub(super) fn sync_folder_and_files(path: &Path) -> io::Result<()> {
 /// `fill` is given the new file, still under a temporary name.
 pub(super) fn replace(folder: &Path, name: &str, fill: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
     let temporary = folder.join(format!("{name}.tmp"));
-    let mut file = File::create(&temporary)?;
+    // What is there already may be room that was allocated for it.
+    let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&temporary)?;
     fill(&mut file)?;
     file.flush()?;
+    let end = file.stream_position()?;
+    file.set_len(end)?;
     file.sync_all()?;
     drop(file);
     fs::rename(&temporary, folder.join(name))?;
     sync_folder(folder)
+}
+
+/// Allocates the file that [`replace`] will write, so that it can be written on a disk that is full by then. False if there is no room.
+pub(super) fn prepare_replace(folder: &Path, name: &str, bytes: u64) -> io::Result<bool> {
+    let temporary = folder.join(format!("{name}.tmp"));
+    let file = OpenOptions::new().write(true).create(true).truncate(true).open(&temporary)?;
+    match fallocate(&file, FallocateFlags::KEEP_SIZE, 0, bytes) {
+        // Where it can't be done, it is written when its time comes.
+        Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(true),
+        Err(Errno::NOSPC | Errno::DQUOT) => {
+            drop(file);
+            fs::remove_file(&temporary)?;
+            Ok(false)
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Moves a generation's folder out of the way. Once this has returned it no longer belongs to the store, and whether it has been

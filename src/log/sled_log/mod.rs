@@ -14,6 +14,7 @@
 //!     identity                 what the store is; written last at creation                        (identity)
 //!     witness                  what must be in it                                                 (witness)
 //!     lock                     held while it is open; the holder's process id
+//!     ballast                  bytes to be given up when the disk is full                         (room)
 //!     g00000000000000000001/   a generation: a sled database that begins with this position
 //!       db, conf, …            sled's
 //!       seal                   where each page stands, in one that is not being written any more  (seal)
@@ -33,6 +34,8 @@
 //! | sealing | a generation without `seal` that is not the newest | scanned and sealed |
 //! | dropping | a folder below the witness's lowest, or `trash-…` | deleted |
 //! | closing | a checkpoint, perhaps a `seal`, the witness not clean | as after any kill |
+//! | making or giving up ballast | a part of it | made again when there is space |
+//! | a full disk lets nothing be written | as after any kill | the ballast is given up first |
 //! | starting | the witness not clean | as after any kill |
 
 mod backup;
@@ -45,6 +48,7 @@ mod page_cache;
 mod prove;
 mod reader;
 mod repair;
+mod room;
 mod scan;
 mod seal;
 mod shown;
@@ -67,9 +71,11 @@ pub use self::upgrade::{Migrated, Plan, migrate, plan};
 use self::database::Database;
 use self::identity::Identity;
 use self::reader::{About, Generation as Handle, Shared, State, lock, read, write};
+use self::room::Ballast;
 use self::witness::{Testimony, Witness};
 use super::codec::{Encoder, Kind, StoredPage};
-use super::{AppendError, EventLog, Generation, LogReader, OpenError, Opened, Space, StoreId};
+use super::sizes::Sizes;
+use super::{AppendError, EventLog, Generation, LogReader, OpenError, Opened, Space, StoreId, Urgency};
 use crate::core::event::Event;
 use crate::core::types::{LaneKey, Millis, SendNo, Seq};
 
@@ -100,6 +106,8 @@ pub struct SledLog {
     _lock: File,
     identity: Identity,
     options: Options,
+    sizes: Sizes,
+    ballast: Ballast,
     witness: Witness,
     testimony: Testimony,
     encoder: Encoder,
@@ -118,6 +126,25 @@ struct Active {
     file: File,
     /// Bytes of pages stored since its opening checkpoint.
     stored: u64,
+    /// Bytes of the checkpoint that it began with, if this run has begun it.
+    opening: u64,
+}
+
+impl Options {
+    /// The options for the store in the folder `store`, which is to take no more than `max_size` bytes: sizes follow from that, or from the
+    /// size of the file system if that is less.
+    pub fn for_store(store: &Path, max_size: u64) -> Options {
+        // A store that is not there yet will be where its parent is.
+        let space = store.ancestors().find(|folder| folder.exists()).and_then(room::total);
+        Options::for_space(space.map_or(max_size, |space| space.min(max_size)))
+    }
+
+    /// The options for a store that has so many bytes.
+    pub fn for_space(space: u64) -> Options {
+        let Sizes { segment, generation } = Sizes::for_space(space);
+        let segment_size = usize::try_from(segment).expect("segments are bounded");
+        Options { segment_size, generation_size: generation, ..Options::default() }
+    }
 }
 
 impl SledLog {
@@ -170,6 +197,54 @@ impl SledLog {
         self.kept(outcome.map_err(|error| format!("writing the witness: {error}")))
     }
 
+    /// Makes sure that `need` bytes can be written to the database that is being written.
+    fn ahead(&mut self, need: u64, urgency: Urgency, what_for: &str) -> Result<bool, AppendError> {
+        let ahead = room::ahead(&self.store, &self.active.file, need);
+        let mut is_there = self.kept(ahead.map_err(|error| format!("allocating space: {error}")))?;
+        let held = self.ballast.held();
+        if !is_there && urgency == Urgency::LastResort && self.ballast.release(what_for) {
+            // All of it at once, before whoever fills the disk takes it.
+            for need in [need + held / 4 * 3, need + held / 4, need] {
+                let ahead = room::ahead(&self.store, &self.active.file, need);
+                is_there = self.kept(ahead.map_err(|error| format!("allocating space: {error}")))?;
+                if is_there {
+                    break;
+                }
+            }
+        }
+        Ok(is_there)
+    }
+
+    /// Makes sure that the current generation can be sealed, and `more` bytes written to other files of the store.
+    fn room_to_seal(&mut self, more: u64) -> Result<bool, AppendError> {
+        let prepared = if room::free(&self.store) < room::PLENTY {
+            durable::prepare_replace(&self.active.handle.folder, seal::SEAL, seal::most_bytes(self.active.stored))
+        } else {
+            Ok(true)
+        };
+        let prepared = self.kept(prepared.map_err(|error| format!("allocating a seal: {error}")))?;
+        Ok(prepared && room::free(&self.store) >= more)
+    }
+
+    /// See [`EventLog::make_room_to_begin`]: the next generation's folder with its file, in which the space is allocated.
+    fn prepare_next(&mut self, next: Seq, need: u64) -> std::io::Result<bool> {
+        let folder = self.store.join(open::folder_name(next));
+        match std::fs::create_dir(&folder) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                return if room::is_full(&error) { Ok(false) } else { Err(error) };
+            }
+            _ => {}
+        }
+        let has_room = File::create(folder.join("db")).and_then(|file| room::ahead(&self.store, &file, need));
+        if !matches!(has_room, Ok(true)) {
+            std::fs::remove_dir_all(&folder)?;
+        }
+        match has_room {
+            Err(error) if room::is_full(&error) => Ok(false),
+            other => other,
+        }
+    }
+
     fn join_background(&mut self) {
         for thread in self.background.drain(..) {
             if let Ok(Err(what)) = thread.join() {
@@ -207,7 +282,8 @@ impl EventLog for SledLog {
     }
 
     fn is_generation_full(&self) -> bool {
-        self.active.stored >= self.options.generation_size && self.next_seq() > self.active.handle.first
+        // A checkpoint that is larger than half a small generation must not be most of what is written.
+        self.active.stored >= self.sizes.generation.max(2 * self.active.opening) && self.next_seq() > self.active.handle.first
     }
 
     fn begin_generation(&mut self, checkpoint: &[u8]) -> Result<(), AppendError> {
@@ -267,14 +343,37 @@ impl EventLog for SledLog {
     }
 
     fn space(&self) -> Space {
-        let used = read(&self.shared.generations).iter().map(|handle| lock(&handle.about).bytes).sum();
-        let free = rustix::fs::statvfs(&self.store).map_or(0, |stat| stat.f_bavail * stat.f_frsize);
-        Space { used, free }
+        let generations: u64 = read(&self.shared.generations).iter().map(|handle| lock(&handle.about).bytes).sum();
+        let ballast = self.ballast.held();
+        Space { used: generations + ballast, free: room::free(&self.store), ballast }
+    }
+
+    fn sizes(&self) -> Sizes {
+        self.sizes
+    }
+
+    fn make_room(&mut self, bytes: u64, urgency: Urgency) -> Result<bool, AppendError> {
+        self.check()?;
+        self.ahead(self.sizes.commit(bytes), urgency, "outcomes of deliveries")
+    }
+
+    fn make_room_to_begin(&mut self, bytes: u64) -> Result<bool, AppendError> {
+        self.check()?;
+        let next = self.next_seq();
+        if next == self.active.handle.first {
+            return Ok(true);
+        }
+        if !self.room_to_seal(room::OTHER_FILES)? {
+            return Ok(false);
+        }
+        let prepared = self.prepare_next(next, self.sizes.commit(bytes) + self.sizes.segment);
+        self.kept(prepared.map_err(|error| format!("preparing a generation: {error}")))
     }
 
     fn tick(&mut self) -> Result<(), AppendError> {
         self.check()?;
         self.active.handle.measure();
+        self.ballast.restore(self.sizes.tight(self.sizes.floor()));
         let synced = self.witness.sync().map_err(|error| format!("syncing the witness: {error}"));
         self.kept(synced)
     }
@@ -293,6 +392,16 @@ impl EventLog for SledLog {
         self.join_background();
         self.check()?;
         let next = self.next_seq();
+        let what_for = "a clean stop";
+        let has_room = self.ahead(self.sizes.commit(checkpoint.len() as u64), Urgency::LastResort, what_for)?
+            && (self.room_to_seal(0)? || self.ballast.release(what_for) && self.room_to_seal(0)?);
+        if !has_room {
+            tracing::warn!(
+                store = %self.store.display(),
+                "the disk is too full for a clean stop; nothing is lost, and the next start takes a little longer"
+            );
+            return Ok(());
+        }
         let pages = self.encoder.checkpoint(Kind::Checkpoint, next, checkpoint)?;
         self.write(&pages)?;
         let sealed = self.active.handle.seal(self.identity.tag, next);
@@ -308,20 +417,27 @@ impl Active {
     fn create(store: &Path, first: Seq, segment_size: usize, options: &Options, checkpoint: &[StoredPage]) -> Result<Active, String> {
         let folder = store.join(open::folder_name(first));
         let failed = |error: std::io::Error| format!("creating {}: {error}", folder.display());
-        std::fs::create_dir(&folder).map_err(failed)?;
+        // It may have been prepared.
+        std::fs::create_dir(&folder).or_else(|error| if folder.is_dir() { Ok(()) } else { Err(error) }).map_err(failed)?;
         let database = Database::open(&folder, segment_size, options.sled_cache)?;
-        let file = File::open(folder.join("db")).map_err(failed)?;
+        let file = open_database_file(&folder).map_err(failed)?;
         if !checkpoint.is_empty() {
             database.commit(checkpoint, &file)?;
         }
         database.settle(&folder)?;
         durable::sync_folder(store).map_err(failed)?;
-        Ok(Active::of(first, folder, database, file, None, 0))
+        let opening = checkpoint.iter().map(|page| page.bytes.len() as u64).sum();
+        Ok(Active { opening, ..Active::of(first, folder, database, file, None, 0) })
     }
 
     fn of(first: Seq, folder: PathBuf, database: Database, file: File, newest: Option<Millis>, stored: u64) -> Active {
-        Active { handle: Handle::new(first, folder, State::Active(database), newest), file, stored }
+        Active { handle: Handle::new(first, folder, State::Active(database), newest), file, stored, opening: 0 }
     }
+}
+
+/// The database's own file, for syncing it, and for allocating space in it.
+fn open_database_file(folder: &Path) -> std::io::Result<File> {
+    File::options().read(true).write(true).open(folder.join("db"))
 }
 
 impl Drop for SledLog {

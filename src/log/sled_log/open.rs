@@ -19,6 +19,7 @@ use super::durable::{self, TRASH_PREFIX};
 use super::identity::{Found, IDENTITY, Identity};
 use super::prove::{Proven, prove_closed, prove_sealed, prove_written, sort};
 use super::reader::{Generation as Handle, Shared, State};
+use super::room::{self, BALLAST, Ballast};
 use super::seal::{self, Head, SealError};
 use super::shown::{Shown, check_shown, read_checkpoint};
 use super::upgrade::upgrade;
@@ -26,6 +27,7 @@ use super::witness::{Testimony, WITNESS, Witness};
 use super::{Active, Options, SledLog};
 use crate::core::types::{Millis, Seq};
 use crate::log::codec::{Encoder, Limits, MAGIC};
+use crate::log::sizes::Sizes;
 use crate::log::{LastStop, OpenError, Opened, StoreId};
 use crate::migrations;
 
@@ -120,7 +122,7 @@ pub(super) fn list(store: &Path) -> io::Result<Listing> {
         match name.as_str() {
             IDENTITY => listing.has_identity = true,
             // What a file system puts into its own root.
-            LOCK | WITNESS | "identity.tmp" | "lost+found" => {}
+            LOCK | WITNESS | BALLAST | "identity.tmp" | "lost+found" => {}
             _ if name.starts_with(TRASH_PREFIX) => listing.trash.push(entry.path()),
             _ => match folder_first(&name) {
                 Some(first) => listing.generations.push(first),
@@ -147,8 +149,11 @@ pub(super) fn lock(at: &At<'_>) -> Result<File, OpenError> {
         Err(TryLockError::Error(error)) => return Err(at.io(format!("locking {}: {error}", path.display()))),
     }
     let write = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
-    write.map_err(|error| at.io(format!("{}: {error}", path.display())))?;
-    Ok(file)
+    match write {
+        // The number is for messages only; the lock holds without it.
+        Err(error) if !room::is_full(&error) => Err(at.io(format!("{}: {error}", path.display()))),
+        _ => Ok(file),
+    }
 }
 
 pub(super) fn random(at: &At<'_>) -> Result<u64, OpenError> {
@@ -172,6 +177,13 @@ fn create(at: &At<'_>, lock: File, listing: Listing, options: Options) -> Result
         segment_size: options.segment_size,
         created: Millis(created),
     };
+    let sizes = Sizes { segment: options.segment_size as u64, generation: options.generation_size };
+    let (free, needed) = (room::free(at.store), sizes.start() + room::OTHER_FILES);
+    if free < needed {
+        return Err(at.io(format!(
+            "only {free} bytes are free on its disk, and a new store needs {needed}; free some space, or choose another `store.path`"
+        )));
+    }
     let active = Active::create(at.store, Seq::FIRST, options.segment_size, &options, &[]).map_err(|what| at.io(what))?;
     let testimony = Testimony { lowest: Seq::FIRST, generation: Seq::FIRST, last: Seq(0), run: 1, clean: false };
     let finish = || {
@@ -225,6 +237,10 @@ fn existing(at: &At<'_>, lock: File, listing: Listing, identity: Identity, is_co
         prove_written(at, &folder, &testimony, tag)?;
     }
 
+    let sizes = Sizes { segment: identity.segment_size as u64, generation: options.generation_size };
+    let mut ballast = Ballast::find(at.store, sizes.ballast());
+    room_to_start(at, &folder, sizes, &mut ballast)?;
+
     // All is there. From here on this start is one that has to be closed again.
     let last_stop = if testimony.clean { LastStop::Clean } else { LastStop::Unclean };
     testimony.clean = false;
@@ -235,7 +251,7 @@ fn existing(at: &At<'_>, lock: File, listing: Listing, identity: Identity, is_co
     seal::remove(&folder).map_err(|error| at.io(error))?;
 
     let database = Database::open(&folder, identity.segment_size, options.sled_cache).map_err(|what| at.io(what))?;
-    let file = File::open(folder.join("db")).map_err(|error| at.io(error))?;
+    let file = super::open_database_file(&folder).map_err(|error| at.io(error))?;
     let shown = match closed {
         Some(head) => Shown { last: testimony.last, newest: head.newest, stored: head.stored, checkpoint_end: None },
         None => {
@@ -253,6 +269,27 @@ fn existing(at: &At<'_>, lock: File, listing: Listing, identity: Identity, is_co
     let active = Active::of(testimony.generation, folder, database, file, shown.newest, shown.stored);
     let whole = Whole { lock, identity, witness, testimony, sealed, active, options };
     Ok(Opened { log: Box::new(whole.into_log(at)?), checkpoint, last_stop, is_copy })
+}
+
+/// Opening writes, too: sled's snapshot and the end of its file, and a seal where a kill came before it.
+fn room_to_start(at: &At<'_>, folder: &Path, sizes: Sizes, ballast: &mut Ballast) -> Result<(), OpenError> {
+    let file = super::open_database_file(folder).map_err(|error| at.io(error))?;
+    // sled's snapshot says of each node where it is: a few bytes for each KiB.
+    let others = room::OTHER_FILES + file.metadata().map_or(0, |meta| meta.len()) / 64;
+    loop {
+        let is_ahead = room::ahead(at.store, &file, sizes.start()).map_err(|error| at.io(format!("allocating space: {error}")))?;
+        let free = room::free(at.store);
+        if is_ahead && free >= others {
+            return Ok(());
+        }
+        if !ballast.release("the start") {
+            let needed = others + if is_ahead { 0 } else { sizes.start() };
+            return Err(at.io(format!(
+                "only {free} bytes are free on its disk, about {needed} are needed to open it, and there is no ballast left to release; \
+                 nothing is lost: free some space and start again"
+            )));
+        }
+    }
 }
 
 fn seal_rest(at: &At<'_>, proven: Vec<Proven>, tag: u64) -> Result<Vec<Head>, OpenError> {
@@ -280,6 +317,9 @@ pub(super) struct Whole {
 impl Whole {
     pub(super) fn into_log(self, at: &At<'_>) -> Result<SledLog, OpenError> {
         let Whole { lock, identity, witness, testimony, sealed, active, options } = self;
+        let sizes = Sizes { segment: identity.segment_size as u64, generation: options.generation_size };
+        let mut ballast = Ballast::find(at.store, sizes.ballast());
+        ballast.restore(sizes.tight(sizes.floor()));
         let limits = Limits::for_segment(identity.segment_size);
         let encoder = Encoder::new(identity.tag, testimony.run, limits).map_err(|error| at.io(error))?;
         let handle = |head: Head| Handle::new(head.first, at.store.join(folder_name(head.first)), State::Sealed, head.newest);
@@ -291,6 +331,8 @@ impl Whole {
             _lock: lock,
             identity,
             options,
+            sizes,
+            ballast,
             witness,
             testimony,
             encoder,

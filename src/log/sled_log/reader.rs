@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 use super::database::{Database, wait_until_closed};
 use super::durable;
 use super::page_cache::PageCache;
+use super::room;
 use super::seal::{self, SealedFile};
 use crate::core::types::{Millis, Seq};
 use crate::log::codec::Decoder;
@@ -83,6 +84,8 @@ impl Generation {
         let State::Active(database) = std::mem::replace(&mut *state, State::Dropped) else { return Ok(()) };
         drop(database);
         let outcome = wait_until_closed(&self.folder).and_then(|()| {
+            // What fails here is given back when the folder is deleted.
+            let _ = room::give_back(&self.folder);
             let made = seal::make(&self.folder, tag, self.first, next);
             made.map(|_| ()).map_err(|error| format!("sealing {}: {error}", self.folder.display()))
         });

@@ -103,6 +103,11 @@ pub(super) fn make(folder: &Path, tag: u64, first: Seq, next: Seq) -> Result<Hea
     Ok(head)
 }
 
+/// What the seal of a generation with so many stored bytes takes at most: a page has 72 bytes and an index at least, and takes 26 in the seal.
+pub(super) fn most_bytes(stored: u64) -> u64 {
+    stored / 3 + (64 << 10)
+}
+
 /// The head of the seal in `folder`; none if there is no seal, or not the one that was written.
 pub(super) fn read_head(folder: &Path, tag: u64) -> io::Result<Option<Head>> {
     let Some(mut file) = open(folder, tag)? else { return Ok(None) };

@@ -6,6 +6,7 @@ mod fsck;
 mod kills;
 mod migrating;
 mod salvage;
+mod space;
 mod story;
 mod strangers;
 

@@ -1,0 +1,211 @@
+//! Room on the disk, made sure of *before* anything is written: an error of the disk inside sled is final.
+//!
+//! ```text
+//!   make_room(need) ─▶ far from full: nothing to do
+//!                   └▶ near: allocate ahead in the database's file ─┬─ there: sled writes into what is the store's already
+//!                                                                   └─ no space ─▶ may the ballast go? ─▶ truncate it, try again ─▶ no
+//! ```
+//! Blocks are allocated behind the end of the file (`FALLOC_FL_KEEP_SIZE`), so sled sees nothing of it, and nobody who fills the disk can
+//! take them. They are given back when the generation is sealed. On a file system that can't allocate ahead (NFS before 4.2, for one) what
+//! is free is looked at instead, and the ballast is written rather than allocated; who fills the disk in the moment between
+//! looking and writing makes the process stop, and the next start gives up the ballast.
+//!
+//! # The ballast
+//! A file `ballast` whose blocks are really there. It is given up (truncated, which takes no space) as the last resort before an outcome,
+//! a clean stop or a start would fail for want of space, and made again when there is plenty.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FallocateFlags, fallocate, statvfs};
+use rustix::io::Errno;
+
+pub(super) const BALLAST: &str = "ballast";
+
+/// With more than this free nobody fills the disk between looking and writing: nothing is allocated ahead.
+pub(super) const PLENTY: u64 = 1 << 30;
+
+/// The small files of a generation, and of sled in it: configuration, snapshot, folders.
+pub(super) const OTHER_FILES: u64 = 256 << 10;
+
+/// What the file system itself may add to a file's blocks: its map of them.
+const MAP_BYTES: u64 = 64 << 10;
+
+/// What one call allocates beyond what is needed, so that not every commit needs one.
+const AHEAD: u64 = 256 << 10;
+
+/// Bytes written at once where a ballast can't be allocated.
+const CHUNK_LEN: usize = 1 << 20;
+
+/// What is left on the file system for this process, in bytes.
+pub(super) fn free(folder: &Path) -> u64 {
+    statvfs(folder).map_or(0, |stat| stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+/// How large the file system is, in bytes; none if it does not say.
+pub(super) fn total(folder: &Path) -> Option<u64> {
+    let stat = statvfs(folder).ok()?;
+    Some(stat.f_blocks.saturating_mul(stat.f_frsize)).filter(|bytes| *bytes > 0)
+}
+
+/// Whether an error says that the disk, or the user's share of it, is full.
+pub(super) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// Makes sure that `need` bytes can be written to `file`, wherever in it or behind its end. False if there is no room.
+pub(super) fn ahead(folder: &Path, file: &File, need: u64) -> io::Result<bool> {
+    let free = free(folder);
+    if free >= PLENTY + need {
+        return Ok(true);
+    }
+    let meta = file.metadata()?;
+    let has = |need: u64| meta.blocks() * 512 >= meta.len() + need + MAP_BYTES;
+    if has(need) {
+        return Ok(true);
+    }
+    // From the beginning: sled leaves holes, and they need blocks too. What is allocated already costs nothing.
+    for more in [need + AHEAD, need] {
+        match fallocate(file, FallocateFlags::KEEP_SIZE, 0, meta.len() + more + 2 * MAP_BYTES) {
+            Ok(()) => return Ok(true),
+            Err(Errno::NOSPC | Errno::DQUOT) => {}
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(free >= need),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(false)
+}
+
+/// Gives back what was allocated behind the end of the file `db` in `folder`.
+pub(super) fn give_back(folder: &Path) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).open(folder.join("db"))?;
+    let len = file.metadata()?.len();
+    // To the same length: what is behind it goes.
+    file.set_len(len)
+}
+
+/// The file that is given up when the disk is full.
+pub(super) struct Ballast {
+    store: PathBuf,
+    /// What it is to take, in bytes.
+    wanted: u64,
+    /// What it takes, in bytes.
+    held: u64,
+}
+
+impl Ballast {
+    /// Looks at what is there.
+    pub(super) fn find(store: &Path, wanted: u64) -> Ballast {
+        let held = std::fs::metadata(store.join(BALLAST)).map_or(0, |meta| meta.blocks() * 512);
+        Ballast { store: store.to_owned(), wanted, held }
+    }
+
+    /// What it takes, in bytes.
+    pub(super) fn held(&self) -> u64 {
+        self.held
+    }
+
+    /// Gives it up. True if that has freed anything.
+    pub(super) fn release(&mut self, what_for: &str) -> bool {
+        let held = std::mem::take(&mut self.held);
+        if held == 0 {
+            return false;
+        }
+        let freed = OpenOptions::new().write(true).open(self.store.join(BALLAST)).and_then(|file| {
+            file.set_len(0)?;
+            // Some file systems lend out freed blocks only after a sync.
+            file.sync_all()
+        });
+        match freed {
+            Ok(()) => {
+                tracing::warn!(bytes = held, what_for, "the disk is full: the ballast was released");
+                true
+            }
+            Err(error) => {
+                tracing::error!(%error, "the ballast could not be released");
+                false
+            }
+        }
+    }
+
+    /// Makes it again, if at least `spare` bytes stay free beside it.
+    pub(super) fn restore(&mut self, spare: u64) {
+        if self.held >= self.wanted || free(&self.store) < self.wanted - self.held + spare {
+            return;
+        }
+        let had = self.held;
+        match self.fill() {
+            Ok(()) => {
+                self.held = self.wanted;
+                if had == 0 {
+                    tracing::info!(bytes = self.held, "there is space: ballast is kept for a full disk");
+                }
+            }
+            // Somebody was faster. What was allocated of it is given back.
+            Err(error) => {
+                tracing::debug!(%error, "the ballast could not be made");
+                self.held = 0;
+                let _ = OpenOptions::new().write(true).open(self.store.join(BALLAST)).and_then(|file| file.set_len(0));
+            }
+        }
+    }
+
+    fn fill(&self) -> io::Result<()> {
+        let path = self.store.join(BALLAST);
+        let mut file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+        match fallocate(&file, FallocateFlags::empty(), 0, self.wanted) {
+            Ok(()) => {}
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
+                // Random, so that a file system that compresses does not make it nothing.
+                let mut chunk = vec![0; CHUNK_LEN];
+                let mut left = self.wanted;
+                while left > 0 {
+                    getrandom::fill(&mut chunk).map_err(|error| io::Error::other(error.to_string()))?;
+                    let len = usize::try_from(left).map_or(CHUNK_LEN, |left| left.min(CHUNK_LEN));
+                    file.write_all(&chunk[..len])?;
+                    left -= len as u64;
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+        file.sync_all()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ballast_is_really_there_and_really_given_up() {
+        let store = tempfile::tempdir().unwrap();
+        let blocks = || std::fs::metadata(store.path().join(BALLAST)).map_or(0, |meta| meta.blocks() * 512);
+        let mut ballast = Ballast::find(store.path(), 3 << 20);
+        assert!(!ballast.release("a test"), "there is none yet");
+        ballast.restore(0);
+        assert!(ballast.held() == 3 << 20 && blocks() >= 3 << 20, "{} blocks", blocks());
+        assert!(Ballast::find(store.path(), 3 << 20).held() >= 3 << 20, "it is found at the next start");
+        assert!(ballast.release("a test"));
+        assert_eq!((ballast.held(), blocks()), (0, 0));
+        assert!(!ballast.release("a test"), "once is all");
+        ballast.restore(u64::MAX >> 1);
+        assert_eq!(blocks(), 0, "not where nothing would be left beside it");
+    }
+
+    #[test]
+    fn what_is_allocated_ahead_is_given_back_and_changes_no_length() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("db");
+        std::fs::write(&path, [1; 5_000]).unwrap();
+        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        fallocate(&file, FallocateFlags::KEEP_SIZE, 0, 1 << 20).unwrap();
+        let seen = || std::fs::metadata(&path).map(|meta| (meta.len(), meta.blocks() * 512)).unwrap();
+        assert_eq!(seen().0, 5_000);
+        assert!(seen().1 >= 1 << 20);
+        give_back(folder.path()).unwrap();
+        assert_eq!(seen().0, 5_000);
+        assert!(seen().1 <= 16 << 10, "{} bytes are still taken", seen().1);
+    }
+}
