@@ -102,6 +102,12 @@ impl Tidings {
 
     /// Starts it, and waits until it takes reports.
     pub fn run(&mut self) {
+        assert!(self.try_run(), "the service did not start: {:#?}", self.log.lock().unwrap());
+        wait_within(PATIENCE, "the service is ready", || self.get("/readyz").is_some_and(|reply| reply.status == 200));
+    }
+
+    /// Starts it, and waits until it answers, whether it takes reports or not; false if it ends instead.
+    pub fn try_run(&mut self) -> bool {
         assert!(self.running.is_none(), "it runs already");
         let mut child = self.spawn();
         let lines = BufReader::new(child.stderr.take().unwrap()).lines();
@@ -119,10 +125,16 @@ impl Tidings {
         let Ok(address) = told.recv_timeout(PATIENCE) else {
             let _ = child.kill();
             let _ = child.wait();
-            panic!("the service did not start: {:#?}", self.log.lock().unwrap());
+            let _ = reading.join();
+            return false;
         };
         self.running = Some(Process { child, address, reading: Some(reading) });
-        wait_within(PATIENCE, "the service is ready", || self.get("/readyz").is_some_and(|reply| reply.status == 200));
+        true
+    }
+
+    /// Whether it has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        self.running.as_mut().is_some_and(|process| process.child.try_wait().unwrap().is_some())
     }
 
     fn spawn(&self) -> Child {
