@@ -16,7 +16,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::codec::{Encoder, Limits};
-use super::{AppendError, Checkpoint, EventLog, Generation, LastStop, LogReader, OpenError, Opened, Page, ReadError, Space, StoreId};
+use super::{
+    AppendError, Checkpoint, EventLog, Generation, LastStop, LogReader, OpenError, Opened, Page, ReadError, Space, StoreId, Urgency,
+};
 use crate::core::event::Event;
 use crate::core::types::{LaneKey, Millis, SendNo, Seq};
 
@@ -36,6 +38,8 @@ struct Content {
     is_copy: bool,
     is_open: bool,
     free: u64,
+    /// Whether there is room for another commit.
+    has_room: bool,
     /// How many appends still succeed.
     appends_left: Option<u64>,
 }
@@ -66,6 +70,7 @@ impl Disk {
             is_copy: false,
             is_open: false,
             free: 1 << 40,
+            has_room: true,
             appends_left: None,
         })))
     }
@@ -83,6 +88,11 @@ impl Disk {
     /// Sets what [`EventLog::space`] says is left, in bytes.
     pub fn set_free(&self, bytes: u64) {
         self.content().free = bytes;
+    }
+
+    /// Sets what [`EventLog::make_room`] says.
+    pub fn set_room(&self, has_room: bool) {
+        self.content().has_room = has_room;
     }
 
     fn content(&self) -> MutexGuard<'_, Content> {
@@ -202,6 +212,11 @@ impl EventLog for MemoryLog {
     fn space(&self) -> Space {
         let content = self.disk.content();
         Space { used: content.generations.iter().map(|generation| generation.bytes).sum(), free: content.free, ballast: 0 }
+    }
+
+    fn make_room(&mut self, _bytes: u64, _urgency: Urgency) -> Result<bool, AppendError> {
+        self.check()?;
+        Ok(self.disk.content().has_room)
     }
 
     fn tick(&mut self) -> Result<(), AppendError> {

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::*;
-use crate::core::event::{Accepted, LanePurpose, Proof};
+use crate::core::event::{Accepted, DeadReason, DeliveryRef, LanePurpose, Proof};
 use crate::core::ranges::Ranges;
 use crate::core::types::{ConnectionName, Qos};
 use crate::log::memory_log::{Disk, MemoryLog};
@@ -110,6 +110,97 @@ async fn other_limits_hold_from_the_next_commit_on() {
     assert_eq!(log.progress().borrow().limits.max_size, 0);
     log.limit(before).await.unwrap();
     log.accept(vec![accepted(3, None)]).await.unwrap();
+}
+
+#[tokio::test]
+async fn outcomes_that_there_is_no_room_for_wait_in_order_and_break_nothing() {
+    let disk = Disk::new(1 << 20);
+    let log = with_lane(&disk).await;
+    log.accept(vec![accepted(1, None), accepted(2, None)]).await.unwrap();
+    disk.set_room(false);
+    let mut first = log.submit(vec![delivered(0, 0)]).await.unwrap();
+    let mut second = log.submit(vec![delivered(1, 1)]).await.unwrap();
+    assert!(matches!(log.accept(vec![accepted(3, None)]).await, Err(CommitError::Full(_))));
+    let mut progress = log.progress();
+    progress.wait_for(|progress| progress.held > 0 && progress.full.is_some()).await.unwrap();
+    let pending = |outbox: &Outbox| outbox.lane(&lane()).map(|lane| lane.pending());
+    assert_eq!(log.ask(pending).await.unwrap().into_inner(), Some(2), "who only looks is answered");
+    // A lane that starts now has to know what it had recorded.
+    let in_order = tokio::spawn({
+        let log = log.clone();
+        async move { log.ask_in_order(pending).await.unwrap().into_inner() }
+    });
+    // Over a tick, at which it is tried again.
+    assert!(tokio::time::timeout(TICK * 2, first.answer()).await.is_err(), "there is no room");
+    assert!(progress.borrow().failed.is_none() && !in_order.is_finished());
+    disk.set_room(true);
+    let in_time = async { (first.answer().await.unwrap(), second.answer().await.unwrap(), in_order.await.unwrap()) };
+    let (_, _, pending) = tokio::time::timeout(Duration::from_secs(20), in_time).await.expect("it goes on by itself");
+    assert_eq!(pending, Some(0));
+    progress.wait_for(|progress| progress.held == 0 && progress.full.is_none()).await.unwrap();
+    log.accept(vec![accepted(3, None)]).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_stop_on_a_disk_without_room_ends() {
+    let disk = Disk::new(1 << 20);
+    let log = with_lane(&disk).await;
+    log.accept(vec![accepted(1, None)]).await.unwrap();
+    disk.set_room(false);
+    let mut outcome = log.submit(vec![delivered(0, 0)]).await.unwrap();
+    log.stop().await.unwrap();
+    assert!(matches!(outcome.answer().await, Err(CommitError::Stopped)), "it was not recorded, and not taken for it");
+    let pending = open(&disk).ask(|outbox| outbox.lane(&lane()).map(|lane| lane.pending())).await.unwrap().into_inner();
+    assert_eq!(pending, Some(1));
+}
+
+#[tokio::test]
+async fn a_full_store_in_which_everything_waits_drains_and_takes_reports_again() {
+    // Several generations, all of them pending: the broker was away for days.
+    let disk = Disk::new(4 << 10);
+    let log = with_lane(&disk).await;
+    for number in 0..300 {
+        log.accept(vec![accepted(number, None)]).await.unwrap();
+    }
+    disk.set_free(floor() - 1);
+    assert!(matches!(log.accept(vec![accepted(300, None)]).await, Err(CommitError::Full(_))));
+    tokio::time::sleep(TICK * 2).await;
+    assert!(log.page(Seq(2)).is_ok(), "what waits is not deleted");
+    log.record(vec![delivered(0, 299)]).await.unwrap();
+    oldest_is_dropped(&log, Seq(2)).await;
+    // What was deleted is free.
+    disk.set_free(2 * floor());
+    log.accept(vec![accepted(300, None)]).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_dead_letter_goes_from_generation_to_generation_and_keeps_its_id() {
+    let disk = Disk::new(4 << 10);
+    let log = with_lane(&disk).await;
+    log.accept(vec![accepted(0, None)]).await.unwrap();
+    let delivery = DeliveryRef { lane: lane(), send: SendNo(0), id: Seq(2), located: Seq(2) };
+    let reason = DeadReason { code: "refused".into(), broker_code: Some(0x87), message: String::new() };
+    log.record(vec![Event::DeadLettered { delivery, reason, attempts: 1, at: Millis(1) }]).await.unwrap();
+    let mut at = Seq(2);
+    for round in 1..=3 {
+        let before = at;
+        let mut number = round * 1_000;
+        let moved = async {
+            while at == before {
+                log.accept(vec![accepted(number, None)]).await.unwrap();
+                let last = log.ask(|outbox| outbox.next_send(&lane()).0 - 1).await.unwrap().into_inner();
+                log.record(vec![delivered(last, last)]).await.unwrap();
+                number += 1;
+                let dead = log.ask(|outbox| outbox.lane(&lane()).and_then(|lane| lane.dead().values().next().copied())).await.unwrap();
+                let dead = dead.into_inner().expect("it stays dead");
+                assert_eq!(dead.id, Seq(2), "it keeps its id");
+                at = dead.located;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), moved).await.expect("it is carried");
+    }
+    let page = log.page(at).unwrap().expect("it is durable");
+    assert!(matches!(page.get().get(at), Some(Event::Carried(copy)) if copy.accepted.payload == "report 0"));
 }
 
 #[tokio::test]
