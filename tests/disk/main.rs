@@ -181,6 +181,36 @@ fn a_service_that_is_killed_on_a_full_disk_starts_on_it_delivers_and_stops_clean
     tidings.assert_balanced();
 }
 
+#[test]
+fn deliveries_pause_when_even_the_ballast_is_used_up_and_go_on_by_themselves() {
+    let Some(Setting { mut tidings, disk, subscriber, mut mosquitto }) = setting() else { return };
+    mosquitto.stop();
+    tidings.run();
+    let (mut ledger, mut number) = (Ledger::default(), 500);
+    ledger.post_many(&tidings.client(), &reports(0..number));
+    tidings.kill();
+    disk.fill();
+    assert!(tidings.try_run(), "a start on a full disk, with the ballast");
+    // Thousands of outcomes fit what is allocated ahead by now. So give it back, as the database does when it truncates its file.
+    disk.truncate_databases(&tidings.store());
+    disk.fill();
+    mosquitto.run();
+    wait_until("outcomes wait for room", || tidings.metric("tidings_store_held_outcomes") > 0.0);
+    assert!(!tidings.logged("deliveries pause until there is").is_empty());
+    assert_eq!(tidings.total("pending"), number);
+    assert_eq!(tidings.get("/healthz").unwrap().status, 200, "it is well");
+    let ready = tidings.get("/readyz").unwrap();
+    assert!(ready.text.contains("outcomes of deliveries wait for room"), "{ready:?}");
+    disk.free();
+    tidings.wait_until_delivered_within(LONG);
+    accepts_again(&tidings, &mut ledger, &mut number);
+    tidings.wait_until_delivered();
+    wait_until("all arrive", || ledger.is_complete(&subscriber.arrivals()));
+    ledger.assert_kept_exactly(&subscriber.arrivals());
+    tidings.assert_balanced();
+    assert_eq!(tidings.metric("tidings_store_held_outcomes"), 0.0);
+}
+
 /// Tells producers to stop, also when the test panics.
 struct StopAtDrop<'a>(&'a AtomicBool);
 

@@ -58,6 +58,15 @@ impl SmallDisk {
         }
     }
 
+    /// Takes from the databases of a store what is allocated behind their ends.
+    pub fn truncate_databases(&self, store: &Path) {
+        for generation in fs::read_dir(store).unwrap().map(|entry| entry.unwrap().path()) {
+            if let Ok(file) = File::options().write(true).open(generation.join("db")) {
+                file.set_len(file.metadata().unwrap().len()).unwrap();
+            }
+        }
+    }
+
     pub fn left(&self) -> u64 {
         let stat = rustix::fs::statvfs(&self.mount).unwrap();
         stat.f_bavail * stat.f_frsize
