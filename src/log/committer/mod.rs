@@ -409,7 +409,7 @@ impl Committer {
         self.metrics.tidings_store_held_outcomes.set(i64::try_from(self.held.len()).unwrap_or(i64::MAX));
         let (outbox, limits) = (&self.outbox, self.limits);
         self.publish.send_modify(|progress| {
-            if (progress.held > 0) != (self.held.len() > 0) {
+            if (progress.held > 0) == self.held.is_empty() {
                 match progress.held {
                     0 => tracing::error!("there is no room for outcomes of deliveries: deliveries pause until there is"),
                     _ => tracing::info!("there is room for outcomes again: deliveries go on"),

@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use super::Committer;
 use super::answer::CommitError;
-use crate::core::types::Seq;
+use super::{Committer, now};
+use crate::core::event::Event;
+use crate::core::types::{SendNo, Seq};
 
 /// A backup that does not renew its hold within this is gone. It renews it a few times within that.
 pub const BACKUP_HOLDS: Duration = Duration::from_secs(60);
@@ -63,9 +64,13 @@ impl Committer {
     fn begin_backup(&mut self) -> Result<Begun, CommitError> {
         let id = getrandom::u64().map_err(|error| CommitError::Store(super::AppendError::Io(format!("no random number: {error}"))))?;
         let log = self.log.as_ref().ok_or(CommitError::Stopped)?;
-        if log.generations().last().is_some_and(|newest| newest.first < log.next_seq()) {
-            self.begin_generation();
+        if log.generations().last().is_some_and(|newest| newest.first == log.next_seq()) {
+            // A generation without an event can't be copied, and may be all that there is of a store in which everything is done.
+            let event = Event::Audit { who: "tidings backup".into(), what: "a backup has begun".into(), at: now() };
+            self.outbox.apply(&event)?;
+            self.with_log(|log, _| log.append(std::slice::from_ref(&event), &|_| SendNo(0)).map(|_| ()))?;
         }
+        self.begin_generation();
         // It may have failed just now.
         let log = self.log.as_ref().ok_or(CommitError::Stopped)?;
         if log.generations().last().is_some_and(|newest| newest.first < log.next_seq()) {

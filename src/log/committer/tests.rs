@@ -309,3 +309,28 @@ async fn a_kill_after_a_generation_was_dropped_leaves_the_next_ones_alone() {
     let is_there = again.page(needed).is_ok() || lane.moved().contains_key(&SendNo(1));
     assert!(is_there, "what is pending was not deleted");
 }
+
+#[tokio::test]
+async fn a_backup_holds_what_it_copies_until_it_ends() {
+    let log = with_lane(&Disk::new(1 << 20)).await;
+    log.accept(vec![accepted(1, None)]).await.unwrap();
+    log.record(vec![delivered(0, 0)]).await.unwrap();
+    let begun = log.begin_backup().await.unwrap().expect("no other is under way");
+    assert_eq!(begun.position, Seq(3));
+    assert_eq!(begun.generations.iter().map(|(first, _)| *first).collect::<Vec<_>>(), [Seq::FIRST]);
+    assert_eq!(log.begin_backup().await.unwrap(), None, "one at a time");
+    // All in it is done and past its retention, and every tick would drop it.
+    let mut progress = log.progress();
+    for _ in 0..3 {
+        tokio::time::timeout(Duration::from_secs(20), progress.changed()).await.expect("a tick comes each second").unwrap();
+    }
+    assert!(log.page(Seq::FIRST).unwrap().is_some());
+    assert!(log.renew_backup(begun.id).await.unwrap());
+    assert!(!log.renew_backup(begun.id ^ 1).await.unwrap() && !log.end_backup(begun.id ^ 1).await.unwrap());
+    assert!(log.end_backup(begun.id).await.unwrap());
+    oldest_is_dropped(&log, Seq::FIRST).await;
+    assert!(!log.renew_backup(begun.id).await.unwrap());
+    // Nothing has happened since, and what there is can still be copied.
+    let again = log.begin_backup().await.unwrap().expect("the first one has ended");
+    assert_eq!((again.position, again.generations.len()), (Seq(4), 1));
+}

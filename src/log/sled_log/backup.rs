@@ -215,7 +215,7 @@ pub fn backup_stopped(store: &Path, target: &Path, progress: &dyn Progress) -> R
         if let Some(said) = said.filter(|said| said.clean) {
             let mut generations = open::list(store).map_err(|error| at.io(error))?.generations;
             generations.retain(|first| (said.lowest..=said.generation).contains(first));
-            if said.last < generations.first().copied().unwrap_or(Seq::FIRST) {
+            if said.last < Seq::FIRST {
                 return Err(BackupError::Empty(store.to_owned()));
             }
             let manifest = Manifest::of(&identity, &generations, said.last, said.run, true);

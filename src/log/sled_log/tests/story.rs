@@ -219,6 +219,13 @@ impl Story {
         DeliveryRef { lane: key.clone(), send, id: *id, located: held.located }
     }
 
+    /// A clean stop, and a start.
+    pub(super) fn restart(&mut self) {
+        self.commit();
+        self.log.take().unwrap().close(&encode_checkpoint(&self.outbox)).unwrap();
+        self.log = Some(open(self.store.path()).log);
+    }
+
     fn undone(&mut self) -> Undone {
         self.commit();
         undone(self.log.as_deref().unwrap(), &self.outbox)
