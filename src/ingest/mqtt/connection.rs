@@ -22,7 +22,7 @@ use super::sessions;
 use super::store::{Publisher, Recognised};
 use super::{MAX_RECEIVED, Shared};
 use crate::core::frame::Frame;
-use crate::core::listener::{Admission, Answer, Close, Connect, Ended, Input, Outgoing, Output, Publisher as Machine, code};
+use crate::core::listener::{Admission, Answer, Close, Connect, Ended, Incoming, Input, Outgoing, Output, Publisher as Machine, code};
 use crate::core::types::{Millis, Protocol};
 use crate::log::committer::{CommitError, Committed};
 
@@ -188,6 +188,9 @@ impl Conversation {
                 Ok(Some(packet)) => {
                     self.packet_since = None;
                     self.taken += 1;
+                    if let Incoming::Connect(connect) = &packet {
+                        self.protocol = Some(connect.protocol);
+                    }
                     self.give(Input::Received(packet));
                 }
                 Ok(None) => {
@@ -269,7 +272,6 @@ impl Conversation {
 
     /// Finds out who this is, and what its session holds.
     fn greet(&mut self, connect: &Connect) {
-        self.protocol = Some(connect.protocol);
         self.largest_answer = connect.maximum_packet_size.map_or(usize::MAX, |size| size as usize);
         let Owner { user, key } = match self.shared.access.admit(connect, self.certified.as_deref()) {
             Ok(owner) => owner,

@@ -22,6 +22,17 @@ use crate::core::types::{Protocol, Qos};
 /// # Errors
 /// If the bytes make no packet that a publisher may send; the connection is of no use after that.
 pub fn read(protocol: Option<Protocol>, arrived: &mut BytesMut, most: usize) -> Result<Option<Incoming>, Close> {
+    if protocol.is_none()
+        && let Some(first) = arrived.first().filter(|first| **first != frame::CONNECT << 4)
+    {
+        // Known from the first byte: whoever speaks something else is not waited for.
+        let what = match first {
+            0x16 => "it speaks TLS, and `listener.certfile` is not set",
+            b'A'..=b'Z' => "it speaks something like HTTP; the API has another address (`http.listen`)",
+            _ => "the first packet is not CONNECT",
+        };
+        return Err(Close::new("no_connect", 0, what));
+    }
     let frame = Frame::find(arrived, most).map_err(|error| match error {
         FrameError::TooLarge(bytes) => Close::new(
             "too_large",
@@ -32,9 +43,6 @@ pub fn read(protocol: Option<Protocol>, arrived: &mut BytesMut, most: usize) -> 
     })?;
     let Some(frame) = frame else { return Ok(None) };
     let Some(protocol) = protocol else {
-        if frame.kind != frame::CONNECT {
-            return Ok(Some(Incoming::Unexpected(frame.name())));
-        }
         return read_connect(arrived, frame).map(Some);
     };
     scan::check_flags(frame)?;
