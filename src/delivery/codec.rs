@@ -124,6 +124,8 @@ pub struct Manner {
     pub qos: Qos,
     /// The retain flag.
     pub retain: bool,
+    /// What is left of its Message Expiry Interval in seconds, over MQTT 5.
+    pub expiry_s: Option<u32>,
     /// What is added to it, over MQTT 5.
     pub stamp: Option<Stamp>,
 }
@@ -148,14 +150,18 @@ pub fn write_publish(protocol: Protocol, accepted: &Accepted, manner: Manner, ou
 
 /// The size of a delivery's PUBLISH over MQTT 5, in bytes.
 pub fn publish_size(accepted: &Accepted, stamp: Option<Stamp>) -> usize {
-    publish5(accepted, Manner { packet_id: Some(1), dup: false, qos: accepted.qos, retain: accepted.retain, stamp }).size()
+    publish5(
+        accepted,
+        Manner { packet_id: Some(1), dup: false, qos: accepted.qos, retain: accepted.retain, expiry_s: accepted.expiry_s, stamp },
+    )
+    .size()
 }
 
 fn publish5(accepted: &Accepted, manner: Manner) -> v5::Publish {
     let stored = &accepted.properties;
     let properties = v5::PublishProperties {
         payload_format_indicator: stored.payload_format,
-        message_expiry_interval: None,
+        message_expiry_interval: manner.expiry_s,
         topic_alias: None,
         response_topic: stored.response_topic.clone(),
         correlation_data: stored.correlation_data.clone(),
@@ -343,7 +349,13 @@ fn connack_3_1_1(frame: Frame, bytes: &[u8]) -> Option<Incoming> {
         5 => 0x87,
         other => other,
     };
-    Some(Incoming::ConnAck { session_present: flags & 1 == 1, code, limits: BrokerLimits::default(), reason: None, assigned_client_id: None })
+    Some(Incoming::ConnAck {
+        session_present: flags & 1 == 1,
+        code,
+        limits: BrokerLimits::default(),
+        reason: None,
+        assigned_client_id: None,
+    })
 }
 
 #[cfg(test)]
