@@ -9,8 +9,8 @@ use tokio::task::JoinHandle;
 
 use super::{StartError, lanes};
 use crate::config::{Config, ListenerConfig};
-use crate::ingest::routing::InForce;
 use crate::ingest::mqtt::{self, MakeAcceptor, Settings, Surroundings, access::Access};
+use crate::ingest::routing::InForce;
 use crate::log::committer::LogHandle;
 use crate::metrics::Metrics;
 
@@ -64,11 +64,7 @@ pub(super) fn serve(
         Box::new(make) as Box<MakeAcceptor>
     });
     let is_encrypted = tls.is_some();
-    let settings = Settings {
-        connection: listener.connection.clone(),
-        access: Access { login: listener.login, own_client_ids },
-        tls,
-    };
+    let settings = Settings { connection: listener.connection.clone(), access: Access { login: listener.login, own_client_ids }, tls };
     let around = Surroundings { log: log.clone(), routing, metrics: Arc::clone(metrics), stopping };
     tracing::info!(listener = %address, tls = is_encrypted, connection = %listener.connection, "MQTT publishers are served");
     tokio::spawn(async move {

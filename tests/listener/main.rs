@@ -15,6 +15,8 @@
 //! | `publisher` | a publisher of bytes, which does what the test says |
 //! | `python` | virtual environments with pinned clients |
 
+#[path = "../support/certificates.rs"]
+mod certificates;
 #[path = "../support/mod.rs"]
 mod support;
 

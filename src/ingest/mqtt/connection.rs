@@ -83,6 +83,8 @@ pub struct Conversation {
     /// The client has shut its side, or the socket failed.
     is_gone: bool,
     stalled_since: Option<tokio::time::Instant>,
+    /// The client takes nothing any more. What it has sent before it went may still be there to be read: QoS 0 that comes right behind a CONNECT.
+    deaf_since: Option<tokio::time::Instant>,
     packet_since: Option<tokio::time::Instant>,
     /// Nothing was read for a while, for reasons of our own.
     was_paused: bool,
@@ -116,6 +118,7 @@ impl Conversation {
             outgoing: BytesMut::new(),
             is_gone: false,
             stalled_since: None,
+            deaf_since: None,
             packet_since: None,
             was_paused: false,
             lease,
@@ -265,7 +268,9 @@ impl Conversation {
             // MQTT 5.0 §3.1.2.11.4: it is not sent.
             self.outgoing.truncate(before);
         }
-        if self.outgoing.len() > before {
+        if self.deaf_since.is_some() {
+            self.outgoing.clear();
+        } else if self.outgoing.len() > before {
             self.stalled_since.get_or_insert_with(tokio::time::Instant::now);
         }
     }
@@ -326,7 +331,8 @@ impl Conversation {
         let deadline = self.machine.deadline().filter(|_| chunk.is_some() || self.claim.is_none());
         let slow = self.packet_since.filter(|_| chunk.is_some()).map(|since| since + PACKET_TIMEOUT);
         let tick = deadline.map(|at| tokio::time::Instant::now() + Duration::from_millis(at.since(now)));
-        let tick = [tick, slow].into_iter().flatten().min();
+        let deaf = self.deaf_since.map(|since| since + LAST_WORDS);
+        let tick = [tick, slow, deaf].into_iter().flatten().min();
         let stall = self.stalled_since.map(|since| since + WRITE_TIMEOUT);
         let is_held = self.machine.is_held() && self.work.is_none();
         let mut progress = self.shared.store.log.progress();
@@ -368,7 +374,12 @@ impl Conversation {
         match event {
             Event::Read(Ok(0)) => self.is_gone = true,
             Event::Read(Ok(_)) => {}
-            Event::Read(Err(error)) | Event::Written(Err(error)) => {
+            Event::Written(Err(_)) => {
+                self.outgoing.clear();
+                self.stalled_since = None;
+                self.deaf_since = Some(tokio::time::Instant::now());
+            }
+            Event::Read(Err(error)) => {
                 self.is_gone = true;
                 self.outgoing.clear();
                 self.give(Input::End(Close::lost(format!("the connection was lost: {error}"))));
@@ -397,6 +408,10 @@ impl Conversation {
     }
 
     fn tick(&mut self) {
+        if self.deaf_since.is_some_and(|since| since.elapsed() >= LAST_WORDS) {
+            self.is_gone = true;
+            return self.give(Input::End(Close::lost("the connection was lost: it takes nothing any more")));
+        }
         let is_slow = self.packet_since.is_some_and(|since| since.elapsed() >= PACKET_TIMEOUT);
         match is_slow {
             true => self.give(Input::End(Close::new("slow_packet", code::BUSY, "a packet was not whole in time"))),

@@ -28,7 +28,7 @@ pub const MAX_SESSIONS: usize = 4_096;
 const TOUCH_MS: u64 = 60 * 60 * 1_000;
 
 /// How often expired sessions are looked for.
-const SWEEP: Duration = Duration::from_secs(if cfg!(debug_assertions) { 1 } else { 30 });
+const SWEEP: Duration = Duration::from_secs(5);
 
 /// See the module.
 pub struct Sessions {
