@@ -21,7 +21,7 @@ fn only_the_right_user_and_password_are_let_in() {
     let mut tidings = tidings;
     tidings.run();
     for (hello, refused) in [(Hello::v4("x"), 5), (Hello::v5("x"), 0x87)] {
-        for given in [None, login("ci", "wrong"), login("other", "secret"), login("", "secret")] {
+        for given in [None, login("ci", "hunter2"), login("other", "secret"), login("", "secret")] {
             let (mut publisher, connack) = Publisher::try_connect(tidings.listener(), &Hello { login: given.clone(), ..hello.clone() });
             assert_eq!(connack[1], refused, "{given:?}");
             assert_eq!(publisher.expect_end(), None);
@@ -30,7 +30,7 @@ fn only_the_right_user_and_password_are_let_in() {
         publisher.disconnect();
     }
     let log = format!("{:?}", tidings.logged(""));
-    assert!(!log.contains("secret") && !log.contains("wrong\""), "no password is ever logged");
+    assert!(!log.contains("secret") && !log.contains("hunter2"), "no password is ever logged");
 }
 
 #[test]

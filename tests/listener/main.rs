@@ -15,6 +15,7 @@
 //! | `publisher` | a publisher of bytes, which does what the test says |
 //! | `python` | virtual environments with pinned clients |
 
+#[allow(dead_code, reason = "each test binary uses its part")]
 #[path = "../support/certificates.rs"]
 mod certificates;
 #[path = "../support/mod.rs"]

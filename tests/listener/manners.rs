@@ -1,14 +1,15 @@
 //! A connection's life: greeting, refusals, keepalive, takeover, wills.
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::listener;
 use crate::publisher::{Hello, Publisher, publish};
-use crate::support::mosquitto::Mosquitto;
+use crate::support::mosquitto::{Mosquitto, free_port};
 use crate::support::subscriber::Subscriber;
 use crate::support::tidings::{Tidings, connection};
-use crate::support::{wait_until, wire};
+use crate::support::{signal, wait_for_end, wait_until, wire};
 
 /// No broker is needed: what is taken stays in the log.
 fn alone() -> Tidings {
@@ -229,13 +230,43 @@ fn a_stop_stores_and_acknowledges_what_was_read_and_leaves_no_will() {
     assert_eq!(tidings.total("created"), acknowledged);
 }
 
+/// Binds a port, says so, waits for a line, and becomes the service with the socket handed over as systemd does it.
+const HANDS_OVER: &str = r#"
+import os, socket, sys
+held = socket.socket()
+held.bind(("127.0.0.1", int(sys.argv[1])))
+held.listen(128)
+print("bound", flush=True)
+sys.stdin.readline()
+os.dup2(held.fileno(), 3, inheritable=True)
+os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
+os.execv(sys.argv[2], [sys.argv[2], "serve", "--log-format", "json", "--config", sys.argv[3]])
+"#;
+
 #[test]
-fn who_connects_before_the_store_is_open_is_answered_when_it_is() {
-    let tidings = alone();
-    // The socket takes connections that nobody has accepted yet: they wait in its backlog, with what they have sent.
-    let mut publishers: Vec<Publisher> = (0..50).map(|_| Publisher::open(tidings.listener(), 4)).collect();
-    publishers.iter_mut().for_each(|publisher| publisher.stream.write_all(&Hello::v4("").bytes()).unwrap());
-    publishers.iter_mut().for_each(|publisher| assert_eq!(publisher.expect(wire::CONNACK).body, [0, 0]));
+fn who_connects_while_systemd_holds_the_port_is_answered_once_the_service_is_there() {
+    let tidings = Tidings::prepare("");
+    let port = free_port();
+    tidings.configure(&(format!("[listener]\nlisten = \"127.0.0.1:{port}\"\nconnection = \"mqtt\"\n") + &connection(9, "")));
+    let mut holder = Command::new("python3");
+    holder.args(["-c", HANDS_OVER, &port.to_string(), env!("CARGO_BIN_EXE_tidings")]).arg(tidings.config_file());
+    let mut service = holder.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut said = String::new();
+    BufReader::new(service.stdout.take().unwrap()).read_line(&mut said).unwrap();
+    assert_eq!(said, "bound\n");
+    // Nobody serves yet: connections, and what they send, wait in the backlog.
+    let mut publishers: Vec<Publisher> = (0..50).map(|_| Publisher::open(([127, 0, 0, 1], port).into(), 4)).collect();
+    for publisher in &mut publishers {
+        publisher.send(&Hello::v4("").bytes());
+        publisher.publish("t", "x", 1, 1, false);
+    }
+    service.stdin.take().unwrap().write_all(b"go\n").unwrap();
+    for publisher in &mut publishers {
+        assert_eq!(publisher.expect(wire::CONNACK).body, [0, 0]);
+        publisher.expect_ack(wire::PUBACK, 1);
+    }
+    signal(&service, "TERM");
+    assert_eq!(wait_for_end(&mut service, "the service stops"), Some(0));
 }
 
 #[test]

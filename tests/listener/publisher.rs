@@ -12,6 +12,9 @@ pub struct Publisher {
     pub level: u8,
 }
 
+/// Topic, payload, QoS, retain; and the properties on MQTT 5.
+pub type Will = (String, Vec<u8>, u8, bool, Vec<u8>);
+
 /// A CONNECT.
 #[derive(Clone)]
 pub struct Hello {
@@ -21,8 +24,7 @@ pub struct Hello {
     pub keepalive_s: u16,
     /// MQTT 5: the properties of CONNECT.
     pub properties: Vec<u8>,
-    /// Topic, payload, QoS, retain; and the properties on MQTT 5.
-    pub will: Option<(String, Vec<u8>, u8, bool, Vec<u8>)>,
+    pub will: Option<Will>,
     pub login: Option<(String, String)>,
 }
 

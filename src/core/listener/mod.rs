@@ -109,7 +109,7 @@ pub enum Output {
     /// Write acknowledgements, in this order, with the proof of what was stored.
     Acknowledge(Vec<Answer>),
     /// It is over: write what is left, and close.
-    Ended(Ended),
+    Ended(Box<Ended>),
 }
 
 /// The answer to one PUBLISH or PUBREL.
@@ -430,7 +430,7 @@ impl Publisher {
 
     fn ended(&mut self, close: Close, will: Option<Will>, session_expiry_s: u32) {
         self.state = State::Ended;
-        self.out.push_back(Output::Ended(Ended { close, will, session_expiry_s }));
+        self.out.push_back(Output::Ended(Box::new(Ended { close, will, session_expiry_s })));
     }
 
     /// Stores what can be stored, and ends what has nothing more to do.

@@ -102,7 +102,7 @@ impl Scene {
 
     fn ended(&mut self) -> Ended {
         match self.said().pop() {
-            Some(Output::Ended(ended)) => ended,
+            Some(Output::Ended(ended)) => *ended,
             other => panic!("it has not ended: {other:?}"),
         }
     }

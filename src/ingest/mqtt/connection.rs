@@ -255,7 +255,7 @@ impl Conversation {
             Output::Store => self.store(),
             // Only after a commit, see `stored`.
             Output::Acknowledge(_) => debug_assert!(false, "taken where its proof is"),
-            Output::Ended(ended) => return Some(ended),
+            Output::Ended(ended) => return Some(*ended),
         }
         None
     }
