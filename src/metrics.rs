@@ -106,6 +106,8 @@ metrics! {
     tidings_commit_queue_requests: IntGauge = gauge;
     /// Bytes of reports that wait for their commit.
     tidings_commit_queue_bytes: IntGauge = gauge;
+    /// Connections of publishers to the MQTT listener.
+    tidings_listener_connections: IntGauge = gauge;
     /// The version that runs.
     tidings_build_info: IntGaugeVec = gauges(&["version"]);
 }

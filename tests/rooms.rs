@@ -16,7 +16,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     // The format's number decides whether a store is opened.
     ("log", &["core", "metrics", "migrations"]),
     // What the log takes as one event is a limit of requests, too: refused at the door it costs one request, and inside the service.
-    ("ingest", &["core", "metrics", "server", LOG_HANDLE, LOG_PAGE, LOG_READ_ERROR, "log::codec::MAX_EVENT"]),
+    // The listener's password is a `Secret` up to the comparison.
+    ("ingest", &["core", "metrics", "server", "config::Secret", LOG_HANDLE, LOG_PAGE, LOG_READ_ERROR, "log::codec::MAX_EVENT"]),
     // A password is a `Secret` up to the byte that is written to the broker; what is encrypted how is checked at load and done at each
     // connect by one function.
     ("delivery", &["core", "metrics", "config::Secret", "config::TlsConfig", "config::TlsFaults", LOG_HANDLE, LOG_PAGE, LOG_READ_ERROR]),
@@ -53,8 +54,8 @@ const LOG_READ_ERROR: &str = "log::ReadError";
 /// Crate → the rooms that may use it: what is replaced one day should be found in one place.
 const USED_IN: &[(&str, &[&str])] = &[
     ("sled", &["log"]),
-    // The codec; and the subscriber of the demo, which has to be another program's client.
-    ("rumqttc", &["delivery", "cli"]),
+    // The codec, of both directions; and the subscriber of the demo, which has to be another program's client.
+    ("rumqttc", &["delivery", "ingest", "cli"]),
     ("mqtt5", &["cli"]),
     ("axum", &["server", "ingest", "admin", "cli"]),
     ("hyper", &["server", "cli"]),
@@ -65,9 +66,10 @@ const USED_IN: &[(&str, &[&str])] = &[
     ("toml", &["config"]),
     ("saphyr_parser", &["config"]),
     // Contexts are made where keys are checked; streams where they are used.
-    ("openssl", &["config", "delivery"]),
-    ("tokio_openssl", &["delivery"]),
+    ("openssl", &["config", "delivery", "ingest"]),
+    ("tokio_openssl", &["delivery", "ingest"]),
     ("tokio_tungstenite", &["delivery"]),
+    ("listenfd", &["app"]),
     ("sd_notify", &["cli"]),
     ("tracing_subscriber", &["telemetry"]),
 ];

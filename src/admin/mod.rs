@@ -21,6 +21,7 @@ pub mod settings;
 pub mod status;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -42,6 +43,8 @@ pub struct Admin {
     metrics: Arc<Metrics>,
     settings: watch::Receiver<Settings>,
     moves: mpsc::Sender<moves::Ask>,
+    /// Where MQTT publishers connect.
+    listener: Option<SocketAddr>,
     started: Instant,
     /// True once the service has been told to stop.
     stopping: watch::Receiver<bool>,
@@ -59,7 +62,12 @@ impl Admin {
         moves: mpsc::Sender<moves::Ask>,
         stopping: watch::Receiver<bool>,
     ) -> Self {
-        Admin { log, board, metrics, settings, moves, started: Instant::now(), stopping, scraping: Mutex::new(()) }
+        Admin { log, board, metrics, settings, moves, listener: None, started: Instant::now(), stopping, scraping: Mutex::new(()) }
+    }
+
+    /// And at this listener.
+    pub fn with_listener(self, listener: Option<SocketAddr>) -> Self {
+        Admin { listener, ..self }
     }
 }
 

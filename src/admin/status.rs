@@ -33,10 +33,22 @@ pub struct Status {
     pub store: Store,
     /// The configuration.
     pub config: Config,
+    /// The MQTT listener; null if there is none.
+    #[serde(default)]
+    pub listener: Option<Listener>,
     /// Connections, by name.
     pub connections: Vec<Connection>,
     /// Replay jobs under way.
     pub replays: usize,
+}
+
+/// The MQTT listener.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listener {
+    /// Where publishers connect.
+    pub address: String,
+    /// How many are connected.
+    pub connections: u64,
 }
 
 /// The store.
@@ -185,6 +197,10 @@ impl Admin {
             stopping: *self.stopping.borrow(),
             store,
             config: config(&settings),
+            listener: self.listener.map(|address| Listener {
+                address: address.to_string(),
+                connections: u64::try_from(self.metrics.tidings_listener_connections.get()).unwrap_or_default(),
+            }),
             connections: self.views().into_iter().map(|(name, view)| connection(&name, &view, now)).collect(),
             replays: progress.replays,
         }

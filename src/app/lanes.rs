@@ -17,6 +17,7 @@ use crate::core::types::{ConnectionName, LaneKey};
 use crate::delivery::codec::Credentials;
 use crate::delivery::lane::{self, LaneConfig, LaneError, Surroundings};
 use crate::ingest::lanes::LaneSpan;
+use crate::log::StoreId;
 use crate::log::committer::{CommitError, LogHandle, now};
 
 /// How long a broker keeps a lane's session while Tidings is away, in seconds: a week, as long as reports are kept by default.
@@ -96,6 +97,16 @@ fn older_lanes(connection: &Connection, newest: u32, replaced: Option<LaneSet>) 
         .collect()
 }
 
+/// What the client ids of a connection's lanes begin with; epoch and lane follow.
+pub(super) fn client_id(connection: &ConnectionConfig, store: StoreId) -> String {
+    // Two connections may lead to the same broker, where a client id is one session.
+    let origin = format!("{store} {}", connection.name);
+    let origin = xxhash_rust::xxh3::xxh3_64(origin.as_bytes()) >> 32;
+    // Eight digits for store and connection: with the default client id it stays within the 23 bytes that every broker has to take
+    // (MQTT 5.0 §3.1.3.1).
+    format!("{}-{origin:08x}", connection.client_id)
+}
+
 fn lane_config(
     connection: &ConnectionConfig,
     retry: &RetryConfig,
@@ -105,14 +116,9 @@ fn lane_config(
     is_retired: bool,
 ) -> LaneConfig {
     let user = connection.user.clone().unwrap_or_default();
-    // Two connections may lead to the same broker, where a client id is one session.
-    let origin = format!("{} {}", log.store_id(), connection.name);
-    let origin = xxhash_rust::xxh3::xxh3_64(origin.as_bytes()) >> 32;
     let settings = Settings {
         lane: key,
-        // Eight digits for store and connection: with the default client id it stays within the 23 bytes that every broker has to take
-        // (MQTT 5.0 §3.1.3.1).
-        client_id: format!("{}-{origin:08x}", connection.client_id),
+        client_id: client_id(connection, log.store_id()),
         endpoints: connection.servers.iter().map(|server| format!("{server} {user}")).collect(),
         failback_ms: connection.failback_ms,
         protocol: match connection.protocol {

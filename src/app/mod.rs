@@ -1,8 +1,8 @@
 //! The one place that knows every room: channels, start order, stop order.
 //!
 //! ```text
-//!   start: store ─▶ recovery ─▶ committer ─▶ lane sets ─▶ HTTP ─▶ lanes      (what accepts is up before what delivers)
-//!   stop:  HTTP ─▶ lanes finish what is in flight ─▶ checkpoint ─▶ exit      (each with a limit)
+//!   start: listener bound ─▶ store ─▶ recovery ─▶ committer ─▶ lane sets ─▶ listener, HTTP ─▶ lanes      (what accepts is up before what delivers)
+//!   stop:  HTTP, listener ─▶ lanes finish what is in flight ─▶ checkpoint ─▶ exit      (each with a limit)
 //! ```
 //!
 //! | Module | Holds |
@@ -11,12 +11,14 @@
 //! | [`reload`] | another configuration, while the service runs |
 //! | [`files`] | whether a certificate was renewed |
 //! | [`moving`] | what is pending on one connection is given to another |
+//! | [`listener`] | the MQTT listener's place: bound first, served once the store is open |
 //! | [`lanes`] | which lanes a connection has, and that each of them runs |
 //! | [`pools`] | the lanes at work, and how they stop |
 
 mod control;
 mod files;
 mod lanes;
+mod listener;
 mod moving;
 mod pools;
 mod reload;
@@ -72,6 +74,14 @@ pub enum StartError {
         /// What the system says.
         error: std::io::Error,
     },
+    /// The same, of the MQTT listener.
+    #[error("listening on {address} failed: {error}; choose another `listener.listen`, or stop what uses it")]
+    ListenMqtt {
+        /// The address.
+        address: SocketAddr,
+        /// What the system says.
+        error: std::io::Error,
+    },
     /// A task ended before it should.
     #[error("internal fault at the start, please report it: {0}")]
     Internal(String),
@@ -93,6 +103,8 @@ pub struct Running {
     metrics: Arc<Metrics>,
     stopping: watch::Sender<bool>,
     http: JoinHandle<()>,
+    /// Where publishers connect, and what serves them.
+    listener: Option<(SocketAddr, JoinHandle<()>)>,
     /// Takes the lanes along when it is gone.
     control: JoinSet<()>,
     commands: mpsc::Sender<Command>,
@@ -104,6 +116,7 @@ pub struct Running {
 /// # Errors
 /// See [`StartError`]; nothing has been accepted then.
 pub async fn start(config: Config) -> Result<Running, StartError> {
+    let bound = listener::bind(&config)?;
     let metrics = Arc::new(Metrics::new());
     let log = open_log(&config, control::limits(&config), &metrics).await?;
     let mut newest = Vec::with_capacity(config.connections.len());
@@ -120,6 +133,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let (settings, shown) = watch::channel(control::settings(&config, Vec::new()));
     let (moves, asked_moves) = mpsc::channel(admin::moves::WAITING);
     let admin = Admin::new(log.clone(), Arc::clone(&board), Arc::clone(&metrics), shown, moves, stop.clone());
+    let admin = admin.with_listener(bound.as_ref().map(|bound| bound.address));
     let backups = admin::backups::routes(log.clone(), config.store.path.clone());
     let app = http::routes(ingest, http::Limits::default()).merge(admin::routes(admin)).merge(backups);
     let mut told = stop.clone();
@@ -127,6 +141,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         // The sender going away is a stop, too.
         let _ = told.wait_for(|stopping| *stopping).await;
     };
+    let listening = bound.map(|bound| (bound.address, listener::serve(bound, &config, &log, routing.clone(), &metrics, stop.clone())));
     let http = tokio::spawn(server::serve(listener, app, server::Limits::default(), shutdown));
     let mut pools = Pools::new(log.clone(), Arc::clone(&board), Arc::clone(&metrics));
     for (connection, newest) in config.connections.iter().zip(&newest) {
@@ -139,7 +154,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let control = Control { config, files, log: log.clone(), metrics: Arc::clone(&metrics), routing, settings, pools, stopping: stop };
     let mut tasks = JoinSet::new();
     tasks.spawn(control.run(told, asked_moves));
-    Ok(Running { address, log, board, metrics, stopping, http, control: tasks, commands, store })
+    Ok(Running { address, log, board, metrics, stopping, http, listener: listening, control: tasks, commands, store })
 }
 
 /// What the files hold that the connections' TLS is made of.
@@ -176,6 +191,11 @@ impl Running {
     /// Where the API is.
     pub fn http_addr(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where MQTT publishers connect, if they may.
+    pub fn listener_addr(&self) -> Option<SocketAddr> {
+        self.listener.as_ref().map(|(address, _)| *address)
     }
 
     /// The log.
@@ -242,6 +262,11 @@ impl Running {
         self.stopping.send_replace(true);
         if let Err(error) = (&mut self.http).await {
             tracing::error!(%error, "the HTTP server ended badly");
+        }
+        if let Some((_, serving)) = &mut self.listener
+            && let Err(error) = serving.await
+        {
+            tracing::error!(%error, "the MQTT listener ended badly");
         }
         let (reply, answer) = oneshot::channel();
         // A control that is gone has taken its lanes along.

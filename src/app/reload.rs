@@ -104,6 +104,14 @@ impl Control {
 
     async fn put_in_force(&mut self, mut config: Config) -> Result<Changes, ReloadError> {
         let restart_needed = keep_until_restart(&self.config, &mut config);
+        if let Some(listener) = &config.listener
+            && !config.connections.iter().any(|connection| connection.name == listener.connection)
+        {
+            let name = &listener.connection;
+            return Err(ReloadError::Mistakes(format!(
+                "connection `{name}` is gone, and the MQTT listener publishes to it until a restart: keep it, or restart"
+            )));
+        }
         let files = read_files(&config).await;
         let has_other_files = |name: &ConnectionName| self.files.get(name) != files.get(name);
         let mut changes = compare(&self.config, &config, restart_needed, &has_other_files);
@@ -144,7 +152,7 @@ impl Control {
 
 /// What can't change while the service runs keeps its old value; says which keys that are. Whoever adds a setting decides here.
 fn keep_until_restart(old: &Config, new: &mut Config) -> Vec<&'static str> {
-    let Config { store, http, connections: _, retry: _, routes: _, file: _, zuul: _, notes: _ } = new;
+    let Config { store, http, listener, connections: _, retry: _, routes: _, file: _, zuul: _, notes: _ } = new;
     let StoreConfig { path, retention_ms: _, max_size: _ } = store;
     let HttpConfig { listen, max_report: _, max_batch: _ } = http;
     let mut keys = Vec::new();
@@ -155,6 +163,7 @@ fn keep_until_restart(old: &Config, new: &mut Config) -> Vec<&'static str> {
     };
     keep("store.path", kept(path, &old.store.path));
     keep("http.listen", kept(listen, &old.http.listen));
+    keep("listener", kept(listener, &old.listener));
     keys
 }
 

@@ -11,7 +11,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::{FAILED, connect};
-use crate::config::{self, Config, ConfigErrors, ConnectionConfig, Identity, TlsConfig, format_duration, format_size};
+use crate::config::{self, Config, ConfigErrors, ConnectionConfig, Identity, ListenerConfig, TlsConfig, format_duration, format_size};
 use crate::core::address::Address;
 use crate::core::route::{PipelineRoutes, Reporter};
 
@@ -91,13 +91,20 @@ fn mistakes_as_json(errors: &ConfigErrors) -> Value {
 /// What is right but probably not meant.
 fn notes(config: &Config) -> Vec<String> {
     let mut notes = config.notes.clone();
-    if config.routes.entries().iter().all(|entry| entry.reporters.values().all(Vec::is_empty)) {
+    let listener = config.listener.as_ref();
+    if let Some(listener) =
+        listener.filter(|listener| listener.login.is_some() && listener.tls.is_none() && !listener.listen.ip().is_loopback())
+    {
+        notes.push(format!("listener {}: publishers' passwords come unencrypted", listener.listen));
+    }
+    if listener.is_none() && config.routes.entries().iter().all(|entry| entry.reporters.values().all(Vec::is_empty)) {
         notes.push("no pipeline has a reporter: reports will be accepted and delivered nowhere".to_owned());
     }
     for connection in &config.connections {
         let name = connection.name.as_str();
         let reporters = config.routes.entries().iter().flat_map(|entry| entry.reporters.values().flatten());
-        if !reporters.into_iter().any(|reporter| reporter.connection == connection.name) {
+        let is_listeners = listener.is_some_and(|listener| listener.connection == connection.name);
+        if !is_listeners && !reporters.into_iter().any(|reporter| reporter.connection == connection.name) {
             notes.push(format!("connection {name}: no reporter uses it"));
         }
         let is_exposed = |address: &&Address| connection.tls.is_none() && !address.is_local();
@@ -124,6 +131,9 @@ fn write_text(text: &mut String, config: &Config) -> std::fmt::Result {
     writeln!(text, "store       {}, at most {max_size}; delivered reports stay {retention}", store.path.display())?;
     let (report, batch) = (format_size(http.max_report as u64), format_size(http.max_batch as u64));
     writeln!(text, "http        {}; reports up to {report}, bodies up to {batch}", http.listen)?;
+    if let Some(listener) = &config.listener {
+        write_listener(text, listener)?;
+    }
     let (initial, max) = (format_duration(retry.initial_ms), format_duration(retry.max_ms));
     writeln!(text, "retry       after {initial} to {max}; dead letter after {} refusals", retry.attempts)?;
     if let Some(conf) = &config.zuul.conf {
@@ -142,6 +152,18 @@ fn write_text(text: &mut String, config: &Config) -> std::fmt::Result {
         writeln!(text, "{}note: {note}", if place == 0 { "\n" } else { "" })?;
     }
     Ok(())
+}
+
+fn write_listener(text: &mut String, listener: &ListenerConfig) -> std::fmt::Result {
+    let ListenerConfig { listen, connection, login, tls, anonymous: _ } = listener;
+    let encrypted = if tls.is_some() { ", over TLS" } else { "" };
+    let who = match (login, tls.as_ref().and_then(|tls| tls.client_ca.as_ref())) {
+        (None, None) => "from anybody".to_owned(),
+        (None, Some(_)) => "from who has a certificate".to_owned(),
+        (Some((user, _)), None) => format!("from user {user}"),
+        (Some((user, _)), Some(_)) => format!("from user {user} with a certificate"),
+    };
+    writeln!(text, "listener    {listen}{encrypted}; {who}, to connection {connection}")
 }
 
 fn write_connection(text: &mut String, connection: &ConnectionConfig) -> std::fmt::Result {
@@ -253,6 +275,16 @@ fn as_json(config: &Config) -> Value {
             "max_report": format_size(http.max_report as u64),
             "max_batch": format_size(http.max_batch as u64),
         },
+        "listener": config.listener.as_ref().map(|listener| json!({
+            "listen": listener.listen,
+            "connection": listener.connection,
+            "user": listener.login.as_ref().map(|(user, _)| user),
+            "password": listener.login.as_ref().map(|(_, password)| password.to_string()),
+            "certfile": listener.tls.as_ref().map(|tls| &tls.certfile),
+            "keyfile": listener.tls.as_ref().map(|tls| &tls.keyfile),
+            "client_ca": listener.tls.as_ref().and_then(|tls| tls.client_ca.as_ref()),
+            "anonymous": listener.anonymous,
+        })),
         "retry": { "initial": format_duration(retry.initial_ms), "max": format_duration(retry.max_ms), "attempts": retry.attempts },
         "zuul": { "conf": config.zuul.conf, "pipelines": config.zuul.pipelines },
         "connections": config.connections.iter().map(connection).collect::<Value>(),

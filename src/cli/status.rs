@@ -49,6 +49,13 @@ fn describe(status: &Status) -> String {
         output::size(store.free_bytes),
         output::age(seconds(store.retention_seconds))
     ));
+    if let Some(listener) = &status.listener {
+        let connections = match listener.connections {
+            1 => "1 publisher is".to_owned(),
+            count => format!("{count} publishers are"),
+        };
+        text.push_str(&format!("listener: {}, {connections} connected\n", listener.address));
+    }
     for line in troubles(status) {
         text.push_str(&format!("! {line}\n"));
     }
@@ -144,6 +151,7 @@ mod tests {
             "config": { "file": "tidings.toml", "since": "2026-01-01T00:00:00.000Z", "last_reload_successful": false,
                 "refused_at": "2026-01-01T00:00:00.000Z", "mistakes": ["tidings.toml:3: store.max_size: wrong"],
                 "restart_needed": ["store.path", "http.listen"] },
+            "listener": { "address": "127.0.0.1:1884", "connections": 2 },
             "connections": [{ "name": "mqtt", "configured": false, "backlog": 3, "oldest_pending_age_seconds": 125.5, "inflight": 2,
                 "dead_letters": 0, "totals": { "created": 5, "accepted": 5, "replayed": 0, "acknowledged": 1, "sent": 1, "dead": 0, "expired": 0,
                     "discarded": 0, "pending": 3, "possible_duplicates": 0, "balanced": true },
@@ -154,6 +162,7 @@ mod tests {
         let expected = "\
 tidings 0.1.0, up 1h 1m, store 00000000000000ab
 store: 1.5 KiB of 10.0 GiB, 1.0 GiB free on its disk; delivered reports stay 7days
+listener: 127.0.0.1:1884, 2 publishers are connected
 ! the store is full and reports are refused: it takes too much
 ! the configuration was not reloaded: tidings.toml:3: store.max_size: wrong
 ! restart needed for: store.path, http.listen

@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use super::raw::Table;
-use super::{Config, HttpConfig, RetryConfig, StoreConfig, connection, pipeline, zuul};
+use super::{Config, HttpConfig, RetryConfig, StoreConfig, connection, listener, pipeline, zuul};
 
 const SECOND: u64 = 1_000;
 const DAY: u64 = 24 * 3_600 * SECOND;
@@ -30,7 +30,6 @@ const RETRY_ATTEMPTS: RangeInclusive<u64> = 1..=1_000;
 
 /// The whole file. What it returns counts only if no mistake was noted.
 pub(super) fn config(mut root: Table<'_>, environment: &dyn Fn(&str) -> Option<String>) -> Config {
-    root.not_yet("listener", "the MQTT listener");
     let store = store(root.table("store"));
     let http = http(root.table("http"));
     let retry = retry(root.table("retry"));
@@ -39,10 +38,11 @@ pub(super) fn config(mut root: Table<'_>, environment: &dyn Fn(&str) -> Option<S
     connections.append(&mut zuul.connections);
     connections.sort_by(|a, b| a.name.cmp(&b.name));
     names.append(&mut zuul.names);
+    let listener = listener::listener(root.table("listener"), &names, &connections, http.listen, environment);
     let routes = pipeline::all(root.tables("pipeline"), &names);
     let routes = zuul::join(routes, &mut zuul, &root);
     root.finish();
-    Config { store, http, connections, retry, routes, zuul: zuul.files, notes: zuul.notes, file: None }
+    Config { store, http, listener, connections, retry, routes, zuul: zuul.files, notes: zuul.notes, file: None }
 }
 
 fn store(table: Option<Table<'_>>) -> StoreConfig {

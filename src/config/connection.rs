@@ -149,15 +149,15 @@ fn port_expected() -> String {
 }
 
 /// A password as it was given.
-struct Given {
-    key: &'static str,
-    line: usize,
+pub(super) struct Given {
+    pub(super) key: &'static str,
+    pub(super) line: usize,
     /// None if it is wrong, which has been noted.
-    secret: Option<Secret>,
+    pub(super) secret: Option<Secret>,
 }
 
 /// The password, if one of its keys is there. No message quotes a value: it may be the secret.
-fn password(table: &mut Table<'_>, environment: &dyn Fn(&str) -> Option<String>) -> Option<Given> {
+pub(super) fn password(table: &mut Table<'_>, environment: &dyn Fn(&str) -> Option<String>) -> Option<Given> {
     let (inline, file) = (table.take("password"), table.take("password_file"));
     if let (Some(_), Some(file)) = (&inline, &file) {
         file.mistake("there is `password` too: give one of them");

@@ -16,6 +16,7 @@
 
 mod checked;
 mod connection;
+mod listener;
 mod mistake;
 pub mod own_listener;
 mod pipeline;
@@ -35,6 +36,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+pub use listener::{ListenerConfig, ListenerTls};
 pub use mistake::{ConfigErrors, Mistake};
 pub use secret::Secret;
 pub use tls::{Identity, TlsConfig, TlsFault, TlsFaults};
@@ -57,6 +59,8 @@ pub struct Config {
     pub store: StoreConfig,
     /// The way in.
     pub http: HttpConfig,
+    /// The way in over MQTT, if there is one.
+    pub listener: Option<ListenerConfig>,
     /// The brokers, in order of their names.
     pub connections: Vec<ConnectionConfig>,
     /// What happens to a message that a broker refuses.

@@ -109,6 +109,10 @@ impl<'f> Item<'f> {
         u64::from_str_radix(number.as_str(), number.radix()).ok()
     }
 
+    pub(super) fn as_flag(&self) -> Option<bool> {
+        self.value.as_bool()
+    }
+
     pub(super) fn is_table(&self) -> bool {
         self.value.is_table()
     }

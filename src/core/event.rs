@@ -185,18 +185,18 @@ pub enum Event {
     },
     /// Listener, QoS 2: a PUBLISH with this packet id is in the log; a repeat is not to be stored again until it is released.
     Received {
-        /// The publisher's client id.
+        /// The key of the publisher's session: its user and client id.
         client: String,
-        /// Its packet id.
+        /// Its packet id; 0 says that the session exists.
         packet_id: u16,
         /// When.
         at: Millis,
     },
     /// Listener, QoS 2: the publisher's PUBREL has been seen; the packet id is free again.
     ReleasedIn {
-        /// The publisher's client id.
+        /// The key of the publisher's session: its user and client id.
         client: String,
-        /// Its packet id.
+        /// Its packet id; 0 ends the session.
         packet_id: u16,
         /// When.
         at: Millis,
@@ -264,6 +264,20 @@ pub struct Accepted {
     pub replay_of: Option<Seq>,
 }
 
+impl Accepted {
+    /// From when on it is not to be sent any more; none: never.
+    pub fn expires_at(&self) -> Option<Millis> {
+        self.expiry_s.map(|seconds| self.at.plus(u64::from(seconds) * 1_000))
+    }
+
+    /// What is left of its Message Expiry Interval for the broker, in seconds (MQTT 5.0 §3.3.2.3.3). At least one: what is sent again because it
+    /// may be in flight never expires.
+    pub fn expiry_left_s(&self, now: Millis) -> Option<u32> {
+        let passed = u32::try_from(now.since(self.at) / 1_000).unwrap_or(u32::MAX);
+        self.expiry_s.map(|seconds| seconds.saturating_sub(passed).max(1))
+    }
+}
+
 #[cfg(test)]
 impl Accepted {
     /// A delivery with a lane, a topic and a time, and nothing else, for tests to fill in.
@@ -327,14 +341,24 @@ pub struct Properties {
     pub user: Vec<(String, String)>,
 }
 
-/// What a producer's request is recognised by, when it comes again.
+impl Properties {
+    /// What they take in memory and in a page, in bytes: a little more than they really do.
+    pub fn size(&self) -> usize {
+        let texts = [&self.content_type, &self.response_topic].into_iter().flatten().map(|text| text.len() + 8).sum::<usize>();
+        let pairs = self.user.iter().map(|(name, value)| name.len() + value.len() + 16).sum::<usize>();
+        texts + pairs + self.correlation_data.as_ref().map_or(0, |data| data.len() + 8)
+    }
+}
+
+/// What a producer's request is recognised by, when it comes again. What came over MQTT has other meanings under the same names, see
+/// [`PublishKey`](crate::core::outbox::PublishKey).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dedupe {
-    /// A hash of whose request it is and of its key: the token and the `Idempotency-Key`; or MQTT user, address, topic and payload.
+    /// A hash of whose request it is and of its key: the token and the `Idempotency-Key`. MQTT: a number for the connection, and a hash of topic and payload.
     pub key: u128,
-    /// A hash of the whole request body: the same key with another body is a conflict.
+    /// A hash of the whole request body: the same key with another body is a conflict. MQTT: a hash of user and address.
     pub body: u64,
-    /// Which report of the request this is, counted from 0.
+    /// Which report of the request this is, counted from 0. MQTT: the packet identifier.
     pub line: u32,
     /// How many reports the request had.
     pub lines: u32,

@@ -11,6 +11,8 @@
 //! | [`topic`] | topic templates, and topics that are valid by construction |
 //! | [`route`] | (tenant, pipeline, action) → reporters |
 //! | [`event`] | every event that is ever stored |
+//! | [`frame`] | where an MQTT packet begins and ends in a stream of bytes |
+//! | [`listener`] | an MQTT publisher's connection to Tidings, as a state machine |
 //! | [`ranges`] | a set of numbers as ranges: what is settled, what an outcome covers |
 //! | [`outbox`] | `fold(events)`: what is pending, per lane, and the books of every connection |
 //! | [`handover`] | deliveries given from one connection to another: the events of one commit |
@@ -19,7 +21,9 @@
 
 pub mod address;
 pub mod event;
+pub mod frame;
 pub mod handover;
+pub mod listener;
 pub mod outbox;
 pub mod ranges;
 pub mod report;

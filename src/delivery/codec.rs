@@ -12,6 +12,7 @@ use rumqttc::{mqttbytes, v5::mqttbytes as mqttbytes5};
 
 use crate::config::Secret;
 use crate::core::event::Accepted;
+use crate::core::frame::{CONNACK, DISCONNECT, Frame, FrameError};
 use crate::core::session::{Ack, BrokerLimits, Incoming};
 use crate::core::types::{Millis, Protocol, Qos, Seq};
 
@@ -123,6 +124,8 @@ pub struct Manner {
     pub qos: Qos,
     /// The retain flag.
     pub retain: bool,
+    /// What is left of its Message Expiry Interval in seconds, over MQTT 5.
+    pub expiry_s: Option<u32>,
     /// What is added to it, over MQTT 5.
     pub stamp: Option<Stamp>,
 }
@@ -147,14 +150,18 @@ pub fn write_publish(protocol: Protocol, accepted: &Accepted, manner: Manner, ou
 
 /// The size of a delivery's PUBLISH over MQTT 5, in bytes.
 pub fn publish_size(accepted: &Accepted, stamp: Option<Stamp>) -> usize {
-    publish5(accepted, Manner { packet_id: Some(1), dup: false, qos: accepted.qos, retain: accepted.retain, stamp }).size()
+    publish5(
+        accepted,
+        Manner { packet_id: Some(1), dup: false, qos: accepted.qos, retain: accepted.retain, expiry_s: accepted.expiry_s, stamp },
+    )
+    .size()
 }
 
 fn publish5(accepted: &Accepted, manner: Manner) -> v5::Publish {
     let stored = &accepted.properties;
     let properties = v5::PublishProperties {
         payload_format_indicator: stored.payload_format,
-        message_expiry_interval: None,
+        message_expiry_interval: manner.expiry_s,
         topic_alias: None,
         response_topic: stored.response_topic.clone(),
         correlation_data: stored.correlation_data.clone(),
@@ -208,9 +215,9 @@ pub fn write_disconnect(protocol: Protocol, end_session: bool, out: &mut BytesMu
 /// # Errors
 /// If the bytes make no packet that a publisher gets.
 pub fn read(protocol: Protocol, arrived: &mut BytesMut) -> Result<Option<Incoming>, DecodeError> {
-    let Some(frame) = Frame::find(arrived)? else { return Ok(None) };
-    let code = frame.reason_code(arrived);
-    if let Some(connack) = frame.connack_3_1_1(arrived) {
+    let Some(frame) = Frame::find(arrived, LARGEST_INCOMING)? else { return Ok(None) };
+    let code = reason_code(frame, arrived);
+    if let Some(connack) = connack_3_1_1(frame, arrived) {
         arrived.advance(frame.length);
         return Ok(Some(connack));
     }
@@ -308,101 +315,47 @@ fn qos5(qos: Qos) -> mqttbytes5::QoS {
     }
 }
 
-const CONNACK: u8 = 2;
-const DISCONNECT: u8 = 14;
-
-/// A whole packet at the beginning of a buffer.
-#[derive(Debug, Clone, Copy)]
-struct Frame {
-    /// Control packet type (MQTT 5.0 §2.1.2).
-    kind: u8,
-    /// Length of the fixed header.
-    header: usize,
-    /// Length of the whole packet.
-    length: usize,
+impl From<FrameError> for DecodeError {
+    fn from(error: FrameError) -> Self {
+        match error {
+            FrameError::TooLarge(bytes) => DecodeError::TooLarge(bytes),
+            FrameError::Length => DecodeError::Malformed(error.to_string()),
+        }
+    }
 }
 
-impl Frame {
-    fn find(bytes: &[u8]) -> Result<Option<Frame>, DecodeError> {
-        let Some((&first, rest)) = bytes.split_first() else { return Ok(None) };
-        // Remaining Length: a Variable Byte Integer of at most four bytes (MQTT 5.0 §1.5.5).
-        let mut remaining = 0_usize;
-        for (index, &byte) in rest.iter().take(4).enumerate() {
-            remaining |= usize::from(byte & 0x7f) << (7 * index);
-            if byte & 0x80 == 0 {
-                if remaining > LARGEST_INCOMING {
-                    return Err(DecodeError::TooLarge(remaining));
-                }
-                let header = index + 2;
-                let frame = Frame { kind: first >> 4, header, length: header + remaining };
-                return Ok((bytes.len() >= frame.length).then_some(frame));
-            }
-        }
-        match rest.len() >= 4 {
-            true => Err(DecodeError::Malformed("the Remaining Length has more than four bytes".into())),
-            false => Ok(None),
-        }
-    }
+/// The reason code of an MQTT 5 packet; 0 (success) where it may be left out, and is.
+fn reason_code(frame: Frame, bytes: &[u8]) -> u8 {
+    let at = match frame.kind {
+        CONNACK => 1,
+        DISCONNECT => 0,
+        _ => 2,
+    };
+    frame.body(bytes).get(at).copied().unwrap_or(0)
+}
 
-    fn body(self, bytes: &[u8]) -> &[u8] {
-        &bytes[self.header..self.length]
+/// A CONNACK without properties: of a 3.1.1 broker, with its return code as the reason code of MQTT 5 that means the same.
+fn connack_3_1_1(frame: Frame, bytes: &[u8]) -> Option<Incoming> {
+    let &[flags, returned] = frame.body(bytes) else { return None };
+    if frame.kind != CONNACK {
+        return None;
     }
-
-    /// The reason code of an MQTT 5 packet; 0 (success) where it may be left out, and is.
-    fn reason_code(self, bytes: &[u8]) -> u8 {
-        let at = match self.kind {
-            CONNACK => 1,
-            DISCONNECT => 0,
-            _ => 2,
-        };
-        self.body(bytes).get(at).copied().unwrap_or(0)
-    }
-
-    /// A CONNACK without properties: of a 3.1.1 broker, with its return code as the reason code of MQTT 5 that means the same.
-    fn connack_3_1_1(self, bytes: &[u8]) -> Option<Incoming> {
-        let &[flags, returned] = self.body(bytes) else { return None };
-        if self.kind != CONNACK {
-            return None;
-        }
-        let code = match returned {
-            // MQTT 3.1.1 §3.2.2.3
-            1 => 0x84,
-            2 => 0x85,
-            3 => 0x88,
-            4 => 0x86,
-            5 => 0x87,
-            other => other,
-        };
-        Some(Incoming::ConnAck {
-            session_present: flags & 1 == 1,
-            code,
-            limits: BrokerLimits::default(),
-            reason: None,
-            assigned_client_id: None,
-        })
-    }
-
-    fn name(self) -> &'static str {
-        const NAMES: [&str; 16] = [
-            "a reserved packet",
-            "CONNECT",
-            "CONNACK",
-            "PUBLISH",
-            "PUBACK",
-            "PUBREC",
-            "PUBREL",
-            "PUBCOMP",
-            "SUBSCRIBE",
-            "SUBACK",
-            "UNSUBSCRIBE",
-            "UNSUBACK",
-            "PINGREQ",
-            "PINGRESP",
-            "DISCONNECT",
-            "AUTH",
-        ];
-        NAMES[usize::from(self.kind & 0x0f)]
-    }
+    let code = match returned {
+        // MQTT 3.1.1 §3.2.2.3
+        1 => 0x84,
+        2 => 0x85,
+        3 => 0x88,
+        4 => 0x86,
+        5 => 0x87,
+        other => other,
+    };
+    Some(Incoming::ConnAck {
+        session_present: flags & 1 == 1,
+        code,
+        limits: BrokerLimits::default(),
+        reason: None,
+        assigned_client_id: None,
+    })
 }
 
 #[cfg(test)]

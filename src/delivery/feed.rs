@@ -230,6 +230,7 @@ fn delivery(send: SendNo, id: Seq, located: Seq, payload: &Payload, stamped: boo
         qos: accepted.qos,
         retain: accepted.retain,
         accepted_at: accepted.at,
+        expires_at: accepted.expires_at(),
         attempts: 0,
         size: codec::publish_size(accepted, stamped.then(|| payload.get().stamp())),
         is_resent: false,

@@ -18,6 +18,7 @@
 //! | [`lanes`] | which lane a topic goes to, for ever |
 //! | [`repeat`] | idempotency keys, and the first answer out of the log |
 //! | [`http`] | `POST /v1/reports` |
+//! | [`mqtt`] | the MQTT listener |
 //! | [`body`] | a request's body, within limits of size, time and memory |
 
 pub mod accept;
@@ -25,5 +26,6 @@ pub mod batch;
 pub mod body;
 pub mod http;
 pub mod lanes;
+pub mod mqtt;
 pub mod repeat;
 pub mod routing;

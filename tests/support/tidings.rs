@@ -47,6 +47,8 @@ pub struct Tidings {
 struct Process {
     child: Child,
     address: SocketAddr,
+    /// Where publishers connect over MQTT, if they may.
+    listener: Option<SocketAddr>,
     reading: Option<JoinHandle<()>>,
 }
 
@@ -114,21 +116,25 @@ impl Tidings {
         let log = Arc::clone(&self.log);
         let (tell, told) = std::sync::mpsc::channel();
         let reading = std::thread::spawn(move || {
+            let mut listener = None;
             for line in lines.map_while(Result::ok) {
                 let line = serde_json::from_str(&line).unwrap_or(Value::String(line));
+                if let Some(address) = line["listener"].as_str() {
+                    listener = address.parse().ok();
+                }
                 if let Some(address) = line["address"].as_str() {
-                    let _ = tell.send(address.parse().unwrap());
+                    let _ = tell.send((address.parse().unwrap(), listener));
                 }
                 log.lock().unwrap().push(line);
             }
         });
-        let Ok(address) = told.recv_timeout(PATIENCE) else {
+        let Ok((address, listener)) = told.recv_timeout(PATIENCE) else {
             let _ = child.kill();
             let _ = child.wait();
             let _ = reading.join();
             return false;
         };
-        self.running = Some(Process { child, address, reading: Some(reading) });
+        self.running = Some(Process { child, address, listener, reading: Some(reading) });
         true
     }
 
@@ -216,6 +222,11 @@ impl Tidings {
 
     pub fn address(&self) -> SocketAddr {
         self.running.as_ref().expect("it runs").address
+    }
+
+    /// Where publishers connect over MQTT.
+    pub fn listener(&self) -> SocketAddr {
+        self.running.as_ref().expect("it runs").listener.expect("it has a listener")
     }
 
     pub fn get(&self, path: &str) -> Option<Reply> {

@@ -16,18 +16,21 @@
 
 mod backlog;
 mod lane;
+mod publishers;
 mod requests;
 pub mod salvage;
 
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
 pub use backlog::{Apart, Backlog, WhyApart};
 pub use lane::{Dead, Lane, Moved, Waiting};
+use publishers::Publishers;
+pub use publishers::{PublishKey, PublisherSession, RECENT_PER_CONNECTION, RecentPublishes};
 use requests::RequestWindow;
 pub use requests::{DEDUPE_WINDOW_KEYS, DEDUPE_WINDOW_MS, Request};
 
@@ -44,8 +47,8 @@ pub struct Outbox {
     generations: VecDeque<GenerationMark>,
     requests: RequestWindow,
     replays: BTreeMap<u64, Replay>,
-    /// Listener: packet ids that wait for their PUBREL, per client.
-    received: BTreeMap<String, BTreeSet<u16>>,
+    /// Listener: its publishers' sessions, and what they have published lately.
+    publishers: Publishers,
 }
 
 /// One connection: its lanes and its books.
@@ -193,9 +196,14 @@ impl Outbox {
         &self.replays
     }
 
-    /// Whether a listener's packet id waits for its PUBREL.
-    pub fn is_received(&self, client: &str, packet_id: u16) -> bool {
-        self.received.get(client).is_some_and(|ids| ids.contains(&packet_id))
+    /// Sessions of the listener's publishers that outlive their connections, by their keys.
+    pub fn publisher_sessions(&self) -> &BTreeMap<String, PublisherSession> {
+        &self.publishers.sessions
+    }
+
+    /// What the listener's publishers have published lately.
+    pub fn recent_publishes(&self) -> &RecentPublishes {
+        &self.publishers.recent
     }
 
     /// Folds one event, which stands at [`Outbox::next`].
@@ -209,6 +217,7 @@ impl Outbox {
         match event {
             Event::Accepted(accepted) => {
                 self.requests.note(seq, accepted);
+                self.publishers.note(seq, accepted);
                 let (lane, totals) = self.lane_mut(&accepted.lane).expect("checked: the lane exists");
                 lane.accept(seq, accepted.at);
                 if accepted.replay_of.is_some() {
@@ -343,17 +352,8 @@ impl Outbox {
                     }
                 }
             }
-            Event::Received { client, packet_id, .. } => {
-                self.received.entry(client.clone()).or_default().insert(*packet_id);
-            }
-            Event::ReleasedIn { client, packet_id, .. } => {
-                if let Some(ids) = self.received.get_mut(client) {
-                    ids.remove(packet_id);
-                    if ids.is_empty() {
-                        self.received.remove(client);
-                    }
-                }
-            }
+            Event::Received { client, packet_id, at } => self.publishers.received(seq, client, *packet_id, *at),
+            Event::ReleasedIn { client, packet_id, at } => self.publishers.released(client, *packet_id, *at),
             Event::Audit { .. } => {}
         }
         Ok(seq)

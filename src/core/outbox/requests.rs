@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
-use crate::core::event::Accepted;
+use crate::core::event::{Accepted, Source};
 use crate::core::types::{Millis, Seq};
 
 /// Idempotency keys are remembered for a day: longer than any producer retries.
@@ -36,7 +36,8 @@ pub struct Request {
 
 impl RequestWindow {
     pub(super) fn note(&mut self, seq: Seq, accepted: &Accepted) {
-        let Some(dedupe) = accepted.dedupe else { return };
+        // What came over MQTT is recognised by other means.
+        let Some(dedupe) = accepted.dedupe.filter(|_| accepted.source == Source::Http) else { return };
         if let Some(known) = self.known.get_mut(&dedupe.key) {
             known.last = seq;
             return;

@@ -392,7 +392,8 @@ impl Outbox {
         if self.replays != said.replays {
             return Some("fold and checkpoint differ in the replays under way".into());
         }
-        (self.received != said.received).then(|| "fold and checkpoint differ in what the listener has received".into())
+        let is_other = self.publishers.sessions != said.publishers.sessions;
+        is_other.then(|| "fold and checkpoint differ in the sessions of the listener's publishers".into())
     }
 
     /// Where the generations begin that it knows, oldest first.

@@ -320,7 +320,9 @@ impl Session {
         for send in &in_doubt {
             self.repeated.insert(send.0);
         }
-        let deliveries: Vec<Delivery> = std::mem::take(&mut self.in_flight).into_values().map(|send| send.delivery).collect();
+        // What was in flight does not expire any more: it may have arrived.
+        let in_flight = std::mem::take(&mut self.in_flight).into_values();
+        let deliveries: Vec<Delivery> = in_flight.map(|send| Delivery { expires_at: None, ..send.delivery }).collect();
         for delivery in &deliveries {
             self.ids.remove(&delivery.send.packet_id());
         }

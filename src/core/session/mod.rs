@@ -191,6 +191,8 @@ enum End {
     DoneReleased,
     /// Dead.
     Dead,
+    /// Expired.
+    Expired,
     /// Refused: it waits, and its payload is needed again.
     Refused,
 }

@@ -22,12 +22,21 @@ pub struct Delivery {
     pub retain: bool,
     /// When it was accepted.
     pub accepted_at: Millis,
+    /// Not sent for the first time from then on (MQTT 5.0 §3.3.2.3.3).
+    pub expires_at: Option<Millis>,
     /// Refusals charged so far.
     pub attempts: u32,
     /// The size of its PUBLISH packet in bytes, for the broker's Maximum Packet Size.
     pub size: usize,
     /// It has a new number: it was refused, requeued, or waited behind one that was.
     pub is_resent: bool,
+}
+
+impl Delivery {
+    /// Whether it is too late to send it for the first time.
+    pub fn is_expired(&self, now: Millis) -> bool {
+        self.expires_at.is_some_and(|at| now >= at)
+    }
 }
 
 /// What goes to the broker.
@@ -263,6 +272,13 @@ pub enum Note {
         qos: Qos,
         /// Why.
         reason: String,
+    },
+    /// The time limit of a delivery passed before it was sent.
+    Expired {
+        /// Its id.
+        id: Seq,
+        /// Its quality of service.
+        qos: Qos,
     },
     /// The broker's session is gone: so many sends may arrive twice.
     SessionLost {

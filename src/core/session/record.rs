@@ -15,6 +15,7 @@ const APPENDS: usize = 2;
 pub(super) struct Record {
     pub(super) released: Vec<SendNo>,
     pub(super) delivered: Vec<(SendNo, Proof)>,
+    pub(super) expired: RangeSet,
     /// In order, before the others: what changes numbers.
     pub(super) events: Vec<Event>,
     /// How many of `events` are `Resent`.
@@ -52,6 +53,9 @@ impl Session {
             if !sends.is_empty() {
                 events.push(Event::Delivered { lane: lane.clone(), sends: sends.to_ranges(), proof, at: now });
             }
+        }
+        if !record.expired.is_empty() {
+            events.push(Event::Expired { lane: lane.clone(), sends: record.expired.to_ranges(), at: now });
         }
         self.append_number += 1;
         let number = self.append_number;
@@ -108,6 +112,6 @@ impl Session {
 
 impl Record {
     pub(super) fn is_empty(&self) -> bool {
-        self.released.is_empty() && self.delivered.is_empty() && self.events.is_empty()
+        self.released.is_empty() && self.delivered.is_empty() && self.expired.is_empty() && self.events.is_empty()
     }
 }

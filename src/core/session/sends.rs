@@ -52,7 +52,9 @@ impl Session {
         // What this broker does not take waits on, and so does what is behind it.
         let mut held = BTreeSet::new();
         for delivery in self.queue.take_due(now) {
-            if held.contains(&delivery.topic) || self.manner(&delivery).is_err() {
+            // What has expired gets its number, under which it ends.
+            let is_held = held.contains(&delivery.topic) || self.manner(&delivery).is_err();
+            if is_held && !delivery.is_expired(now) {
                 held.insert(Arc::clone(&delivery.topic));
                 let retry_at = self.look_again_at(now);
                 self.queue.put_back(delivery, retry_at);
@@ -96,6 +98,10 @@ impl Session {
         if !next.is_resent && !self.renumbering.is_empty() {
             return false;
         }
+        // Until it is durable that something has expired, a restart would send it, behind what comes now.
+        if !next.is_expired(now) && self.finishing.values().any(|finishing| finishing.end == End::Expired) {
+            return false;
+        }
         // A QoS 0 could overtake a QoS 2: of one topic, another QoS waits until those before are done.
         if self.topics.get(&next.topic).is_some_and(|(before, _)| *before != qos) {
             return false;
@@ -105,6 +111,10 @@ impl Session {
             return false;
         }
         let Some(delivery) = self.queue.pop(untried_first) else { return false };
+        if delivery.is_expired(now) {
+            self.expire(delivery);
+            return true;
+        }
         let Manner { qos, retain } = match manner {
             Ok(manner) => manner,
             Err(lack) => {
@@ -221,6 +231,14 @@ impl Session {
         let attempts = delivery.attempts + u32::from(reason.broker_code.is_some());
         self.record.events.push(Event::DeadLettered { delivery: reference, reason, attempts, at: now });
         self.finish(&delivery, End::Dead);
+    }
+
+    /// Its time is over before it was sent. What is in flight never expires: it may have arrived.
+    fn expire(&mut self, delivery: Delivery) {
+        self.refused_at.remove(&delivery.id);
+        self.out.push_back(Output::Note(Note::Expired { id: delivery.id, qos: delivery.qos }));
+        self.record.expired.insert(delivery.send.0);
+        self.finish(&delivery, End::Expired);
     }
 
     pub(super) fn reference(&self, delivery: &Delivery) -> DeliveryRef {

@@ -56,6 +56,8 @@ struct Story {
     /// What the brokers take at most.
     maximum_qos: Qos,
     downgrade: bool,
+    /// So many reports in a hundred have a time limit of a few seconds.
+    expiring: u64,
 }
 
 #[derive(Debug, Default)]
@@ -98,6 +100,7 @@ struct World {
     in_window: BTreeSet<u16>,
     arrived: Vec<Seq>,
     refused: BTreeSet<Seq>,
+    expired: BTreeSet<Seq>,
     /// Reports that may arrive twice, because Tidings has said so in the log: it gave up their session, or charged them.
     repeated: BTreeSet<Seq>,
     /// The broker lost a session with something in it.
@@ -151,7 +154,19 @@ fn start_of(log: &[Event], outbox: &Outbox) -> (Start, usize, HashMap<SendNo, Se
     let delivery = |send, id, attempts, is_resent| {
         let accepted = at(id);
         let topic = Arc::from(accepted.topic.as_str());
-        Delivery { send, id, located: id, topic, qos: accepted.qos, retain: false, accepted_at: accepted.at, attempts, size: 10, is_resent }
+        Delivery {
+            send,
+            id,
+            located: id,
+            topic,
+            qos: accepted.qos,
+            retain: false,
+            accepted_at: accepted.at,
+            expires_at: accepted.expires_at(),
+            attempts,
+            size: 10,
+            is_resent,
+        }
     };
     let mut start = Start {
         epoch: lane.epoch,
@@ -226,6 +241,7 @@ impl World {
             in_window: BTreeSet::new(),
             arrived: Vec::new(),
             refused: BTreeSet::new(),
+            expired: BTreeSet::new(),
             repeated: BTreeSet::new(),
             has_broker_forgotten: false,
             must_hear: false,
@@ -376,6 +392,9 @@ impl World {
                 let is_cut = self.story.cuts + self.story.absences > 0;
                 assert!(is_guilty || is_cut, "only what was refused or is poison dies");
             }
+            if let Event::Expired { sends, .. } = &event {
+                self.expired.extend(sends.iter().map(|send| self.known[&SendNo(send)]));
+            }
             self.outbox.apply(&event).unwrap_or_else(|error| panic!("{error}: {event:?}"));
             let repeated = self.repeated_by(&event);
             self.repeated.extend(repeated);
@@ -394,7 +413,12 @@ impl World {
 
     fn accept(&mut self) {
         let number = self.log.len() as u64;
-        let event = accepted(number, &mut self.random);
+        let mut event = accepted(number, &mut self.random);
+        if let Event::Accepted(accepted) = &mut event
+            && number * 37 % 100 < self.story.expiring
+        {
+            (accepted.at, accepted.expiry_s) = (self.now, Some(u32::try_from(number % 5).unwrap()));
+        }
         if self.random.chance(self.story.poison) {
             self.poisoned.insert(self.outbox.next());
         }
@@ -424,6 +448,7 @@ impl World {
                             qos,
                             retain: false,
                             accepted_at,
+                            expires_at: accepted.expires_at(),
                             attempts: 0,
                             size: 10,
                             is_resent: false,
@@ -638,7 +663,8 @@ impl World {
             Event::Accepted(accepted) => accepted.topic.clone(),
             other => panic!("{other:?} is no delivery"),
         };
-        let done: BTreeSet<Seq> = self.arrived.iter().copied().chain(lane.dead().values().map(|dead| dead.id)).collect();
+        let ended = self.expired.iter().copied().chain(lane.dead().values().map(|dead| dead.id));
+        let done: BTreeSet<Seq> = self.arrived.iter().copied().chain(ended).collect();
         let held_up: BTreeSet<String> = self.poisoned.iter().filter(|id| !done.contains(id)).map(topic).collect();
         let ids = (1..=self.log.len() as u64).map(Seq).filter(|id| matches!(self.log[id.0 as usize - 1], Event::Accepted(_)));
         let others = ids.filter(|id| !done.contains(id) && !held_up.contains(&topic(id)));
@@ -655,6 +681,9 @@ impl World {
         for id in &self.arrived {
             *counts.entry(*id).or_default() += 1;
         }
+        let totals = self.outbox.connections()[&lane_key().connection].totals;
+        assert!(totals.balance(), "{totals:?}");
+        assert_eq!(totals.expired, self.expired.len() as u64);
         let dead: BTreeSet<Seq> = lane.dead().values().map(|dead| dead.id).collect();
         let mut last: HashMap<&str, Seq> = HashMap::new();
         for (index, event) in self.log.iter().enumerate() {
@@ -664,6 +693,7 @@ impl World {
             match accepted.qos {
                 Qos::AtMostOnce => {}
                 _ if dead.contains(&id) => {}
+                _ if self.expired.contains(&id) => assert!(accepted.expiry_s.is_some()),
                 asked if asked > self.maximum_qos && self.story.downgrade => {}
                 Qos::AtLeastOnce => assert!(count >= 1, "report {id} was lost"),
                 Qos::ExactlyOnce if self.has_broker_forgotten || self.repeated.contains(&id) => {
@@ -697,13 +727,14 @@ fn story() -> impl Strategy<Value = Story> {
         prop_oneof![2 => Just(1usize), 1 => 2usize..4],
         prop_oneof![6 => Just(Qos::ExactlyOnce), 1 => Just(Qos::AtLeastOnce), 1 => Just(Qos::AtMostOnce)],
         any::<bool>(),
+        prop_oneof![2 => Just(0u64), 1 => 1u64..100],
     );
     (any::<u64>(), 1u64..80, protocol, any::<bool>(), chances, 1u16..12, troubles).prop_map(
         |(seed, reports, protocol, at_publish, chances, window, troubles)| {
             let (cuts, crashes, refusals, session_losses) = chances;
             // A crash between the loss of a session and its discovery is the other thing that can't be known.
             let crashes = if session_losses > 0 { 0 } else { crashes };
-            let (poison, absences, servers, maximum_qos, downgrade) = troubles;
+            let (poison, absences, servers, maximum_qos, downgrade, expiring) = troubles;
             // A 3.1.1 broker says nothing about itself.
             let maximum_qos = if protocol == Protocol::V5 { maximum_qos } else { Qos::ExactlyOnce };
             Story {
@@ -721,6 +752,7 @@ fn story() -> impl Strategy<Value = Story> {
                 servers,
                 maximum_qos,
                 downgrade,
+                expiring,
             }
         },
     )
@@ -756,6 +788,7 @@ fn calm() -> Story {
         servers: 1,
         maximum_qos: Qos::ExactlyOnce,
         downgrade: false,
+        expiring: 0,
     }
 }
 
@@ -915,4 +948,15 @@ fn a_server_with_a_session_in_doubt_is_waited_for_and_then_given_up() {
         assert_eq!((world.at, duplicates), if is_back { (0, 0) } else { (1, 1) });
         assert!(world.arrived_times(id) == 1 || !is_back);
     }
+}
+
+#[test]
+fn what_has_expired_before_it_is_sent_is_not_sent_and_is_counted() {
+    let world = World::new(Story { expiring: 100, absences: 20, cuts: 20, ..calm() }).play();
+    world.check_promises();
+    let totals = world.outbox.connections()[&lane_key().connection].totals;
+    assert!(totals.expired > 0 && !world.arrived.is_empty(), "{totals:?}, {} arrived", world.arrived.len());
+    // Some have no second at all.
+    let at_once = world.log.iter().filter(|event| matches!(event, Event::Accepted(accepted) if accepted.expiry_s == Some(0))).count();
+    assert!(totals.expired >= at_once as u64 / 2, "{totals:?}, {at_once} had expired when they came");
 }

@@ -78,6 +78,10 @@ impl Lane<'_> {
                 metrics.tidings_deliveries_total.with_label_values(&[connection, qos.label(), "dead"]).inc();
                 tracing::error!(lane = %key, delivery = %id, reason, "a report became a dead letter");
             }
+            Note::Expired { id, qos } => {
+                metrics.tidings_deliveries_total.with_label_values(&[connection, qos.label(), "expired"]).inc();
+                tracing::debug!(lane = %key, delivery = %id, "a report's own time limit passed before it was sent");
+            }
             Note::SessionLost { in_doubt, reason } => {
                 metrics.tidings_possible_duplicates_total.with_label_values(&[connection]).inc_by(in_doubt);
                 tracing::warn!(lane = %key, in_doubt, reason, "the broker's session is lost: reports in flight are sent again, and may arrive twice");

@@ -93,8 +93,9 @@ impl Lane<'_> {
             }
             Outgoing::Publish { send, packet_id, dup, qos, retain } => {
                 let payload = self.payloads.get(&send).ok_or_else(|| LaneError::Internal(format!("send {send} has no payload")))?;
+                let expiry_s = payload.get().accepted().expiry_left_s(self.clock.now());
                 let stamp = self.config.stamp.then(|| payload.get().stamp());
-                write_publish(self.protocol, payload, Manner { packet_id, dup, qos, retain, stamp }, out)?;
+                write_publish(self.protocol, payload, Manner { packet_id, dup, qos, retain, expiry_s, stamp }, out)?;
                 qos_0 = packet_id.is_none().then_some(send);
             }
             Outgoing::PubRel { send, packet_id } => {

@@ -286,5 +286,5 @@ pub(super) fn size_of_event(event: &Event) -> usize {
 
 fn size_of_accepted(accepted: &Accepted) -> usize {
     let names = [&accepted.user, &accepted.tenant, &accepted.pipeline, &accepted.action, &accepted.project, &accepted.change];
-    names.iter().map(|name| name.len()).sum::<usize>() + accepted.topic.len() + accepted.payload.len()
+    names.iter().map(|name| name.len()).sum::<usize>() + accepted.topic.len() + accepted.payload.len() + accepted.properties.size()
 }

@@ -43,7 +43,7 @@ use space::Held;
 
 use super::sizes::Sizes;
 use super::{AppendError, EventLog, LogReader, Urgency, codec};
-use crate::core::event::{Dedupe, Event};
+use crate::core::event::{Dedupe, Event, Source};
 use crate::core::outbox::{Outbox, Request};
 use crate::core::types::{LaneKey, Millis, SendNo, Seq};
 use crate::metrics::Metrics;
@@ -475,7 +475,8 @@ fn note_send(sends: &mut BTreeMap<LaneKey, SendNo>, outbox: &Outbox, lane: &Lane
 
 fn dedupe_of(events: &[Event]) -> Option<Dedupe> {
     match events.first() {
-        Some(Event::Accepted(accepted)) => accepted.dedupe,
+        // What came over MQTT has been looked up by its listener.
+        Some(Event::Accepted(accepted)) => accepted.dedupe.filter(|_| accepted.source == Source::Http),
         _ => None,
     }
 }

@@ -5,7 +5,7 @@ use crate::core::types::Seq;
 use crate::log::{Checkpoint, Opened, ReadError};
 
 /// The version of the encoded outbox. Another version is not read: the log is folded from its start instead.
-const CHECKPOINT_VERSION: u16 = 1;
+const CHECKPOINT_VERSION: u16 = 2;
 
 /// Why recovery failed.
 #[derive(Debug, thiserror::Error)]

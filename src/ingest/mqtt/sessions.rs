@@ -1,0 +1,180 @@
+//! Sessions that outlive their connections: opened, gone on with, and ended in the log.
+//!
+//! What is in the log: that a session exists (`Received` with packet id 0, said again at most once an hour while it is used), and the packet ids that
+//! wait for their PUBREL. What is not: how long the client wanted it to be kept. That is known while Tidings runs; after a restart every
+//! session is kept for [`SESSION_EXPIRY_S`] from when it was last heard of.
+//!
+//! At most [`MAX_SESSIONS`] are kept; the one that has been idle for longest makes room for another.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::registry::Registry;
+use crate::core::event::Event;
+use crate::core::listener::Admission;
+use crate::core::outbox::PublisherSession;
+use crate::core::types::Millis;
+use crate::log::committer::{CommitError, LogHandle, now};
+
+/// A session is kept so long without a connection at most, in seconds: a week, as long as reports are by default. It is told to MQTT 5 clients
+/// that want more; MQTT 3.1.1 has no say in it.
+pub const SESSION_EXPIRY_S: u32 = 7 * 24 * 60 * 60;
+
+/// So many sessions are kept.
+pub const MAX_SESSIONS: usize = 4_096;
+
+/// While a session is used, the log hears of it so often.
+const TOUCH_MS: u64 = 60 * 60 * 1_000;
+
+/// How often expired sessions are looked for.
+const SWEEP: Duration = Duration::from_secs(5);
+
+/// See the module.
+pub struct Sessions {
+    log: LogHandle,
+    registry: Arc<Registry>,
+    /// Sessions without a connection, and when they expire.
+    idle: Mutex<HashMap<String, Millis>>,
+}
+
+/// The key of a session: whose it is, and its client id. No two pairs have the same.
+pub fn key(owner: &str, client_id: &str) -> String {
+    format!("{}:{owner}/{client_id}", owner.len())
+}
+
+impl Sessions {
+    /// The sessions that the log knows.
+    ///
+    /// # Errors
+    /// [`CommitError::Stopped`].
+    pub async fn recover(log: LogHandle, registry: Arc<Registry>) -> Result<Self, CommitError> {
+        let known = log.ask(|outbox| {
+            let session = |(key, session): (&String, &PublisherSession)| (key.clone(), session.at);
+            outbox.publisher_sessions().iter().map(session).collect::<Vec<_>>()
+        });
+        let (now, most) = (now(), u64::from(SESSION_EXPIRY_S) * 1_000);
+        // It may have been used for an hour since, and a clock that was set back keeps nothing for ever.
+        let expires = |at: Millis| at.plus(most + TOUCH_MS).min(now.plus(most));
+        let idle = known.await?.into_inner().into_iter().map(|(key, at)| (key, expires(at))).collect();
+        Ok(Sessions { log, registry, idle: Mutex::new(idle) })
+    }
+
+    fn idle(&self) -> std::sync::MutexGuard<'_, HashMap<String, Millis>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Opens the session of a client whose id has been claimed, and says what is in it. `lasts` says whether it is to outlive its connection.
+    ///
+    /// # Errors
+    /// [`CommitError`]; the client can't be let in then.
+    pub async fn open(&self, key: &str, clean: bool, lasts: bool) -> Result<Admission, CommitError> {
+        self.idle().remove(key);
+        let asked = key.to_owned();
+        let known = self.log.ask(move |outbox| outbox.publisher_sessions().get(&asked).cloned()).await?.into_inner();
+        let (at, client) = (now(), key.to_owned());
+        let mut events = Vec::new();
+        let going_on = known.as_ref().filter(|_| !clean);
+        if known.is_some() && clean {
+            events.push(Event::ReleasedIn { client: client.clone(), packet_id: 0, at });
+        }
+        let is_due = going_on.is_none_or(|session| at.since(session.at) >= TOUCH_MS);
+        if lasts && is_due {
+            if going_on.is_none() {
+                events.extend(self.room_for_one().await?);
+            }
+            events.push(Event::Received { client, packet_id: 0, at });
+        }
+        let admission = Admission {
+            session_present: going_on.is_some(),
+            assigned: None,
+            received: going_on.map(|known| known.received.clone()).unwrap_or_default(),
+        };
+        if !events.is_empty() {
+            self.log.record(events).await?;
+        }
+        Ok(admission)
+    }
+
+    /// The end of the session that has been idle for longest, if there are as many as may be.
+    async fn room_for_one(&self) -> Result<Option<Event>, CommitError> {
+        let count = self.log.ask(|outbox| outbox.publisher_sessions().len()).await?.into_inner();
+        if count < MAX_SESSIONS {
+            return Ok(None);
+        }
+        let oldest = {
+            let mut idle = self.idle();
+            let oldest = idle.iter().min_by_key(|(_, expires)| **expires).map(|(key, _)| key.clone());
+            oldest.inspect(|key| _ = idle.remove(key))
+        };
+        let Some(client) = oldest else { return Err(CommitError::Full(format!("{MAX_SESSIONS} MQTT sessions are in use"))) };
+        tracing::warn!(session = client, "there are too many MQTT sessions; the one that has been idle for longest was ended");
+        Ok(Some(Event::ReleasedIn { client, packet_id: 0, at: now() }))
+    }
+
+    /// The connection of a session has ended; it is kept for `expiry_s` seconds, or not at all.
+    ///
+    /// # Errors
+    /// [`CommitError`]; the session is kept then.
+    pub async fn close(&self, key: &str, expiry_s: u32) -> Result<(), CommitError> {
+        let asked = key.to_owned();
+        let known = self.log.ask(move |outbox| outbox.publisher_sessions().get(&asked).map(|session| session.at)).await?.into_inner();
+        let (Some(heard), at, client) = (known, now(), key.to_owned()) else { return Ok(()) };
+        if expiry_s == 0 {
+            self.log.record(vec![Event::ReleasedIn { client, packet_id: 0, at }]).await?;
+            return Ok(());
+        }
+        self.idle().insert(key.to_owned(), at.plus(u64::from(expiry_s) * 1_000));
+        if at.since(heard) >= TOUCH_MS {
+            self.log.record(vec![Event::Received { client, packet_id: 0, at }]).await?;
+        }
+        Ok(())
+    }
+
+    /// Ends what has expired, and says of what is in use that it is. Goes on for ever.
+    pub async fn sweep(&self) {
+        let mut beat = tokio::time::interval(SWEEP);
+        loop {
+            beat.tick().await;
+            if let Err(error) = self.sweep_once().await {
+                tracing::warn!(%error, "expired MQTT sessions could not be ended; it is tried again");
+            }
+        }
+    }
+
+    async fn sweep_once(&self) -> Result<(), CommitError> {
+        let at = now();
+        let due: Vec<String> = self.idle().iter().filter(|(_, expires)| **expires <= at).map(|(key, _)| key.clone()).collect();
+        for key in due {
+            // Who is about to connect keeps it.
+            let Some(_claim) = self.registry.claim_idle(&key) else { continue };
+            if self.idle().remove(&key).is_some() {
+                self.log.record(vec![Event::ReleasedIn { client: key.clone(), packet_id: 0, at }]).await?;
+                tracing::info!(session = key, "an MQTT session has expired");
+            }
+        }
+        let connected = self.registry.claimed();
+        let untouched = self.log.ask(move |outbox| {
+            let is_due = |key: &String| outbox.publisher_sessions().get(key).is_some_and(|session| at.since(session.at) >= TOUCH_MS);
+            connected.into_iter().filter(is_due).collect::<Vec<_>>()
+        });
+        let events: Vec<Event> =
+            untouched.await?.into_inner().into_iter().map(|client| Event::Received { client, packet_id: 0, at }).collect();
+        if !events.is_empty() {
+            self.log.record(events).await?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_owners_share_a_key() {
+        let pairs = [("a", "b/c"), ("a/b", "c"), ("", "a/b/c"), ("1:a", "x"), ("1", ":a/x")];
+        let keys: std::collections::HashSet<String> = pairs.iter().map(|(owner, client)| key(owner, client)).collect();
+        assert_eq!(keys.len(), pairs.len());
+    }
+}

@@ -1,0 +1,106 @@
+//! Zuul's own driver, in front of a broker that goes away.
+
+use std::process::Command;
+use std::time::Duration;
+
+use crate::listener;
+use crate::python::{ZUUL, python};
+use crate::support::ledger::Arrival;
+use crate::support::mosquitto::{AWAY, IN_ORDER, Mosquitto, PERSISTENT};
+use crate::support::subscriber::Subscriber;
+use crate::support::tidings::{SOON, Tidings, connection};
+use crate::support::{wait_until, wait_within};
+
+const REPORTS: u64 = 2_000;
+
+fn number(arrival: &Arrival) -> u64 {
+    serde_json::from_slice::<serde_json::Value>(&arrival.payload).unwrap()["number"].as_u64().unwrap()
+}
+
+/// Zuul publishes at 400 reports a second while the broker is away for seconds; what arrived in the end.
+fn arrivals_through_an_outage(qos: u8) -> (Tidings, Vec<Arrival>) {
+    let interpreter = python(ZUUL);
+    let mut broker = Mosquitto::start(PERSISTENT);
+    let subscriber = Subscriber::start(broker.port);
+    let tidings = Tidings::start(&(listener("") + &connection(broker.port, "") + SOON));
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/listener/zuul_publisher.py");
+    let arguments = [script.to_owned(), tidings.listener().port().to_string(), qos.to_string(), REPORTS.to_string(), "400".to_owned()];
+    let mut zuul = Command::new(interpreter).args(arguments).spawn().unwrap();
+    tidings.wait_for_total("created", REPORTS / 4);
+    broker.stop();
+    std::thread::sleep(AWAY);
+    broker.run();
+    wait_until("Zuul has published", || zuul.try_wait().unwrap().is_some());
+    assert!(zuul.wait().unwrap().success());
+    tidings.wait_for_total("created", REPORTS);
+    tidings.wait_until_delivered();
+    let expected = if qos == 0 { 0 } else { REPORTS };
+    wait_within(Duration::from_secs(60), "what was delivered has arrived", || subscriber.count() as u64 >= expected);
+    tidings.assert_balanced();
+    assert_eq!(tidings.metric("tidings_reports_accepted_total{source=\"mqtt\"}"), REPORTS as f64);
+    let arrivals = subscriber.arrivals();
+    (tidings, arrivals)
+}
+
+/// Of each topic, each report's first arrival is in order; how many came more than once.
+fn repeated_and_in_order(arrivals: &[Arrival]) -> usize {
+    let mut seen = std::collections::HashSet::new();
+    let mut newest = std::collections::HashMap::new();
+    for arrival in arrivals.iter().filter(|arrival| seen.insert(number(arrival))) {
+        let before = newest.insert(arrival.topic.clone(), number(arrival));
+        assert!(before.is_none_or(|before| before < number(arrival)), "{}: {} after {before:?}", arrival.topic, number(arrival));
+    }
+    arrivals.len() - seen.len()
+}
+
+fn missing(arrivals: &[Arrival]) -> Vec<u64> {
+    let seen: std::collections::HashSet<u64> = arrivals.iter().map(number).collect();
+    (0..REPORTS).filter(|number| !seen.contains(number)).collect()
+}
+
+#[test]
+fn no_report_of_zuuls_is_lost_while_the_broker_is_away_at_qos_1() {
+    let (_, arrivals) = arrivals_through_an_outage(1);
+    assert_eq!(missing(&arrivals), [0; 0]);
+    repeated_and_in_order(&arrivals);
+}
+
+#[test]
+fn none_is_lost_and_none_comes_twice_at_qos_2() {
+    let (_, arrivals) = arrivals_through_an_outage(2);
+    assert_eq!(missing(&arrivals), [0; 0]);
+    assert_eq!(repeated_and_in_order(&arrivals), 0);
+}
+
+#[test]
+fn at_qos_0_only_what_was_in_the_socket_is_lost() {
+    let (_, arrivals) = arrivals_through_an_outage(0);
+    let missing = missing(&arrivals);
+    // At 400 reports a second, those of a quarter of a second: one gap, where the broker was cut off.
+    assert!(missing.len() < 100, "{missing:?}");
+    assert!(missing.windows(2).all(|pair| pair[1] - pair[0] < 40), "{missing:?}");
+    repeated_and_in_order(&arrivals);
+}
+
+#[test]
+fn a_report_of_zuuls_is_passed_on_byte_for_byte() {
+    let interpreter = python(ZUUL);
+    let broker = Mosquitto::start(IN_ORDER);
+    let subscriber = Subscriber::start(broker.port);
+    let tidings = Tidings::start(&(listener("") + &connection(broker.port, "")));
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/listener/zuul_publisher.py");
+    let zuul = Command::new(interpreter).args([script, &tidings.listener().port().to_string(), "2", "20", "1000"]).status().unwrap();
+    assert!(zuul.success());
+    wait_until("all have arrived", || subscriber.count() >= 20);
+    let mut arrivals = subscriber.arrivals();
+    // Topics are spread over lanes, and only within one there is an order.
+    arrivals.sort_by_key(number);
+    for (expected, arrival) in (0..).zip(arrivals) {
+        let report = format!(
+            r#"{{"action": "success", "tenant": "acme", "pipeline": "gate", "project": "widgets", "change": {expected}, "number": {expected}, "pad": "{}"}}"#,
+            "x".repeat(1_500)
+        );
+        assert_eq!(String::from_utf8(arrival.payload).unwrap(), report);
+        assert_eq!((arrival.topic, arrival.qos, arrival.retain), (format!("zuul/{}", expected % 7), 2, false));
+    }
+}
