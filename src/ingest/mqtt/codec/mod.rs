@@ -1,7 +1,7 @@
 //! Packets of publishers: from bytes, with rumqttc's codec, and answers to bytes.
 //!
 //! That codec is a client's, and lenient. What a server has to check before is in [`scan`]; packets that are little more than an identifier
-//! are read from the frame there as well. Answers are a few bytes each and written as they stand in the standard, in [`write`].
+//! are read from the frame there as well. Answers are a few bytes each and written as they stand in the standard, in [`mod@write`].
 //!
 //! A password has to be UTF-8, because rumqttc reads it as text; MQTT allows any bytes (MQTT 5.0 §3.1.3.6).
 
