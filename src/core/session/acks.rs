@@ -5,7 +5,7 @@ use super::packet::{Ack, Incoming, Note, Output};
 use super::{Send, Session};
 use crate::core::event::Proof;
 use crate::core::retry::{code, reason_name};
-use crate::core::types::{Millis, Qos, SendNo};
+use crate::core::types::{Millis, Protocol, Qos, SendNo};
 
 impl Session {
     pub(super) fn on_packet(&mut self, now: Millis, jitter: u32, packet: Incoming) {
@@ -71,6 +71,9 @@ impl Session {
     }
 
     pub(super) fn on_puback(&mut self, now: Millis, jitter: u32, ack: Ack) -> Result<(), String> {
+        if let (Protocol::V311, Some((send, Qos::ExactlyOnce, Send::Sent))) = (self.protocol, self.find(ack.packet_id)) {
+            self.has_shown_qos_1(send);
+        }
         match self.find(ack.packet_id) {
             Some((send, Qos::AtLeastOnce, Send::Sent)) => {
                 self.progress();

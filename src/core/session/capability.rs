@@ -8,17 +8,23 @@
 //! | Receive Maximum | waits for room in the window | the same |
 //!
 //! What is held was not sent and is charged with nothing. It is a refusal of Tidings' own in the log, so that a restart knows what waits; while it
-//! waits it is looked at again now and then, and goes as soon as the broker takes it. MQTT 3.1.1 brokers say nothing about themselves.
+//! waits it is looked at again now and then, and goes as soon as the broker takes it. MQTT 3.1.1 brokers say nothing about themselves. But
+//! there are some that take QoS 2 for QoS 1 and answer PUBACK, against MQTT 3.1.1 §4.3.3 (RabbitMQ 3.10 does): what is answered so has
+//! arrived, at least once, and is done; from then on the broker counts as one with Maximum QoS 1, as long as the service runs.
 
 use super::link::{Link, Up};
 use super::packet::{Delivery, Note, Output};
 use super::{End, Session};
 use crate::core::event::Event;
 use crate::core::retry::code;
-use crate::core::types::{Millis, Qos};
+use crate::core::types::{Millis, Qos, SendNo};
 
 /// What is held is looked at again after this, in milliseconds, or after the longest retry if that is shorter. It costs no packet and no event.
 const LOOK_AGAIN_MS: u64 = 5_000;
+
+/// Why a delivery of QoS 2 is held where the broker could not say so beforehand.
+const SHOWN_QOS_1: &str = "reports of QoS 2 are held: the broker took one for QoS 1 and answered with PUBACK, so its Maximum QoS is 1; set `downgrade = true` \
+                           for this connection to send them at QoS 1, or restart Tidings when the broker has learnt QoS 2";
 
 /// How a delivery is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +78,17 @@ impl Up {
 }
 
 impl Session {
+    /// The broker has answered a send of QoS 2 as if it were one of QoS 1: that is what it was, and there is no QoS 2 here.
+    pub(super) fn has_shown_qos_1(&mut self, send: SendNo) {
+        self.shown_maximum_qos = Some(Qos::AtLeastOnce);
+        if let Some(in_flight) = self.in_flight.get_mut(&send) {
+            in_flight.qos = Qos::AtLeastOnce;
+        }
+        if let Link::Resuming { up } | Link::Serving { up } = &mut self.link {
+            up.maximum_qos = up.maximum_qos.min(Qos::AtLeastOnce);
+        }
+    }
+
     /// How a delivery is sent over the connection that is up.
     pub(super) fn manner(&self, delivery: &Delivery) -> Result<Manner, Lack> {
         match &self.link {
@@ -86,7 +103,11 @@ impl Session {
 
     /// A delivery that has not been sent waits for a broker that takes it.
     pub(super) fn hold(&mut self, now: Millis, delivery: Delivery, lack: Lack) {
-        self.out.push_back(Output::Note(Note::Held { id: delivery.id, reason: lack.describe() }));
+        let reason = match (lack, self.shown_maximum_qos) {
+            (Lack::Qos { .. }, Some(_)) => SHOWN_QOS_1.into(),
+            _ => lack.describe(),
+        };
+        self.out.push_back(Output::Note(Note::Held { id: delivery.id, reason }));
         let (retry_at, attempts) = (self.look_again_at(now), delivery.attempts);
         self.set_aside(now, delivery, lack.code(), attempts, retry_at);
     }

@@ -79,6 +79,7 @@ impl Session {
     /// What was found out about one server's protocol is not true of another.
     fn forget_protocol(&mut self) {
         self.silent_closes = 0;
+        self.shown_maximum_qos = None;
         if self.settings.protocol.is_none() {
             self.protocol = Protocol::V5;
         }

@@ -210,7 +210,7 @@ impl Session {
         Up {
             window: usize::from(window.max(1)),
             maximum_packet_size: limits.maximum_packet_size.map_or(usize::MAX, |size| size as usize),
-            maximum_qos: limits.maximum_qos.unwrap_or(Qos::ExactlyOnce),
+            maximum_qos: limits.maximum_qos.or(self.shown_maximum_qos).unwrap_or(Qos::ExactlyOnce),
             retain_available: limits.retain_available.unwrap_or(true),
             keepalive_ms: u64::from(limits.keepalive_s.unwrap_or(self.settings.keepalive_s).max(1)) * 1_000,
             last_sent: now,

@@ -103,6 +103,8 @@ pub struct Session {
     /// What the log knows of the newest session: epoch, protocol, endpoint, doubt.
     opened: (u32, Option<Protocol>, String, u32),
     protocol: Protocol,
+    /// What the broker's answers have shown of its Maximum QoS, where it can't say so.
+    shown_maximum_qos: Option<Qos>,
     /// The server that is used, or tried next.
     server: usize,
     /// How often in a row the server of the session could not be reached while something was in doubt.
@@ -207,6 +209,7 @@ impl Session {
             epoch: start.epoch,
             opened: (start.epoch, start.protocol, start.endpoint.clone(), start.doubt),
             protocol,
+            shown_maximum_qos: None,
             server: server.unwrap_or(0),
             absences: 0,
             moving_to: None,

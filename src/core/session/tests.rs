@@ -112,6 +112,8 @@ struct World {
     /// The broker has read poison, and hangs up.
     is_dying: bool,
     calm: bool,
+    /// The broker has no QoS 2, and does not say so.
+    takes_qos_2_for_1: bool,
 }
 
 fn lane_key() -> LaneKey {
@@ -248,6 +250,7 @@ impl World {
             is_breaking: false,
             is_dying: false,
             calm: false,
+            takes_qos_2_for_1: false,
         }
     }
 
@@ -506,6 +509,7 @@ impl World {
             Outgoing::Publish { send, packet_id, qos, .. } => {
                 let id = id.unwrap();
                 assert!(qos <= self.story.maximum_qos, "the broker's Maximum QoS is obeyed");
+                let qos = if self.takes_qos_2_for_1 { qos.min(Qos::AtLeastOnce) } else { qos };
                 if packet_id.is_some() && self.poisoned.contains(&id) {
                     self.is_dying = true;
                     return;
@@ -901,6 +905,22 @@ fn what_a_broker_does_not_take_is_held_uncharged_until_it_does_and_others_go_on(
     world.cut();
     world.steps_until("it is sent", |world| world.pending() == 0);
     assert_eq!(world.arrived_times(held), 1);
+}
+
+#[test]
+fn a_broker_that_takes_qos_2_for_qos_1_gets_one_window_and_nothing_twice() {
+    for downgrade in [false, true] {
+        let mut world = World::new(Story { protocol: Protocol::V311, downgrade, ..calm() });
+        world.takes_qos_2_for_1 = true;
+        let first = world.accept_for("topic");
+        world.steps_until("its PUBACK counts", |world| world.pending() == 0);
+        let second = world.accept_for("topic");
+        for _ in 0..5_000 {
+            world.step();
+        }
+        assert_eq!((world.arrived_times(first), world.arrived_times(second)), (1, usize::from(downgrade)));
+        assert_eq!((world.pending(), world.dead()), (u64::from(!downgrade), vec![]));
+    }
 }
 
 #[test]
