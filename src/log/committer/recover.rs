@@ -4,7 +4,7 @@ use crate::core::outbox::{FoldError, Outbox};
 use crate::core::types::Seq;
 use crate::log::{Checkpoint, Opened, ReadError};
 
-/// The version of the encoded outbox. Another version is not read: the log is folded from its start instead.
+/// The version of the encoded outbox. Another version is refused: what it counts can not be counted again once old generations are gone.
 const CHECKPOINT_VERSION: u16 = 2;
 
 /// Why recovery failed.
