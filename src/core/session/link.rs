@@ -162,12 +162,17 @@ impl Session {
             Plan::Purge => {
                 self.is_retiring = false;
                 self.reconnect_at_once(now, Plan::Fresh { is_purged: true }, false);
+                if let (1.., Link::Down { retry_at, .. }) = (self.kept_sessions, &mut self.link) {
+                    // A broker may do it later than it lets in again (amqtt 0.12 does): asked at once, it would never have forgotten.
+                    *retry_at = now.plus(self.settings.retry.backoff_ms(self.kept_sessions, jitter));
+                }
             }
             Plan::Fresh { is_purged: false } | Plan::Decide if session_present => {
                 // A lane that is retired leaves nothing behind, also where it never got to send.
                 self.reconnect_at_once(now, Plan::Purge, self.is_retiring);
             }
             Plan::Fresh { .. } if session_present => {
+                self.kept_sessions = self.kept_sessions.saturating_add(1);
                 self.out.push_back(Output::Close);
                 self.on_closed(
                     now,
@@ -176,6 +181,7 @@ impl Session {
                 );
             }
             Plan::Fresh { .. } | Plan::Decide => {
+                self.kept_sessions = 0;
                 self.out.push_back(Output::Note(Note::Connected { protocol: self.protocol, resumed: false, server: self.server }));
                 self.has_connected(now);
                 if !self.probe_if_suspecting(now, up, false) {

@@ -114,6 +114,9 @@ struct World {
     calm: bool,
     /// The broker has no QoS 2, and does not say so.
     takes_qos_2_for_1: bool,
+    /// A session that is to end goes so many milliseconds later; and those that are about to.
+    forgets_after_ms: u64,
+    ending: Vec<(String, Millis)>,
 }
 
 fn lane_key() -> LaneKey {
@@ -251,6 +254,8 @@ impl World {
             is_dying: false,
             calm: false,
             takes_qos_2_for_1: false,
+            forgets_after_ms: 0,
+            ending: Vec::new(),
         }
     }
 
@@ -491,7 +496,14 @@ impl World {
     fn broker_reads(&mut self, packet: Outgoing, id: Option<Seq>) {
         match packet {
             Outgoing::Connect { protocol, client_id, clean, session_expiry_s, .. } => {
+                let (due, later) = std::mem::take(&mut self.ending).into_iter().partition(|(_, at)| *at <= self.now);
+                self.ending = later;
+                let due: Vec<(String, Millis)> = due;
+                for (ended, _) in due {
+                    self.end_session(&ended);
+                }
                 if clean {
+                    self.ending.retain(|(ending, _)| *ending != client_id);
                     self.end_session(&client_id);
                 }
                 if !self.calm && !self.is_breaking && self.random.chance(self.story.session_losses) {
@@ -569,7 +581,10 @@ impl World {
                 if let Some((client, clean)) = self.client.take()
                     && (clean || end_session && self.story.protocol == Protocol::V5)
                 {
-                    self.end_session(&client);
+                    match self.forgets_after_ms {
+                        0 => self.end_session(&client),
+                        later => self.ending.push((client, self.now.plus(later))),
+                    }
                 }
             }
         }
@@ -905,6 +920,18 @@ fn what_a_broker_does_not_take_is_held_uncharged_until_it_does_and_others_go_on(
     world.cut();
     world.steps_until("it is sent", |world| world.pending() == 0);
     assert_eq!(world.arrived_times(held), 1);
+}
+
+#[test]
+fn a_broker_that_is_slow_to_forget_a_session_is_given_time() {
+    let mut world = World::new(Story { protocol: Protocol::V311, ..calm() });
+    // Longer than it takes to disconnect and connect, shorter than the longest wait.
+    world.forgets_after_ms = 350;
+    let id = world.accept_for("topic");
+    for _ in 0..5_000 {
+        world.step();
+    }
+    assert_eq!((world.pending(), world.arrived_times(id)), (0, 1));
 }
 
 #[test]
