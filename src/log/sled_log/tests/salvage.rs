@@ -10,7 +10,7 @@ use crate::core::event::Proof;
 use crate::core::ranges::{RangeSet, Ranges};
 use crate::log::committer::recover;
 
-const CASES: u64 = 60;
+const CASES: u64 = 30;
 
 /// A page as it was before the damage.
 struct Written {
