@@ -147,7 +147,8 @@ fn a_disk_that_somebody_else_fills_to_the_last_byte_stops_no_delivery_and_repeat
     wait_until("the ballast is kept again", || tidings.metric("tidings_store_ballast_bytes") > 0.0);
     tidings.wait_until_delivered();
     wait_until("all arrive", || ledger.is_complete(&subscriber.arrivals()));
-    ledger.assert_kept_exactly(&subscriber.arrivals());
+    let found = ledger.assert_kept_in_any_order(&subscriber.arrivals());
+    assert!(found.repeated.is_empty() && found.missing_qos_0 == 0, "{found:#?}");
     assert_eq!(tidings.stop(), Some(0));
 }
 
@@ -205,7 +206,8 @@ fn deliveries_pause_when_even_the_ballast_is_used_up_and_go_on_by_themselves() {
     accepts_again(&tidings, &mut ledger, &mut number);
     tidings.wait_until_delivered();
     wait_until("all arrive", || ledger.is_complete(&subscriber.arrivals()));
-    ledger.assert_kept_exactly(&subscriber.arrivals());
+    let found = ledger.assert_kept_in_any_order(&subscriber.arrivals());
+    assert!(found.repeated.is_empty() && found.missing_qos_0 == 0, "{found:#?}");
     tidings.assert_balanced();
     assert_eq!(tidings.metric("tidings_store_held_outcomes"), 0.0);
 }

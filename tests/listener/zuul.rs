@@ -1,12 +1,13 @@
 //! Zuul's own driver, in front of a broker that goes away.
 
+use std::collections::HashSet;
 use std::process::Command;
 use std::time::Duration;
 
 use crate::listener;
 use crate::python::{ZUUL, python};
 use crate::support::ledger::Arrival;
-use crate::support::mosquitto::{AWAY, IN_ORDER, Mosquitto, PERSISTENT};
+use crate::support::mosquitto::{AWAY, IN_ORDER, Mosquitto, PERSISTENT, WITH_PACKETS};
 use crate::support::subscriber::Subscriber;
 use crate::support::tidings::{SOON, Tidings, connection};
 use crate::support::{wait_until, wait_within};
@@ -17,10 +18,11 @@ fn number(arrival: &Arrival) -> u64 {
     serde_json::from_slice::<serde_json::Value>(&arrival.payload).unwrap()["number"].as_u64().unwrap()
 }
 
-/// Zuul publishes at 400 reports a second while the broker is away for seconds; what arrived in the end.
+/// Zuul publishes at 400 reports a second while the broker is away for seconds; what arrived in the end. The broker took the reports of each
+/// topic in order, whatever it made of that for a subscriber that was behind.
 fn arrivals_through_an_outage(qos: u8) -> (Tidings, Vec<Arrival>) {
     let interpreter = python(ZUUL);
-    let mut broker = Mosquitto::start(PERSISTENT);
+    let mut broker = Mosquitto::start(&[PERSISTENT, WITH_PACKETS].concat());
     let subscriber = Subscriber::start(broker.port);
     let tidings = Tidings::start(&(listener("") + &connection(broker.port, "") + SOON));
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/listener/zuul_publisher.py");
@@ -39,22 +41,21 @@ fn arrivals_through_an_outage(qos: u8) -> (Tidings, Vec<Arrival>) {
     tidings.assert_balanced();
     assert_eq!(tidings.metric("tidings_reports_accepted_total{source=\"mqtt\"}"), REPORTS as f64);
     let arrivals = subscriber.arrivals();
+    // What it refused for lack of room comes again later, under another identifier.
+    if tidings.logged("the broker refused a report").is_empty() {
+        broker.assert_taken_in_order(&HashSet::new());
+    }
     (tidings, arrivals)
 }
 
-/// Of each topic, each report's first arrival is in order; how many came more than once.
-fn repeated_and_in_order(arrivals: &[Arrival]) -> usize {
-    let mut seen = std::collections::HashSet::new();
-    let mut newest = std::collections::HashMap::new();
-    for arrival in arrivals.iter().filter(|arrival| seen.insert(number(arrival))) {
-        let before = newest.insert(arrival.topic.clone(), number(arrival));
-        assert!(before.is_none_or(|before| before < number(arrival)), "{}: {} after {before:?}", arrival.topic, number(arrival));
-    }
+/// How many came more than once.
+fn repeated(arrivals: &[Arrival]) -> usize {
+    let seen: HashSet<u64> = arrivals.iter().map(number).collect();
     arrivals.len() - seen.len()
 }
 
 fn missing(arrivals: &[Arrival]) -> Vec<u64> {
-    let seen: std::collections::HashSet<u64> = arrivals.iter().map(number).collect();
+    let seen: HashSet<u64> = arrivals.iter().map(number).collect();
     (0..REPORTS).filter(|number| !seen.contains(number)).collect()
 }
 
@@ -62,14 +63,13 @@ fn missing(arrivals: &[Arrival]) -> Vec<u64> {
 fn no_report_of_zuuls_is_lost_while_the_broker_is_away_at_qos_1() {
     let (_, arrivals) = arrivals_through_an_outage(1);
     assert_eq!(missing(&arrivals), [0; 0]);
-    repeated_and_in_order(&arrivals);
 }
 
 #[test]
 fn none_is_lost_and_none_comes_twice_at_qos_2() {
     let (_, arrivals) = arrivals_through_an_outage(2);
     assert_eq!(missing(&arrivals), [0; 0]);
-    assert_eq!(repeated_and_in_order(&arrivals), 0);
+    assert_eq!(repeated(&arrivals), 0);
 }
 
 #[test]
@@ -79,7 +79,11 @@ fn at_qos_0_only_what_was_in_the_socket_is_lost() {
     // At 400 reports a second, those of a quarter of a second: one gap, where the broker was cut off.
     assert!(missing.len() < 100, "{missing:?}");
     assert!(missing.windows(2).all(|pair| pair[1] - pair[0] < 40), "{missing:?}");
-    repeated_and_in_order(&arrivals);
+    let topics: HashSet<&str> = arrivals.iter().map(|arrival| arrival.topic.as_str()).collect();
+    for topic in topics {
+        // QoS 0 waits in no queue of the broker's.
+        assert!(arrivals.iter().filter(|arrival| arrival.topic == topic).map(number).is_sorted(), "{topic}");
+    }
 }
 
 #[test]
