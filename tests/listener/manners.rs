@@ -239,6 +239,8 @@ held.listen(128)
 print("bound", flush=True)
 sys.stdin.readline()
 os.dup2(held.fileno(), 3, inheritable=True)
+# It may be 3 already, and then nothing was changed.
+os.set_inheritable(3, True)
 os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
 os.execv(sys.argv[2], [sys.argv[2], "serve", "--log-format", "json", "--config", sys.argv[3]])
 "#;
