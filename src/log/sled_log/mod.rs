@@ -447,6 +447,10 @@ impl Drop for SledLog {
         let mut state = write(&self.active.handle.state);
         if matches!(*state, State::Active(_)) {
             *state = State::Unreadable("the log has been dropped".into());
+            // Whoever opens the store next must not meet a thread of sled's that still holds the file.
+            if let Err(what) = database::wait_until_closed(&self.active.handle.folder) {
+                tracing::debug!("{what}");
+            }
         }
     }
 }
