@@ -91,7 +91,10 @@ impl Tidings {
     pub fn configure(&self, config: &str) {
         let store = self.store();
         let common = format!("[store]\npath = \"{}\"\n[http]\nlisten = \"127.0.0.1:0\"\n", store.display());
-        fs::write(self.config_file(), common + config).unwrap();
+        // In one step: a service that reads it just now must not find half of it.
+        let new = self.config_file().with_extension("new");
+        fs::write(&new, common + config).unwrap();
+        fs::rename(new, self.config_file()).unwrap();
     }
 
     pub fn store(&self) -> PathBuf {
