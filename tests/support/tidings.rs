@@ -5,9 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -39,8 +37,6 @@ pub const SOON: &str = "[retry]\ninitial = \"20ms\"\nmax = \"200ms\"\nattempts =
 pub struct Tidings {
     folder: TempDir,
     running: Option<Process>,
-    /// What it logged, over all its runs.
-    log: Arc<Mutex<Vec<Value>>>,
     agent: ureq::Agent,
 }
 
@@ -49,7 +45,6 @@ struct Process {
     address: SocketAddr,
     /// Where publishers connect over MQTT, if they may.
     listener: Option<SocketAddr>,
-    reading: Option<JoinHandle<()>>,
 }
 
 /// An answer.
@@ -82,7 +77,7 @@ impl Tidings {
             .timeout_global(Some(PATIENCE))
             .build()
             .new_agent();
-        let tidings = Tidings { folder: tempfile::tempdir().unwrap(), running: None, log: Arc::default(), agent };
+        let tidings = Tidings { folder: tempfile::tempdir().unwrap(), running: None, agent };
         tidings.configure(config);
         tidings
     }
@@ -107,37 +102,31 @@ impl Tidings {
 
     /// Starts it, and waits until it takes reports.
     pub fn run(&mut self) {
-        assert!(self.try_run(), "the service did not start: {:#?}", self.log.lock().unwrap());
+        assert!(self.try_run(), "the service did not start: {:#?}", self.log_lines());
         wait_within(PATIENCE, "the service is ready", || self.get("/readyz").is_some_and(|reply| reply.status == 200));
     }
 
     /// Starts it, and waits until it answers, whether it takes reports or not; false if it ends instead.
     pub fn try_run(&mut self) -> bool {
         assert!(self.running.is_none(), "it runs already");
-        let mut child = self.spawn();
-        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let log = Arc::clone(&self.log);
-        let (tell, told) = std::sync::mpsc::channel();
-        let reading = std::thread::spawn(move || {
-            let mut listener = None;
-            for line in lines.map_while(Result::ok) {
-                let line = serde_json::from_str(&line).unwrap_or(Value::String(line));
-                if let Some(address) = line["listener"].as_str() {
-                    listener = address.parse().ok();
-                }
-                if let Some(address) = line["address"].as_str() {
-                    let _ = tell.send((address.parse().unwrap(), listener));
-                }
-                log.lock().unwrap().push(line);
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.log_file()).unwrap();
+        let before = self.log_lines().len();
+        let mut child = self.spawn(log.into());
+        let (mut addresses, until) = (None, Instant::now() + PATIENCE);
+        while addresses.is_none() && Instant::now() < until {
+            let has_ended = child.try_wait().unwrap().is_some();
+            addresses = addresses_in(&self.log_lines()[before..]);
+            if has_ended {
+                break;
             }
-        });
-        let Ok((address, listener)) = told.recv_timeout(PATIENCE) else {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let Some((address, listener)) = addresses else {
             let _ = child.kill();
             let _ = child.wait();
-            let _ = reading.join();
             return false;
         };
-        self.running = Some(Process { child, address, listener, reading: Some(reading) });
+        self.running = Some(Process { child, address, listener });
         true
     }
 
@@ -146,18 +135,18 @@ impl Tidings {
         self.running.as_mut().is_some_and(|process| process.child.try_wait().unwrap().is_some())
     }
 
-    fn spawn(&self) -> Child {
+    fn spawn(&self, log: Stdio) -> Child {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tidings"));
         command.args(["serve", "--log-format", "json", "--config"]).arg(self.config_file());
         for variable in ["TIDINGS_CONFIG", "TIDINGS_URL", "TIDINGS_TOKEN", "TIDINGS_LOG", "NOTIFY_SOCKET"] {
             command.env_remove(variable);
         }
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap()
     }
 
     /// Starts it where it should refuse to: its exit code, and what it logged.
     pub fn refused(&self) -> (Option<i32>, String) {
-        let mut child = self.spawn();
+        let mut child = self.spawn(Stdio::piped());
         let code = wait_for_end(&mut child, "the service refuses to start");
         let lines = BufReader::new(child.stderr.take().unwrap()).lines();
         (code, lines.map_while(Result::ok).collect::<Vec<_>>().join("\n"))
@@ -205,9 +194,7 @@ impl Tidings {
     /// Waits until it has ended, and gives its exit code.
     pub fn end(&mut self) -> Option<i32> {
         let mut process = self.running.take().expect("it runs");
-        let code = wait_for_end(&mut process.child, "the service ends");
-        process.reading.take().unwrap().join().unwrap();
-        code
+        wait_for_end(&mut process.child, "the service ends")
     }
 
     /// SIGTERM, and then the exit code.
@@ -295,7 +282,20 @@ impl Tidings {
 
     /// The lines logged so far that hold this text.
     pub fn logged(&self, text: &str) -> Vec<Value> {
-        self.log.lock().unwrap().iter().filter(|line| line.to_string().contains(text)).cloned().collect()
+        self.log_lines().into_iter().filter(|line| line.to_string().contains(text)).collect()
+    }
+
+    /// What it logged, over all its runs. It is written to a file, so that nothing is missing here that was logged before an answer.
+    fn log_lines(&self) -> Vec<Value> {
+        let log = fs::read(self.log_file()).unwrap_or_default();
+        // What has no end yet is just being written.
+        let whole = log.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        let text = String::from_utf8_lossy(&log[..whole]);
+        text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| Value::String(line.to_owned()))).collect()
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.folder.path().join("log.jsonl")
     }
 
     pub fn client(&self) -> Client {
@@ -314,11 +314,23 @@ impl Drop for Tidings {
             let _ = process.child.wait();
         }
         if std::thread::panicking() {
-            for line in self.log.lock().unwrap().iter().rev().take(40).rev() {
+            for line in self.log_lines().iter().rev().take(40).rev() {
                 eprintln!("{line}");
             }
         }
     }
+}
+
+/// Where it says that it listens: for HTTP, and for publishers over MQTT, if they may.
+fn addresses_in(log: &[Value]) -> Option<(SocketAddr, Option<SocketAddr>)> {
+    let mut listener = None;
+    for line in log {
+        listener = line["listener"].as_str().and_then(|address| address.parse().ok()).or(listener);
+        if let Some(address) = line["address"].as_str() {
+            return Some((address.parse().unwrap(), listener));
+        }
+    }
+    None
 }
 
 /// See [`Tidings::killer`].
