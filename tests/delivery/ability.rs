@@ -1,12 +1,10 @@
 //! Brokers that can't do everything, and say so: Maximum QoS, Retain Available, Server Keep Alive. And what Tidings says of each delivery.
 
-use std::time::Duration;
-
 use crate::support::ledger::{Ledger, report};
 use crate::support::mosquitto::Mosquitto;
 use crate::support::scripted::{Act, Heard, Limits, ScriptedBroker};
 use crate::support::tidings::{PIPELINES, SOON, Tidings, connection};
-use crate::support::{wait_until, wait_within};
+use crate::support::wait_until;
 
 fn start(broker: &ScriptedBroker, more: &str) -> Tidings {
     let pipelines = PIPELINES.to_owned() + "config-error.mqtt = { topic = \"kept/{project}\", qos = 1, retain = true }\n";
@@ -103,9 +101,7 @@ fn retained_reports_are_held_where_the_broker_has_no_retained_messages() {
 fn the_brokers_keep_alive_counts_and_not_ones_own() {
     let broker = ScriptedBroker::with_limits(Limits { keepalive_s: Some(1), ..Limits::default() }, |_| vec![Act::Usual]);
     let _tidings = start(&broker, "keepalive = 600");
-    wait_within(Duration::from_secs(20), "PINGREQ after a second of silence", || {
-        broker.count(|packet| packet.heard == Heard::PingReq) >= 2
-    });
+    wait_until("PINGREQ after a second of silence", || broker.count(|packet| packet.heard == Heard::PingReq) >= 2);
 }
 
 #[test]

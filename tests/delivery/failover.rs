@@ -1,13 +1,11 @@
 //! Connections with several servers: in their order, a session each, and back to the first.
 
-use std::time::Duration;
-
 use crate::support::ledger::{Arrival, Ledger};
 use crate::support::mosquitto::{Mosquitto, PERSISTENT, free_port};
 use crate::support::scripted::{Act, ScriptedBroker};
 use crate::support::subscriber::Subscriber;
 use crate::support::tidings::{PIPELINES, SOON, Tidings};
-use crate::support::{wait_until, wait_within};
+use crate::support::wait_until;
 
 fn config(ports: &[u16], more: &str) -> String {
     let servers: Vec<String> = ports.iter().map(|port| format!("\"127.0.0.1:{port}\"")).collect();
@@ -36,7 +34,7 @@ fn with_the_first_server_away_the_next_is_used_and_the_first_again_when_it_is_ba
     let mut first = Mosquitto::prepare_at(away, PERSISTENT);
     first.run();
     let subscriber = Subscriber::start(away);
-    wait_within(Duration::from_secs(30), "both lanes are back at the first", || {
+    wait_until("both lanes are back at the first", || {
         let status = tidings.status("mqtt");
         let lanes = status["lanes"].as_array().unwrap();
         lanes.iter().all(|lane| lane["server"] == format!("127.0.0.1:{away}") && lane["state"] == "connected")

@@ -1,12 +1,12 @@
 //! Brokers that are away, frozen, or restarted. Reports are accepted all the while, and delivered in order afterwards.
 
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::support::ledger::{Ledger, action_for, report};
 use crate::support::mosquitto::{AWAY, IN_ORDER, Mosquitto, PERSISTENT, WITH_PACKETS};
 use crate::support::subscriber::Subscriber;
 use crate::support::tidings::{PIPELINES, SOON, Tidings, connection};
-use crate::support::{wait_until, wait_within};
+use crate::support::wait_until;
 
 fn reports(numbers: std::ops::Range<u64>) -> Vec<String> {
     numbers.map(|number| report(action_for(if number % 8 < 4 { 1 } else { 2 }), &format!("p{}", number % 8), number)).collect()
@@ -34,27 +34,32 @@ fn a_broker_that_is_not_there_at_the_start_gets_everything_later() {
     tidings.assert_balanced();
 }
 
-/// Posts one report after the other while `trouble` goes on in this thread, and gives the ledger and the slowest accept.
-fn under_load(tidings: &Tidings, trouble: impl FnOnce()) -> (Ledger, Duration) {
+/// Posts one report after the other while `trouble` goes on in this thread, which sees how many were accepted; gives the ledger.
+fn under_load(tidings: &Tidings, trouble: impl FnOnce(&AtomicU64)) -> Ledger {
     let client = tidings.client();
-    let is_over = std::sync::atomic::AtomicBool::new(false);
+    let (is_over, accepted) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
         let producer = scope.spawn(|| {
-            let (mut ledger, mut slowest) = (Ledger::default(), Duration::ZERO);
+            let mut ledger = Ledger::default();
             for number in 0.. {
-                if is_over.load(std::sync::atomic::Ordering::Relaxed) {
+                if is_over.load(Ordering::Relaxed) {
                     break;
                 }
-                let before = Instant::now();
                 ledger.post_many(&client, &reports(number..number + 1));
-                slowest = slowest.max(before.elapsed());
+                accepted.fetch_add(1, Ordering::Relaxed);
             }
-            (ledger, slowest)
+            ledger
         });
-        trouble();
-        is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+        trouble(&accepted);
+        is_over.store(true, Ordering::Relaxed);
         producer.join().unwrap()
     })
+}
+
+/// The broker is not there, and will not be before this returns.
+fn wait_until_accepts_go_on(accepted: &AtomicU64) {
+    let before = accepted.load(Ordering::Relaxed);
+    wait_until("reports are accepted without the broker", || accepted.load(Ordering::Relaxed) > before + 50);
 }
 
 #[test]
@@ -62,11 +67,12 @@ fn a_broker_that_goes_away_under_load_and_comes_back_gets_everything_in_order() 
     let mut mosquitto = Mosquitto::start(&[PERSISTENT, WITH_PACKETS].concat());
     let subscriber = Subscriber::start(mosquitto.port);
     let tidings = Tidings::start(&(connection(mosquitto.port, "") + SOON + PIPELINES));
-    let (ledger, slowest) = under_load(&tidings, || {
+    let ledger = under_load(&tidings, |accepted| {
         for _ in 0..2 {
             let before = subscriber.count();
             wait_until("reports flow", || subscriber.count() > before + 50);
             mosquitto.stop();
+            wait_until_accepts_go_on(accepted);
             std::thread::sleep(AWAY);
             mosquitto.run();
         }
@@ -77,7 +83,6 @@ fn a_broker_that_goes_away_under_load_and_comes_back_gets_everything_in_order() 
     wait_until("all arrive", || ledger.is_complete(&subscriber.arrivals()));
     ledger.assert_kept_in_any_order(&subscriber.arrivals());
     mosquitto.assert_taken_in_order(&ledger.topics_with_refused(&tidings));
-    assert!(slowest < AWAY, "an accept took {slowest:?}: it waited for the broker");
     assert_eq!(tidings.metric(r#"tidings_possible_duplicates_total{connection="mqtt"}"#), 0.0, "mosquitto keeps its sessions");
     assert!(tidings.metric(r#"tidings_reconnects_total{connection="mqtt"}"#) > 0.0);
     tidings.assert_balanced();
@@ -88,18 +93,18 @@ fn a_frozen_broker_holds_up_delivery_and_nothing_else() {
     let mosquitto = Mosquitto::start(&[PERSISTENT, IN_ORDER].concat());
     let subscriber = Subscriber::start(mosquitto.port);
     let tidings = Tidings::start(&(connection(mosquitto.port, "") + SOON + PIPELINES));
-    let (ledger, slowest) = under_load(&tidings, || {
+    let ledger = under_load(&tidings, |accepted| {
         wait_until("reports flow", || subscriber.count() > 50);
         mosquitto.freeze();
+        wait_until_accepts_go_on(accepted);
         std::thread::sleep(AWAY);
         assert!(tidings.total("pending") > 0);
         mosquitto.thaw();
         let before = subscriber.count();
         wait_until("reports flow again", || subscriber.count() > before + 50);
     });
-    wait_within(AWAY * 10, "all arrive", || ledger.is_complete(&subscriber.arrivals()));
+    wait_until("all arrive", || ledger.is_complete(&subscriber.arrivals()));
     ledger.assert_kept_exactly(&subscriber.arrivals());
-    assert!(slowest < AWAY, "an accept took {slowest:?}: it waited for the broker");
     tidings.wait_until_delivered();
     tidings.assert_balanced();
 }

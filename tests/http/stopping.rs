@@ -96,7 +96,7 @@ fn a_disk_that_hangs_is_admitted_to_and_the_same_key_learns_what_came_of_it() {
     let reply = post(&service, "k1");
     assert_eq!((reply.status, reply.code().as_str()), (503, "commit_timeout"));
     service.disk.let_go();
-    assert_eq!(post(&service, "k1").status, 202);
+    wait_until("the disk has answered", || post(&service, "k1").status == 202);
     assert_eq!(service.disk.payloads().len(), 1);
     assert_eq!(service.metric(r#"tidings_reports_accepted_total{source="http"}"#), 1.0);
 }

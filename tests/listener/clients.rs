@@ -2,7 +2,6 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
 use crate::certificates::{Authority, LOCAL, Wanted};
 use crate::listener;
@@ -10,7 +9,7 @@ use crate::python::{PAHO_1, PAHO_2, python};
 use crate::support::mosquitto::Mosquitto;
 use crate::support::subscriber::Subscriber;
 use crate::support::tidings::{Tidings, connection};
-use crate::support::{wait_until, wait_within};
+use crate::support::wait_until;
 
 /// A service with or without TLS, in front of a broker with a subscriber.
 struct Scene {
@@ -49,7 +48,7 @@ impl Scene {
     /// Waits until so many reports have arrived under a topic, at this QoS.
     fn expect(&self, topic: &str, qos: u8, count: usize) {
         let arrived = || self.subscriber.arrivals().into_iter().filter(|arrival| arrival.topic.starts_with(topic)).collect::<Vec<_>>();
-        wait_within(Duration::from_secs(30), topic, || arrived().len() >= count);
+        wait_until(topic, || arrived().len() >= count);
         assert_eq!(arrived().len(), count, "{topic}");
         assert!(arrived().iter().all(|arrival| arrival.qos == qos), "{topic}");
     }

@@ -146,8 +146,8 @@ fn subscribing_is_refused_politely_and_the_connection_stays() {
 #[test]
 fn silence_ends_a_connection_after_one_and_a_half_keepalives_and_not_before() {
     let tidings = alone();
-    let (mut publisher, _) = Publisher::connect(tidings.listener(), &Hello { keepalive_s: 2, ..Hello::v5("").clean() });
     let begun = Instant::now();
+    let (mut publisher, _) = Publisher::connect(tidings.listener(), &Hello { keepalive_s: 2, ..Hello::v5("").clean() });
     assert_eq!(publisher.expect_end(), Some(0x8d));
     assert!(begun.elapsed() >= Duration::from_secs(3), "{:?}", begun.elapsed());
     wait_until("it is counted", || rejected(&tidings, "keepalive_timeout") > 0.0);
