@@ -190,3 +190,20 @@ pub(super) async fn supervise(config: LaneConfig, around: Surroundings, mut cut:
 async fn turned(flag: &mut watch::Receiver<bool>) {
     let _ = flag.wait_for(|is_so| *is_so).await;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+
+    #[test]
+    fn two_connections_and_two_stores_have_client_ids_of_their_own() {
+        let text = "[connection.a]\ndriver = 'mqtt'\nserver = 'broker'\n[connection.b]\ndriver = 'mqtt'\nserver = 'broker'";
+        let config = config::from_str(text, "test.toml").unwrap();
+        let [a, b] = &config.connections[..] else { panic!("there are two") };
+        let of = |connection, store| client_id(connection, StoreId(store));
+        assert_ne!(of(a, 1), of(b, 1));
+        assert_ne!(of(a, 1), of(a, 2));
+        assert_eq!(of(a, 1), of(a, 1));
+    }
+}

@@ -179,3 +179,14 @@ impl Protocol {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_age_is_zero_when_the_clock_has_jumped_back() {
+        assert_eq!(Millis(1_000).since(Millis(5_000)), 0);
+        assert_eq!(Millis(5_000).since(Millis(1_000)), 4_000);
+    }
+}

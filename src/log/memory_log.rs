@@ -29,6 +29,7 @@ const SEGMENT_SIZE: usize = 8 << 20;
 #[derive(Clone)]
 pub struct Disk(Arc<Mutex<Content>>);
 
+#[derive(Clone)]
 struct Content {
     generation_size: u64,
     generations: Vec<Stored>,
@@ -45,6 +46,7 @@ struct Content {
 }
 
 /// One generation.
+#[derive(Clone)]
 struct Stored {
     first: Seq,
     pages: BTreeMap<Seq, Arc<Page>>,
@@ -78,6 +80,12 @@ impl Disk {
     /// Lets `appends` more appends succeed; the one after them fails, and with it the log until it is opened again.
     pub fn fail_after(&self, appends: u64) {
         self.content().appends_left = Some(appends);
+    }
+
+    /// Another disk, with what a kill at this moment leaves on this one.
+    pub fn as_killed(&self) -> Disk {
+        let content = self.content().clone();
+        Disk(Arc::new(Mutex::new(Content { is_open: false, last_stop: LastStop::Unclean, ..content })))
     }
 
     /// Makes the next start find that the store is a copy.

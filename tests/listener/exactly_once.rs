@@ -185,6 +185,22 @@ fn equal_reports_that_are_meant_both_count() {
 }
 
 #[test]
+fn a_publish_that_is_stored_stands_for_one_repetition_on_a_connection() {
+    let scene = scene();
+    let (mut publisher, _) = scene.connect(&Hello::v4(""));
+    publisher.publish("t", "same", 1, 1, false);
+    publisher.expect_ack(wire::PUBACK, 1);
+    publisher.cut();
+    let (mut publisher, _) = scene.connect(&Hello::v4(""));
+    // The first is the repetition. The second has an id that was acknowledged just before: it is another report.
+    for _ in 0..2 {
+        publisher.publish("t", "same", 1, 1, true);
+        publisher.expect_ack(wire::PUBACK, 1);
+    }
+    assert_eq!(scene.arrived(), ["same"; 2]);
+}
+
+#[test]
 fn what_another_client_has_published_is_nobody_elses_repetition() {
     let scene = scene();
     let (mut one, _) = scene.connect(&Hello::v4(""));

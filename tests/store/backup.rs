@@ -1,11 +1,13 @@
 //! Backups of a running service.
 
 use std::collections::HashSet;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::support::ledger::{Ledger, report};
 use crate::support::mosquitto::{Mosquitto, PERSISTENT};
+use crate::support::scripted::ScriptedBroker;
 use crate::support::subscriber::Subscriber;
 use crate::support::tidings::{PIPELINES, SOON, Tidings, connection};
 use crate::support::wait_until;
@@ -91,6 +93,29 @@ fn a_backup_taken_under_load_and_restored_elsewhere_delivers_what_was_pending_in
     assert_eq!(copy.stop(), Some(0));
     copy.run();
     assert_eq!(copy.logged("the store's folder is a copy").len(), 1);
+}
+
+#[test]
+fn a_copied_store_leaves_the_sessions_at_the_broker_to_the_original() {
+    let broker = ScriptedBroker::usual();
+    let config = connection(broker.port, "") + SOON + PIPELINES;
+    let mut original = Tidings::start(&config);
+    let mut ledger = Ledger::default();
+    let reports = |from: u64| -> Vec<String> { (from..from + 20).map(|number| report("success", &format!("p{number}"), number)).collect() };
+    ledger.post_many(&original.client(), &reports(0));
+    original.wait_until_delivered();
+    original.kill();
+    let ids = |broker: &ScriptedBroker| broker.connects().into_iter().map(|connect| connect.client_id).collect::<HashSet<String>>();
+    let before = ids(&broker);
+    let mut copy = Tidings::prepare(&config);
+    let copied = Command::new("cp").arg("-r").args([original.store(), copy.store()]).status().unwrap();
+    assert!(copied.success());
+    copy.run();
+    ledger.post_many(&copy.client(), &reports(20));
+    copy.wait_until_delivered();
+    let after: HashSet<String> = ids(&broker).difference(&before).cloned().collect();
+    assert_eq!(after.len(), before.len(), "each lane has another client id: {before:?}, {after:?}");
+    assert!(ledger.is_complete(&broker.arrivals()));
 }
 
 #[test]

@@ -99,6 +99,8 @@ struct World {
     client: Option<(String, bool)>,
     in_window: BTreeSet<u16>,
     arrived: Vec<Seq>,
+    /// Every PUBLISH that was written: packet id and DUP.
+    published: Vec<(Option<u16>, bool)>,
     refused: BTreeSet<Seq>,
     expired: BTreeSet<Seq>,
     /// Reports that may arrive twice, because Tidings has said so in the log: it gave up their session, or charged them.
@@ -245,6 +247,7 @@ impl World {
             client: None,
             in_window: BTreeSet::new(),
             arrived: Vec::new(),
+            published: Vec::new(),
             refused: BTreeSet::new(),
             expired: BTreeSet::new(),
             repeated: BTreeSet::new(),
@@ -284,7 +287,8 @@ impl World {
             Output::Send(packet) => {
                 assert!(self.open, "nothing is written to a closed connection: {packet:?}");
                 let id = match &packet {
-                    Outgoing::Publish { send, .. } => {
+                    Outgoing::Publish { send, packet_id, dup, .. } => {
+                        self.published.push((*packet_id, *dup));
                         let opened = self.log.iter().any(|event| matches!(event, Event::SessionOpened { .. }));
                         assert!(opened, "SessionOpened is durable before the first PUBLISH");
                         Some(self.known[send])
@@ -551,6 +555,9 @@ impl World {
                 } else {
                     let held = self.broker()[&client].received[&packet_id];
                     assert_eq!(held, id, "a packet id stands for one report as long as the broker knows it");
+                    if self.story.protocol == Protocol::V5 && self.random.chance(50) {
+                        ack.code = code::ID_IN_USE;
+                    }
                 }
                 match qos {
                     Qos::AtLeastOnce => {
@@ -842,6 +849,63 @@ fn a_retired_lane_leaves_no_session_at_the_broker() {
 fn a_drained_lane_disconnects_and_stops() {
     assert_eq!(ended_by(Input::Drain, Protocol::V5), (true, 0));
     assert!(ended_by(Input::Drain, Protocol::V311).0);
+}
+
+/// A report of QoS 2 is with the broker, and the connection breaks before anything has come back.
+fn cut_in_flight() -> (World, Seq) {
+    let mut world = World::new(calm());
+    let id = world.accept_for("topic");
+    world.steps_until("it is with the broker", |world| world.arrived_times(id) == 1);
+    world.cut();
+    (world, id)
+}
+
+#[test]
+fn what_is_sent_again_in_its_session_has_its_packet_id_and_dup() {
+    let (mut world, id) = cut_in_flight();
+    world.steps_until("its outcome is durable", |world| world.pending() == 0);
+    let [(first, false), (second, true)] = world.published[..] else { panic!("{:?}", world.published) };
+    assert_eq!((first, world.arrived_times(id)), (second, 1));
+}
+
+#[test]
+fn an_outage_is_no_attempt() {
+    let (mut world, id) = cut_in_flight();
+    // Away for much longer than its attempts would take.
+    world.is_away[0] = true;
+    world.steps_until("it is tried again and again", |world| world.session.failures >= 20);
+    world.is_away[0] = false;
+    // The broker has lost it meanwhile, and will not have it any more.
+    world.brokers[0].values_mut().for_each(|session| session.received.clear());
+    world.story.refusals = 100;
+    world.steps_until("it is refused", |world| world.refused.contains(&id));
+    world.story.refusals = 0;
+    world.steps_until("it arrives", |world| world.pending() == 0);
+    let charged = world.log.iter().find_map(|event| match event {
+        Event::Refused { attempts, .. } => Some(*attempts),
+        _ => None,
+    });
+    assert_eq!((charged, world.dead()), (Some(1), vec![]));
+}
+
+#[test]
+fn a_stop_finishes_what_is_in_flight() {
+    let mut world = World::new(calm());
+    let id = world.accept_for("topic");
+    world.steps_until("it is with the broker", |world| world.arrived_times(id) == 1);
+    world.give(Input::Drain);
+    world.steps_until("it has stopped", |world| world.session.is_drained());
+    assert_eq!(world.pending(), 0);
+}
+
+#[test]
+fn two_lanes_and_two_epochs_have_client_ids_of_their_own() {
+    let client_id = |lane: u32, epoch: u32| {
+        let lane = LaneKey { lane, ..lane_key() };
+        Session::new(Settings { lane, ..settings(&calm()) }, Start { epoch, ..Start::default() }).client_id()
+    };
+    let all: BTreeSet<String> = [(0, 0), (0, 1), (1, 0), (1, 1)].into_iter().map(|(lane, epoch)| client_id(lane, epoch)).collect();
+    assert_eq!(all.len(), 4, "{all:?}");
 }
 
 impl World {

@@ -200,7 +200,7 @@ async fn a_dead_letter_goes_from_generation_to_generation_and_keeps_its_id() {
         tokio::time::timeout(Duration::from_secs(20), moved).await.expect("it is carried");
     }
     let page = log.page(at).unwrap().expect("it is durable");
-    assert!(matches!(page.get().get(at), Some(Event::Carried(copy)) if copy.accepted.payload == "report 0"));
+    assert!(matches!(page.get().get(at), Some(Event::Carried(copy)) if copy.id == Seq(2) && copy.accepted.payload == "report 0"));
 }
 
 #[tokio::test]
@@ -273,6 +273,19 @@ async fn history_makes_room_before_reports_are_refused() {
     oldest_is_dropped(&log, Seq(90)).await;
     let pending = log.ask(|outbox| outbox.lane(&lane()).map(|lane| lane.pending())).await.unwrap().into_inner();
     assert_eq!(pending, Some(1), "what is not delivered stays");
+}
+
+#[tokio::test]
+async fn a_kill_at_any_moment_leaves_a_checkpoint_that_the_events_behind_it_fit() {
+    // Generations of a few reports: most commits are followed by a checkpoint.
+    let disk = Disk::new(1 << 10);
+    let log = with_lane(&disk).await;
+    for number in 0..100 {
+        log.accept(vec![accepted(2 * number, None), accepted(2 * number + 1, None)]).await.unwrap();
+        let killed = disk.as_killed();
+        let outbox = recover(&MemoryLog::open(&killed).unwrap()).unwrap_or_else(|error| panic!("after {number} commits: {error}"));
+        assert_eq!(outbox.lane(&lane()).map(|lane| lane.pending()), Some(2 * number + 2));
+    }
 }
 
 #[tokio::test]

@@ -170,6 +170,34 @@ fn reading_a_sealed_generation_changes_no_file() {
 }
 
 #[test]
+fn what_is_not_durable_is_not_read() {
+    let store = tempfile::tempdir().unwrap();
+    let database = Database::open(store.path(), SMALL.segment_size, 1 << 20).unwrap();
+    let pages = Encoder::new(7, 1, Limits::for_segment(SMALL.segment_size)).unwrap().events(Seq(1), &reports(1..=3), &next_send).unwrap();
+    database.commit(&pages, &open_database_file(store.path()).unwrap()).unwrap();
+    // sled shows them already, and the commit has not returned.
+    let generation = Handle::new(Seq(1), store.path().to_owned(), State::Active(database), None);
+    let shared = Shared::new(7, Seq(0), vec![generation], 0);
+    assert!(shared.page(Seq(1)).unwrap().is_none());
+    shared.publish(Seq(3), std::iter::empty());
+    assert!(shared.page(Seq(1)).unwrap().is_some());
+}
+
+#[test]
+fn a_failure_is_final_also_when_its_cause_is_gone() {
+    let sample = Sample::killed();
+    let mut log = sample.opens().log;
+    let event = report(log.next_seq().0);
+    log.append(std::slice::from_ref(&event), &next_send).unwrap();
+    let in_the_way = sample.store.path().join(open::folder_name(log.next_seq()));
+    fs::write(&in_the_way, "not a folder").unwrap();
+    assert!(matches!(log.begin_generation(b"c"), Err(AppendError::Io(_))));
+    fs::remove_file(&in_the_way).unwrap();
+    assert!(matches!(log.append(std::slice::from_ref(&event), &next_send), Err(AppendError::Io(_))));
+    assert!(matches!(log.begin_generation(b"c"), Err(AppendError::Io(_))));
+}
+
+#[test]
 fn opening_a_sealed_generation_with_sled_would_write_to_it() {
     let sample = Sample::killed();
     let before = content(&sample.folder(0));
