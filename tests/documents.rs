@@ -179,7 +179,8 @@ fn every_metric_that_an_alert_looks_at_exists() {
 
 #[test]
 fn every_link_between_documents_leads_somewhere() {
-    for document in ["README.md", "CHANGELOG.md", "ops/http.md", "ops/runbook.md", "ops/zuul.md", "migrations/README.md"] {
+    for document in ["README.md", "CHANGELOG.md", "ops/http.md", "ops/runbook.md", "ops/zuul.md", "migrations/README.md", "tests/README.md"]
+    {
         let text = text_of(document);
         let here = root().join(document).parent().unwrap().to_owned();
         for (at, _) in text.match_indices("](") {
@@ -188,5 +189,46 @@ fn every_link_between_documents_leads_somewhere() {
                 assert!(here.join(target).exists(), "{document} links to {target}, which is not there");
             }
         }
+    }
+}
+
+/// The patches of `tests/mutations/`, by name.
+fn mutations() -> BTreeMap<String, String> {
+    let mut mutations = BTreeMap::new();
+    for entry in fs::read_dir(root().join("tests/mutations")).unwrap() {
+        let path = entry.unwrap().path();
+        assert_eq!(path.extension().and_then(|extension| extension.to_str()), Some("patch"), "{path:?} is no patch");
+        mutations.insert(path.file_stem().unwrap().to_string_lossy().into_owned(), fs::read_to_string(&path).unwrap());
+    }
+    mutations
+}
+
+#[test]
+fn every_mutation_stands_in_the_table_of_promises_and_no_other() {
+    let document = text_of("tests/README.md");
+    let promises = document.split("## Promises").nth(1).and_then(|rest| rest.split("\n## ").next()).expect("it has a section of promises");
+    // | promise | who holds it | the mutations that show it |
+    let shown =
+        promises.lines().filter_map(|line| line.strip_prefix("| ")?.trim_end_matches(" |").rsplit_once(" | ")).map(|(_, shown)| shown);
+    let named: Vec<String> = shown.flat_map(|shown| shown.split('`').skip(1).step_by(2)).map(str::to_owned).collect();
+    let once: BTreeSet<String> = named.iter().cloned().collect();
+    assert_eq!(named.len(), once.len(), "each stands there once");
+    assert_eq!(once, mutations().into_keys().collect());
+}
+
+#[test]
+fn every_mutation_says_what_it_breaks_and_which_tests_have_to_notice() {
+    for (name, patch) in mutations() {
+        let (head, diff) = patch.split_once("\n--- a/").unwrap_or_else(|| panic!("{name} has no diff"));
+        let said =
+            |key: &str| head.lines().filter_map(|line| line.strip_prefix("# ")?.strip_prefix(key)?.strip_prefix(": ")).collect::<Vec<_>>();
+        assert_eq!(said("promise").len(), 1, "{name}: one line `# promise: …`");
+        let commands = said("caught by");
+        assert!(!commands.is_empty(), "{name}: a line `# caught by: cargo test …`");
+        for command in commands {
+            let target = command.split_once("cargo test ").unwrap_or_else(|| panic!("{name}: {command}")).1;
+            assert!(target.starts_with("--lib ") || target.starts_with("--test "), "{name}: {command} runs more than it needs");
+        }
+        assert!(diff.lines().all(|line| !line.starts_with("+++ b/") || line.starts_with("+++ b/src/")), "{name} changes what is no source");
     }
 }
