@@ -114,6 +114,10 @@ struct World {
     /// The broker has read poison, and hangs up.
     is_dying: bool,
     calm: bool,
+    /// The broker hangs up at connections on which nothing but a PINGREQ comes.
+    hangs_up_at_idle: bool,
+    /// The broker takes this one, and does not answer.
+    unanswered: Option<Seq>,
     /// The broker has no QoS 2, and does not say so.
     takes_qos_2_for_1: bool,
     /// A session that is to end goes so many milliseconds later; and those that are about to.
@@ -256,6 +260,8 @@ impl World {
             is_breaking: false,
             is_dying: false,
             calm: false,
+            hangs_up_at_idle: false,
+            unanswered: None,
             takes_qos_2_for_1: false,
             forgets_after_ms: 0,
             ending: Vec::new(),
@@ -559,6 +565,9 @@ impl World {
                         ack.code = code::ID_IN_USE;
                     }
                 }
+                if self.unanswered == Some(id) {
+                    return;
+                }
                 match qos {
                     Qos::AtLeastOnce => {
                         self.in_window.remove(&packet_id);
@@ -583,6 +592,7 @@ impl World {
                 };
                 self.to_client.push_back(Incoming::PubComp(Ack { packet_id, code: found, reason: None }));
             }
+            Outgoing::PingReq if self.hangs_up_at_idle => self.is_dying = true,
             Outgoing::PingReq => self.to_client.push_back(Incoming::PingResp),
             Outgoing::Disconnect { end_session } => {
                 if let Some((client, clean)) = self.client.take()
@@ -886,6 +896,66 @@ fn an_outage_is_no_attempt() {
         _ => None,
     });
     assert_eq!((charged, world.dead()), (Some(1), vec![]));
+}
+
+#[test]
+fn what_is_in_flight_does_not_expire_when_its_session_is_lost() {
+    let mut world = World::new(calm());
+    let plain = Accepted::plain(lane_key(), "topic", Qos::ExactlyOnce, world.now);
+    let event = Event::Accepted(Box::new(Accepted { expiry_s: Some(1), ..plain }));
+    let id = world.outbox.apply(&event).unwrap();
+    world.log.push(event);
+    world.steps_until("it is with the broker", |world| world.arrived_times(id) == 1);
+    world.is_away[0] = true;
+    world.cut();
+    world.brokers[0].clear();
+    world.steps_until("its time is over", |world| world.now > Millis(3_000));
+    world.is_away[0] = false;
+    world.steps_until("its outcome is durable", |world| world.pending() == 0);
+    let totals = world.outbox.connections()[&lane_key().connection].totals;
+    assert_eq!(
+        (totals.acknowledged, totals.expired, totals.possible_duplicates),
+        (1, 0, 1),
+        "it may have arrived, so it is no expired one"
+    );
+}
+
+#[test]
+fn where_idle_connections_die_as_well_nobody_is_charged() {
+    let mut world = World::new(calm());
+    let id = world.accept_for("topic");
+    world.poisoned.insert(id);
+    world.hangs_up_at_idle = true;
+    world.steps_until("it is tried again and again", |world| world.session.failures >= 40);
+    let charges = world.log.iter().filter(|event| matches!(event, Event::Refused { .. } | Event::DeadLettered { .. })).count();
+    assert_eq!(charges, 0, "{:?}", world.session);
+    world.poisoned.clear();
+    world.hangs_up_at_idle = false;
+    world.steps_until("it arrives", |world| world.pending() == 0);
+    assert_eq!((world.arrived_times(id), world.dead()), (1, vec![]));
+}
+
+#[test]
+fn a_packet_id_does_not_come_round_while_the_report_that_has_it_is_in_flight() {
+    let mut world = World::new(calm());
+    let slow = world.accept_for("slow");
+    world.unanswered = Some(slow);
+    let others: Vec<Seq> = (0..40).map(|number| world.accept_for(&format!("topic/{number}"))).collect();
+    // All ids but one have been used; the next one has to wait, and with it the lane, until the connection is given up.
+    world.steps_until("the others go on", |world| world.arrived.len() >= 31);
+    world.steps_until("it is sent again", |world| world.published.iter().any(|(_, dup)| *dup));
+    world.unanswered = None;
+    world.steps_until("all arrive", |world| world.pending() == 0);
+    assert!(others.into_iter().chain([slow]).all(|id| world.arrived_times(id) == 1));
+}
+
+#[test]
+fn what_was_in_flight_to_another_server_is_sent_under_another_client_id() {
+    let (world, _) = cut_in_flight();
+    let start = || start_of(&world.log, &world.outbox).0;
+    let elsewhere = Settings { endpoints: vec!["elsewhere:1883".into()], ..settings(&calm()) };
+    assert_eq!(Session::new(settings(&calm()), start()).client_id(), world.session.client_id());
+    assert_ne!(Session::new(elsewhere, start()).client_id(), world.session.client_id());
 }
 
 #[test]
