@@ -959,6 +959,30 @@ fn what_was_in_flight_to_another_server_is_sent_under_another_client_id() {
 }
 
 #[test]
+fn a_pubcomp_that_was_lost_is_made_good_by_one_that_says_not_found() {
+    let mut world = World::new(calm());
+    let id = world.accept_for("topic");
+    world.steps_until("it is with the broker", |world| world.arrived_times(id) == 1);
+    world.steps_until("the broker has read PUBREL", |world| world.brokers[0].values().all(|session| session.received.is_empty()));
+    world.cut();
+    world.steps_until("its outcome is durable", |world| world.pending() == 0);
+    let totals = world.outbox.connections()[&lane_key().connection].totals;
+    assert_eq!((world.arrived_times(id), totals.possible_duplicates), (1, 0));
+}
+
+#[test]
+fn a_pubcomp_that_says_not_found_at_once_means_that_the_broker_has_lost_the_report() {
+    let mut world = World::new(Story { delivers_at_publish: false, ..calm() });
+    let id = world.accept_for("topic");
+    let holds = |world: &World| world.brokers[0].values().any(|session| !session.received.is_empty());
+    world.steps_until("it is with the broker", holds);
+    world.brokers[0].values_mut().for_each(|session| session.received.clear());
+    world.steps_until("its outcome is durable", |world| world.pending() == 0);
+    let totals = world.outbox.connections()[&lane_key().connection].totals;
+    assert_eq!((world.arrived_times(id), totals.possible_duplicates), (1, 1));
+}
+
+#[test]
 fn a_stop_finishes_what_is_in_flight() {
     let mut world = World::new(calm());
     let id = world.accept_for("topic");
