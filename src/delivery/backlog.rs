@@ -216,6 +216,11 @@ mod tests {
         for events in [2, 7, 1_000] {
             assert_eq!(numbers(&read_all(&mut reader(&log).await, events).unwrap()), expected);
         }
+        // Of one commit, and so of one page.
+        let together = (200..210).map(|number| Accepted::plain(key(1), format!("topic {number}"), Qos::AtLeastOnce, Millis(number)));
+        log.accept(together.map(|accepted| Event::Accepted(Box::new(accepted))).collect()).await.unwrap();
+        let expected: Vec<u64> = expected.into_iter().chain(200..210).collect();
+        assert_eq!(numbers(&read_all(&mut reader(&log).await, 7).unwrap()), expected);
         // What comes later is not of this backlog.
         let mut before = reader(&log).await;
         let later = Accepted::plain(key(1), "topic 999", Qos::AtLeastOnce, Millis(0));

@@ -173,7 +173,7 @@ mod tests {
 
     #[test]
     fn no_two_owners_share_a_key() {
-        let pairs = [("a", "b/c"), ("a/b", "c"), ("", "a/b/c"), ("1:a", "x"), ("1", ":a/x")];
+        let pairs = [("a", "b/c"), ("a/b", "c"), ("", "a/b/c"), ("1:a", "x"), ("1", ":a/x"), ("another", "x")];
         let keys: std::collections::HashSet<String> = pairs.iter().map(|(owner, client)| key(owner, client)).collect();
         assert_eq!(keys.len(), pairs.len());
     }
