@@ -136,6 +136,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let admin = admin.with_listener(bound.as_ref().map(|bound| bound.address));
     let backups = admin::backups::routes(log.clone(), config.store.path.clone());
     let app = http::routes(ingest, http::Limits::default()).merge(admin::routes(admin)).merge(backups);
+    let app = app.merge(admin::deliveries::routes(log.clone()));
     let mut told = stop.clone();
     let shutdown = async move {
         // The sender going away is a stop, too.

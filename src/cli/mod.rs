@@ -12,6 +12,7 @@
 //! | `connect` | its `--connect`: what each broker is, or why it can't be used |
 //! | [`report`] | posts reports to a running service |
 //! | [`status`] | how a running service does |
+//! | [`list`], [`show`] | deliveries, and one with its history |
 //! | [`moving`] | gives what is pending on one connection to another |
 //! | [`fsck`] | whether a store is whole, and its repair |
 //! | [`migrate`] | a store of an older format |
@@ -19,6 +20,7 @@
 //! | [`completions`] | completions for a shell |
 //! | [`client`] | the way to a running service |
 //! | [`store`] | which folder the store is, and how far a long job is |
+//! | [`shown`] | deliveries on the terminal |
 //! | [`output`] | tables, ages, and pipes that may be closed |
 
 pub mod backup;
@@ -29,12 +31,15 @@ mod connect;
 pub mod demo;
 pub mod fsck;
 pub mod init;
+pub mod list;
 pub mod migrate;
 pub mod moving;
 pub mod output;
 pub mod report;
 pub mod restore;
 pub mod serve;
+pub mod show;
+pub mod shown;
 pub mod status;
 pub mod store;
 
@@ -80,6 +85,10 @@ pub enum Command {
     Report(report::ReportArgs),
     /// Show how a running service does: backlog, age, connections, lanes
     Status(status::StatusArgs),
+    /// List deliveries, newest first
+    List(list::ListArgs),
+    /// Show one delivery with its history, or what is published
+    Show(show::ShowArgs),
     /// Give what is pending on one connection to another
     Move(moving::MoveArgs),
     /// Check the store, or repair it; the service must not run
@@ -113,6 +122,8 @@ pub fn run(command: &Command) -> ExitCode {
         Command::Check(args) => check::run(args),
         Command::Report(args) => report::run(args),
         Command::Status(args) => status::run(args),
+        Command::List(args) => list::run(args),
+        Command::Show(args) => show::run(args),
         Command::Move(args) => moving::run(args),
         Command::Fsck(args) => fsck::run(args),
         Command::Migrate(args) => migrate::run(args),

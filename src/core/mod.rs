@@ -16,6 +16,7 @@
 //! | [`ranges`] | a set of numbers as ranges: what is settled, what an outcome covers |
 //! | [`outbox`] | `fold(events)`: what is pending, per lane, and the books of every connection |
 //! | [`handover`] | deliveries given from one connection to another: the events of one commit |
+//! | [`search`] | what an operator looks for among deliveries |
 //! | [`session`] | the MQTT publisher session as a state machine |
 //! | [`retry`] | backoff, and what a refusal means |
 
@@ -29,6 +30,7 @@ pub mod ranges;
 pub mod report;
 pub mod retry;
 pub mod route;
+pub mod search;
 pub mod session;
 pub mod topic;
 pub mod types;

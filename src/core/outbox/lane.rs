@@ -226,7 +226,8 @@ impl Lane {
         (self.cursor.0..end.0).map(SendNo).filter(|send| !self.settled.contains(send.0) && !self.moved.contains_key(send))
     }
 
-    pub(super) fn plain_pending_below(&self, end: SendNo) -> u64 {
+    /// How many sends below `end` are pending and found by counting.
+    pub fn plain_pending_below(&self, end: SendNo) -> u64 {
         if end <= self.cursor {
             return 0;
         }
