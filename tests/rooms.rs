@@ -36,6 +36,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "admin::status",
             "admin::moves",
             "admin::deliveries::answers",
+            "admin::repairs",
             "server::error",
             "delivery::probe",
             STORE,

@@ -13,6 +13,7 @@
 //! | [`report`] | posts reports to a running service |
 //! | [`status`] | how a running service does |
 //! | [`list`], [`show`] | deliveries, and one with its history |
+//! | [`dead`] | dead letters go back or are given up, and so is what is pending |
 //! | [`moving`] | gives what is pending on one connection to another |
 //! | [`fsck`] | whether a store is whole, and its repair |
 //! | [`migrate`] | a store of an older format |
@@ -28,6 +29,7 @@ pub mod check;
 pub mod client;
 pub mod completions;
 mod connect;
+pub mod dead;
 pub mod demo;
 pub mod fsck;
 pub mod init;
@@ -89,6 +91,10 @@ pub enum Command {
     List(list::ListArgs),
     /// Show one delivery with its history, or what is published
     Show(show::ShowArgs),
+    /// List, requeue or discard dead letters
+    Dead(dead::DeadArgs),
+    /// Give up deliveries that are pending
+    Discard(dead::DiscardArgs),
     /// Give what is pending on one connection to another
     Move(moving::MoveArgs),
     /// Check the store, or repair it; the service must not run
@@ -124,6 +130,8 @@ pub fn run(command: &Command) -> ExitCode {
         Command::Status(args) => status::run(args),
         Command::List(args) => list::run(args),
         Command::Show(args) => show::run(args),
+        Command::Dead(args) => dead::run(args),
+        Command::Discard(args) => dead::discard(args),
         Command::Move(args) => moving::run(args),
         Command::Fsck(args) => fsck::run(args),
         Command::Migrate(args) => migrate::run(args),

@@ -3,8 +3,10 @@
 //! | Module | Claims about |
 //! |---|---|
 //! | `reading` | lists, histories and payloads |
+//! | `repairs` | dead letters and pending deliveries that somebody decides about, also through a kill |
 
 #[path = "../support/mod.rs"]
 mod support;
 
 mod reading;
+mod repairs;

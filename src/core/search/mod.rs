@@ -193,6 +193,15 @@ impl Snapshot {
         dead
     }
 
+    /// The connections with anything pending.
+    pub fn with_pending(&self) -> Vec<ConnectionName> {
+        let mut names: Vec<ConnectionName> =
+            self.lanes.iter().filter(|(_, lane)| lane.pending() > 0).map(|(key, _)| key.connection.clone()).collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
     /// How many of a connection's deliveries wait for a retry, or were requeued and not sent yet.
     pub fn waiting(&self, connection: &ConnectionName) -> usize {
         self.lanes.iter().filter(|(key, _)| key.connection == *connection).map(|(_, lane)| lane.waiting().len()).sum()
