@@ -140,6 +140,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let backups = admin::backups::routes(log.clone(), config.store.path.clone());
     let app = http::routes(ingest, http::Limits::default()).merge(admin::routes(admin)).merge(backups);
     let app = app.merge(admin::deliveries::routes(log.clone())).merge(admin::repairs::routes(repairs));
+    let app = app.merge(admin::events::routes(log.clone(), Arc::clone(&board), stop.clone()));
     let mut told = stop.clone();
     let shutdown = async move {
         // The sender going away is a stop, too.

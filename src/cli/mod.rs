@@ -13,6 +13,7 @@
 //! | [`report`] | posts reports to a running service |
 //! | [`status`] | how a running service does |
 //! | [`list`], [`show`] | deliveries, and one with its history |
+//! | [`tail`] | what happens, live |
 //! | [`dead`] | dead letters go back or are given up, and so is what is pending |
 //! | [`moving`] | gives what is pending on one connection to another |
 //! | [`fsck`] | whether a store is whole, and its repair |
@@ -44,6 +45,7 @@ pub mod show;
 pub mod shown;
 pub mod status;
 pub mod store;
+pub mod tail;
 
 use std::process::ExitCode;
 
@@ -91,6 +93,8 @@ pub enum Command {
     List(list::ListArgs),
     /// Show one delivery with its history, or what is published
     Show(show::ShowArgs),
+    /// Show what happens, live
+    Tail(tail::TailArgs),
     /// List, requeue or discard dead letters
     Dead(dead::DeadArgs),
     /// Give up deliveries that are pending
@@ -130,6 +134,7 @@ pub fn run(command: &Command) -> ExitCode {
         Command::Status(args) => status::run(args),
         Command::List(args) => list::run(args),
         Command::Show(args) => show::run(args),
+        Command::Tail(args) => tail::run(args),
         Command::Dead(args) => dead::run(args),
         Command::Discard(args) => dead::discard(args),
         Command::Move(args) => moving::run(args),

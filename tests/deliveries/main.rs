@@ -2,11 +2,13 @@
 //!
 //! | Module | Claims about |
 //! |---|---|
+//! | `events` | what happens, live |
 //! | `reading` | lists, histories and payloads |
 //! | `repairs` | dead letters and pending deliveries that somebody decides about, also through a kill |
 
 #[path = "../support/mod.rs"]
 mod support;
 
+mod events;
 mod reading;
 mod repairs;
