@@ -107,7 +107,11 @@ fn the_table_of_error_codes_has_the_statuses_that_are_sent() {
         ("not_configured", 409),
         ("invalid_move", 422),
         ("move_failed", 503),
+        ("change_failed", 503),
         ("no_such_backup", 404),
+        ("unknown_delivery", 404),
+        ("past_retention", 404),
+        ("invalid_query", 422),
         ("backup_under_way", 409),
     ]);
     for (code, documented) in documented_codes() {

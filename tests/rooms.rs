@@ -21,8 +21,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     // A password is a `Secret` up to the byte that is written to the broker; what is encrypted how is checked at load and done at each
     // connect by one function.
     ("delivery", &["core", "metrics", "config::Secret", "config::TlsConfig", "config::TlsFaults", LOG_HANDLE, LOG_PAGE, LOG_READ_ERROR]),
-    // The board is what lanes publish for whoever shows it.
-    ("admin", &["core", "metrics", "server", "delivery::board", LOG_HANDLE]),
+    // The board is what lanes publish for whoever shows it. What there is of a delivery stands in the log, and nowhere else.
+    ("admin", &["core", "metrics", "server", "delivery::board", LOG_HANDLE, LOG_PAGE, LOG_GLIMPSE, LOG_READ_ERROR]),
     ("app", &["core", "metrics", "server", "config", "log", "ingest", "delivery", "admin"]),
     // The commands read the answers of the API by the types that it writes them with.
     // `check --connect` asks brokers by the way that lanes go.
@@ -35,6 +35,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "telemetry",
             "admin::status",
             "admin::moves",
+            "admin::deliveries::answers",
+            "admin::repairs",
             "server::error",
             "delivery::probe",
             STORE,
@@ -49,6 +51,7 @@ const LOG_HANDLE: &str = "log::committer";
 const STORE: &str = "log::sled_log";
 const STORE_ERROR: &str = "log::OpenError";
 const LOG_PAGE: &str = "log::Page";
+const LOG_GLIMPSE: &str = "log::Glimpse";
 const LOG_READ_ERROR: &str = "log::ReadError";
 
 /// Crate → the rooms that may use it: what is replaced one day should be found in one place.

@@ -11,11 +11,17 @@
 //! | [`scrape`] | `GET /metrics` | Prometheus text |
 //! | [`status`] | `GET /v1/status` | everything at a glance, in JSON |
 //! | [`moves`] | `POST /v1/moves` | gives what is pending on one connection to another; the app does it |
+//! | [`deliveries`] | `GET /v1/deliveries`, `…/{id}`, `…/{id}/payload` | which there are, and the history of each; reads the log |
+//! | [`events`] | `GET /v1/events` | what happens, live; reads the log as it grows |
+//! | [`repairs`] | `POST /v1/dead/requeue`, `/v1/dead/discard`, `/v1/deliveries/discard` | what operators decide about deliveries; the app does it |
 //! | [`backups`] | `POST /v1/backups` | what to copy for a backup, and keeps it meanwhile; asks the committer |
 
 pub mod backups;
+pub mod deliveries;
+pub mod events;
 pub mod health;
 pub mod moves;
+pub mod repairs;
 pub mod scrape;
 pub mod settings;
 pub mod status;

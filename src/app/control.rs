@@ -3,7 +3,8 @@
 //! ```text
 //!   SIGHUP ──▶ Reload ─┐
 //!   stop   ──▶ Stop   ─┼─▶ control ─▶ lane sets ─▶ routing ─▶ pools ─▶ settings for admin
-//!   POST /v1/moves    ─┘
+//!   POST /v1/moves    ─┤
+//!   POST /v1/dead/…   ─┘
 //! ```
 //!
 //! So a second SIGHUP finds what the first has made of it, a move never meets a reload halfway, and nobody starts a lane that is at work already.
@@ -19,6 +20,7 @@ use super::lanes::{self, Newest};
 use super::pools::Pools;
 use super::reload::{Changes, ReloadError};
 use crate::admin::moves::Ask;
+use crate::admin::repairs;
 use crate::admin::settings::Settings;
 use crate::config::Config;
 use crate::core::types::ConnectionName;
@@ -54,7 +56,12 @@ pub(super) struct Control {
 
 impl Control {
     /// Works until it is told to stop the lanes, or nobody is there to tell it anything.
-    pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>, mut moves: mpsc::Receiver<Ask>) {
+    pub(super) async fn run(
+        mut self,
+        mut commands: mpsc::Receiver<Command>,
+        mut moves: mpsc::Receiver<Ask>,
+        mut repairs: mpsc::Receiver<repairs::Ask>,
+    ) {
         loop {
             tokio::select! {
                 command = commands.recv() => match command {
@@ -70,6 +77,9 @@ impl Control {
                 },
                 Some(Ask { from, to, by, reply }) = moves.recv() => {
                     let _ = reply.send(self.hand_over(from, to, by).await);
+                }
+                Some(repairs::Ask { decision, reply }) = repairs.recv() => {
+                    let _ = reply.send(self.repair(decision).await);
                 }
             }
         }

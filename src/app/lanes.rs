@@ -79,14 +79,15 @@ pub(super) async fn to_run(
         let key = LaneKey { connection: name.clone(), lane: number };
         lane_config(connection, retry, log, key, after, is_retired)
     };
-    let after = (!older.is_empty()).then_some(first);
-    let older = older.iter().map(|(number, first)| lane(*number, Some(*first), true));
+    // What an operator has given back to an older lane is out of its order anyway: nobody waits for it.
+    let after = older.iter().any(|(.., holds_up)| *holds_up).then_some(first);
+    let older = older.iter().map(|(number, first, _)| lane(*number, Some(*first), true));
     Ok(older.chain((first..first + newest.span.count.get()).map(|number| lane(number, after, false))).collect())
 }
 
 /// Lanes of the sets before the one that begins with `newest`, each with the first number of its set: those with a backlog, and those of the set
-/// that was replaced just now, because the broker still has their sessions.
-fn older_lanes(connection: &Connection, newest: u32, replaced: Option<LaneSet>) -> Vec<(u32, u32)> {
+/// that was replaced just now, because the broker still has their sessions. And whether each has something that later sets have to wait for.
+fn older_lanes(connection: &Connection, newest: u32, replaced: Option<LaneSet>) -> Vec<(u32, u32, bool)> {
     let is_to_run = |set: &LaneSet, number: &u32| {
         let Some(lane) = connection.lanes.get(number) else { return false };
         lane.pending() > 0 || (replaced == Some(*set) && !lane.endpoint.is_empty())
@@ -94,6 +95,7 @@ fn older_lanes(connection: &Connection, newest: u32, replaced: Option<LaneSet>) 
     let older = connection.sets.iter().filter(|set| set.first != newest);
     older
         .flat_map(|set| (set.first..set.first + set.count).filter(|number| is_to_run(set, number)).map(|number| (number, set.first)))
+        .map(|(number, first)| (number, first, connection.lanes.get(&number).is_some_and(|lane| lane.pending_in_order() > 0)))
         .collect()
 }
 

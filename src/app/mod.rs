@@ -11,6 +11,7 @@
 //! | [`reload`] | another configuration, while the service runs |
 //! | [`files`] | whether a certificate was renewed |
 //! | [`moving`] | what is pending on one connection is given to another |
+//! | [`repairing`] | dead letters go back or are given up, and so is what is pending |
 //! | [`listener`] | the MQTT listener's place: bound first, served once the store is open |
 //! | [`lanes`] | which lanes a connection has, and that each of them runs |
 //! | [`pools`] | the lanes at work, and how they stop |
@@ -22,6 +23,7 @@ mod listener;
 mod moving;
 mod pools;
 mod reload;
+mod repairing;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -132,10 +134,13 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let ingest = Ingest { log: log.clone(), routing: routing.clone(), metrics: Arc::clone(&metrics) };
     let (settings, shown) = watch::channel(control::settings(&config, Vec::new()));
     let (moves, asked_moves) = mpsc::channel(admin::moves::WAITING);
+    let (repairs, asked_repairs) = mpsc::channel(admin::repairs::WAITING);
     let admin = Admin::new(log.clone(), Arc::clone(&board), Arc::clone(&metrics), shown, moves, stop.clone());
     let admin = admin.with_listener(bound.as_ref().map(|bound| bound.address));
     let backups = admin::backups::routes(log.clone(), config.store.path.clone());
     let app = http::routes(ingest, http::Limits::default()).merge(admin::routes(admin)).merge(backups);
+    let app = app.merge(admin::deliveries::routes(log.clone())).merge(admin::repairs::routes(repairs));
+    let app = app.merge(admin::events::routes(log.clone(), Arc::clone(&board), stop.clone()));
     let mut told = stop.clone();
     let shutdown = async move {
         // The sender going away is a stop, too.
@@ -153,7 +158,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let files = read_files(&config).await;
     let control = Control { config, files, log: log.clone(), metrics: Arc::clone(&metrics), routing, settings, pools, stopping: stop };
     let mut tasks = JoinSet::new();
-    tasks.spawn(control.run(told, asked_moves));
+    tasks.spawn(control.run(told, asked_moves, asked_repairs));
     Ok(Running { address, log, board, metrics, stopping, http, listener: listening, control: tasks, commands, store })
 }
 

@@ -130,6 +130,20 @@ impl Client {
         self.send("GET", path, &[], &[])
     }
 
+    /// Asks for something that has no end, and gives its body as it comes.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn stream(&self, path: &str, headers: &[(&str, &str)]) -> Result<impl std::io::Read + use<>, ClientError> {
+        let mut response = self.ask("GET", path, headers, &[])?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response.into_body().into_reader());
+        }
+        let body = response.body_mut().with_config().limit(MAX_ANSWER).read_to_vec().map_err(|error| self.failure(error))?;
+        Err(ClientError::Refused { status: status.as_u16(), answer: error_of(status, &body), retry_after: None })
+    }
+
     /// Posts something.
     ///
     /// # Errors
@@ -154,7 +168,7 @@ impl Client {
         self.send("DELETE", path, &[], &[])
     }
 
-    fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Result<Reply, ClientError> {
+    fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Result<Response<Body>, ClientError> {
         let mut request = Request::builder().method(method).uri(format!("{}{path}", self.url));
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -167,7 +181,11 @@ impl Client {
             "GET" | "DELETE" => self.run(request.body(()).map_err(invalid)?),
             _ => self.run(request.body(body).map_err(invalid)?),
         };
-        let mut response = sent.map_err(|error| self.failure(error))?;
+        sent.map_err(|error| self.failure(error))
+    }
+
+    fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Result<Reply, ClientError> {
+        let mut response = self.ask(method, path, headers, body)?;
         let status = response.status();
         let retry_after =
             response.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok()).map(Duration::from_secs);

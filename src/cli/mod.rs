@@ -12,6 +12,9 @@
 //! | `connect` | its `--connect`: what each broker is, or why it can't be used |
 //! | [`report`] | posts reports to a running service |
 //! | [`status`] | how a running service does |
+//! | [`list`], [`show`] | deliveries, and one with its history |
+//! | [`tail`] | what happens, live |
+//! | [`dead`] | dead letters go back or are given up, and so is what is pending |
 //! | [`moving`] | gives what is pending on one connection to another |
 //! | [`fsck`] | whether a store is whole, and its repair |
 //! | [`migrate`] | a store of an older format |
@@ -19,6 +22,7 @@
 //! | [`completions`] | completions for a shell |
 //! | [`client`] | the way to a running service |
 //! | [`store`] | which folder the store is, and how far a long job is |
+//! | [`shown`] | deliveries on the terminal |
 //! | [`output`] | tables, ages, and pipes that may be closed |
 
 pub mod backup;
@@ -26,17 +30,22 @@ pub mod check;
 pub mod client;
 pub mod completions;
 mod connect;
+pub mod dead;
 pub mod demo;
 pub mod fsck;
 pub mod init;
+pub mod list;
 pub mod migrate;
 pub mod moving;
 pub mod output;
 pub mod report;
 pub mod restore;
 pub mod serve;
+pub mod show;
+pub mod shown;
 pub mod status;
 pub mod store;
+pub mod tail;
 
 use std::process::ExitCode;
 
@@ -80,6 +89,16 @@ pub enum Command {
     Report(report::ReportArgs),
     /// Show how a running service does: backlog, age, connections, lanes
     Status(status::StatusArgs),
+    /// List deliveries, newest first
+    List(list::ListArgs),
+    /// Show one delivery with its history, or what is published
+    Show(show::ShowArgs),
+    /// Show what happens, live
+    Tail(tail::TailArgs),
+    /// List, requeue or discard dead letters
+    Dead(dead::DeadArgs),
+    /// Give up deliveries that are pending
+    Discard(dead::DiscardArgs),
     /// Give what is pending on one connection to another
     Move(moving::MoveArgs),
     /// Check the store, or repair it; the service must not run
@@ -113,6 +132,11 @@ pub fn run(command: &Command) -> ExitCode {
         Command::Check(args) => check::run(args),
         Command::Report(args) => report::run(args),
         Command::Status(args) => status::run(args),
+        Command::List(args) => list::run(args),
+        Command::Show(args) => show::run(args),
+        Command::Tail(args) => tail::run(args),
+        Command::Dead(args) => dead::run(args),
+        Command::Discard(args) => dead::discard(args),
         Command::Move(args) => moving::run(args),
         Command::Fsck(args) => fsck::run(args),
         Command::Migrate(args) => migrate::run(args),

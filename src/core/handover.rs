@@ -67,7 +67,7 @@ impl Handover {
 }
 
 /// Numbers in their order, runs of neighbours as one: `17-18, 25`.
-fn in_runs(numbers: impl Iterator<Item = u64>) -> String {
+pub(super) fn in_runs(numbers: impl Iterator<Item = u64>) -> String {
     let mut runs: Vec<(u64, u64)> = Vec::new();
     for number in numbers {
         match runs.last_mut() {

@@ -16,10 +16,13 @@
 //! | [`ranges`] | a set of numbers as ranges: what is settled, what an outcome covers |
 //! | [`outbox`] | `fold(events)`: what is pending, per lane, and the books of every connection |
 //! | [`handover`] | deliveries given from one connection to another: the events of one commit |
+//! | [`search`] | what an operator looks for among deliveries |
+//! | [`decision`] | what an operator decides about deliveries: the events of one commit |
 //! | [`session`] | the MQTT publisher session as a state machine |
 //! | [`retry`] | backoff, and what a refusal means |
 
 pub mod address;
+pub mod decision;
 pub mod event;
 pub mod frame;
 pub mod handover;
@@ -29,6 +32,7 @@ pub mod ranges;
 pub mod report;
 pub mod retry;
 pub mod route;
+pub mod search;
 pub mod session;
 pub mod topic;
 pub mod types;

@@ -28,6 +28,8 @@ pub struct Piece {
     pub given: Vec<Given>,
     /// So many of them may have arrived at their broker.
     pub may_have_arrived: u64,
+    /// And these are they.
+    pub doubtful: BTreeSet<Seq>,
 }
 
 /// See the module.
@@ -75,7 +77,10 @@ impl BacklogReader {
             }
             bytes += size;
             let Accepted { topic, qos, .. } = &given.accepted;
-            piece.may_have_arrived += u64::from(self.backlog.may_have_arrived(given.lane, given.send, why, topic, *qos));
+            if self.backlog.may_have_arrived(given.lane, given.send, why, topic, *qos) {
+                piece.may_have_arrived += 1;
+                piece.doubtful.insert(given.id);
+            }
             piece.given.push(given);
         }
         Ok(piece)

@@ -210,7 +210,11 @@ impl Feed {
         let missing = || ReadError::Damaged { seq: located, what: "a delivery should be here".into() };
         let page = self.log.page(located)?.ok_or_else(missing)?;
         match page.get().get(located) {
-            Some(Event::Accepted(_) | Event::Carried(_)) => Ok(page.map(|page| Loaded { page, at: located })),
+            // Those that are looked up one by one lie far apart: a page each would hold much more than is needed.
+            Some(event @ (Event::Accepted(_) | Event::Carried(_))) => {
+                let alone = Arc::new(Page { first: located, events: vec![event.clone()], sends: Vec::new() });
+                Ok(page.map_ref(|_| Loaded { page: alone, at: located }))
+            }
             _ => Err(missing()),
         }
     }

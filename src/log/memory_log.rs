@@ -15,9 +15,10 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::codec::{Encoder, Limits};
+use super::codec::{Encoder, Index, Limits, parse};
 use super::{
-    AppendError, Checkpoint, EventLog, Generation, LastStop, LogReader, OpenError, Opened, Page, ReadError, Space, StoreId, Urgency,
+    AppendError, Checkpoint, EventLog, Generation, Glimpse, LastStop, LogReader, OpenError, Opened, Page, ReadError, Space, StoreId,
+    Urgency,
 };
 use crate::core::event::Event;
 use crate::core::types::{LaneKey, Millis, SendNo, Seq};
@@ -50,13 +51,14 @@ struct Content {
 struct Stored {
     first: Seq,
     pages: BTreeMap<Seq, Arc<Page>>,
+    indexes: BTreeMap<Seq, Index>,
     newest: Option<Millis>,
     bytes: u64,
 }
 
 impl Stored {
     fn new(first: Seq) -> Stored {
-        Stored { first, pages: BTreeMap::new(), newest: None, bytes: 0 }
+        Stored { first, pages: BTreeMap::new(), indexes: BTreeMap::new(), newest: None, bytes: 0 }
     }
 }
 
@@ -119,6 +121,20 @@ impl LogReader for Disk {
         let generation = after.checked_sub(1).map(|at| &content.generations[at]).ok_or(ReadError::Gone(seq))?;
         Ok(generation.pages.range(..=seq).next_back().map(|(_, page)| Arc::clone(page)))
     }
+
+    fn glimpse(&self, seq: Seq) -> Result<Option<Glimpse>, ReadError> {
+        let Some(page) = self.page(seq)? else { return Ok(None) };
+        let content = self.content();
+        let index = content.generations.iter().find_map(|generation| generation.indexes.get(&page.first)).cloned();
+        Ok(Some(Glimpse { first: page.first, last: page.last(), index: index.ok_or(ReadError::Gone(seq))? }))
+    }
+
+    fn generation(&self, seq: Seq) -> Option<(Seq, Option<Millis>)> {
+        let content = self.content();
+        let at = content.generations.partition_point(|generation| generation.first <= seq).checked_sub(1)?;
+        let generation = &content.generations[at];
+        Some((generation.first, generation.newest.filter(|_| at + 1 < content.generations.len())))
+    }
 }
 
 /// The log in memory.
@@ -180,6 +196,11 @@ impl EventLog for MemoryLog {
         for stored in pages {
             generation.bytes += stored.bytes.len() as u64;
             generation.newest = generation.newest.max(stored.newest);
+            if stored.key.part == 0 {
+                let index =
+                    parse(0, &stored.bytes).and_then(|parsed| parsed.index()).map_err(|error| AppendError::Io(error.to_string()))?;
+                generation.indexes.insert(stored.key.first, index);
+            }
             if let Some(page) = stored.page {
                 generation.pages.insert(page.first, page);
             }

@@ -228,6 +228,26 @@ pub trait LogReader: Send + Sync {
     /// # Errors
     /// [`ReadError::Gone`] if the generation was dropped; [`ReadError::Damaged`] if what is stored is not what was written.
     fn page(&self, seq: Seq) -> Result<Option<Arc<Page>>, ReadError>;
+
+    /// What the page that holds `seq` says about itself, without decoding its events: tells whether it is worth reading.
+    ///
+    /// # Errors
+    /// As [`LogReader::page`].
+    fn glimpse(&self, seq: Seq) -> Result<Option<Glimpse>, ReadError>;
+
+    /// The generation that holds `seq`: its first event, and the time of its newest event if nothing will be added to it any more.
+    fn generation(&self, seq: Seq) -> Option<(Seq, Option<Millis>)>;
+}
+
+/// What a page says about itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Glimpse {
+    /// The position of its first event.
+    pub first: Seq,
+    /// The position of its last event.
+    pub last: Seq,
+    /// What its events are about.
+    pub index: codec::Index,
 }
 
 /// Why an append failed.

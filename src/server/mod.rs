@@ -15,11 +15,13 @@
 //! |---|---|
 //! | [`error`] | the one shape of every error |
 //! | [`guard`] | Host and Origin: no web page talks to a service on loopback |
+//! | [`time`] | times in questions and answers |
 //! | [`connection`] | one socket: stalled writes, and closing without losing the last answer |
 
 pub mod connection;
 pub mod error;
 pub mod guard;
+pub mod time;
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};

@@ -3,8 +3,8 @@
 use std::sync::{Arc, Condvar, Mutex};
 
 use tidings::core::event::Event;
-use tidings::core::types::{LaneKey, SendNo, Seq};
-use tidings::log::{AppendError, EventLog, Generation, LastStop, LogReader, Opened, Page, ReadError, Space, StoreId};
+use tidings::core::types::{LaneKey, Millis, SendNo, Seq};
+use tidings::log::{AppendError, EventLog, Generation, Glimpse, LastStop, LogReader, Opened, Page, ReadError, Space, StoreId};
 
 #[derive(Clone, Default)]
 pub struct Disk(Arc<Shared>);
@@ -151,5 +151,13 @@ impl LogReader for Disk {
     fn page(&self, seq: Seq) -> Result<Option<Arc<Page>>, ReadError> {
         let state = self.0.state.lock().unwrap();
         Ok(state.pages.iter().find(|page| page.first <= seq && seq <= page.last()).cloned())
+    }
+
+    fn glimpse(&self, seq: Seq) -> Result<Option<Glimpse>, ReadError> {
+        unreachable!("nobody searches this log, as for {seq}")
+    }
+
+    fn generation(&self, _seq: Seq) -> Option<(Seq, Option<Millis>)> {
+        None
     }
 }

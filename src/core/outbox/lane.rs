@@ -148,6 +148,14 @@ impl Lane {
         self.next_send.0 - self.cursor.0 - self.settled.len() + self.waiting.len() as u64
     }
 
+    /// How many deliveries are pending, but for those that an operator has requeued, which hold nothing up.
+    pub fn pending_in_order(&self) -> u64 {
+        let free = SendNo(u64::MAX);
+        let waiting = self.waiting.values().filter(|waiting| waiting.sent_through == free).count();
+        let resent = self.moved.values().filter(|moved| moved.sent_through == free).count();
+        self.pending() - (waiting + resent) as u64
+    }
+
     /// A place in the log from which the send is found by reading on.
     pub fn anchor_for(&self, send: SendNo) -> Option<Seq> {
         let after = self.anchors.partition_point(|anchor| anchor.send <= send);
@@ -226,7 +234,8 @@ impl Lane {
         (self.cursor.0..end.0).map(SendNo).filter(|send| !self.settled.contains(send.0) && !self.moved.contains_key(send))
     }
 
-    pub(super) fn plain_pending_below(&self, end: SendNo) -> u64 {
+    /// How many sends below `end` are pending and found by counting.
+    pub fn plain_pending_below(&self, end: SendNo) -> u64 {
         if end <= self.cursor {
             return 0;
         }

@@ -12,8 +12,8 @@ use super::pin;
 use super::proof::Committed;
 use crate::core::event::{Accepted, Event};
 use crate::core::outbox::Outbox;
-use crate::core::types::Seq;
-use crate::log::{LogReader, Page, ReadError, StoreId};
+use crate::core::types::{Millis, Seq};
+use crate::log::{Glimpse, LogReader, Page, ReadError, StoreId};
 
 /// So many requests wait in the channel at most; further ones wait outside, with a limit.
 pub(super) const QUEUE_REQUESTS: usize = 4_096;
@@ -184,6 +184,19 @@ impl LogHandle {
     /// See [`LogReader::page`].
     pub fn page(&self, seq: Seq) -> Result<Option<Committed<Arc<Page>>>, ReadError> {
         Ok(self.reader.page(seq)?.map(Committed))
+    }
+
+    /// What the page that holds `seq` says about itself, or none if that is not durable yet. Blocks on the disk, as [`LogHandle::page`].
+    ///
+    /// # Errors
+    /// See [`LogReader::page`].
+    pub fn glimpse(&self, seq: Seq) -> Result<Option<Glimpse>, ReadError> {
+        self.reader.glimpse(seq)
+    }
+
+    /// The generation that holds `seq`: its first event, and the time of its newest event if nothing will be added to it any more.
+    pub fn generation(&self, seq: Seq) -> Option<(Seq, Option<Millis>)> {
+        self.reader.generation(seq)
     }
 
     /// How far the log is; changes with every commit.

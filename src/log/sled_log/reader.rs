@@ -17,8 +17,8 @@ use super::page_cache::PageCache;
 use super::room;
 use super::seal::{self, SealedFile};
 use crate::core::types::{Millis, Seq};
-use crate::log::codec::Decoder;
-use crate::log::{LogReader, Page, ReadError};
+use crate::log::codec::{Decoder, parse};
+use crate::log::{Glimpse, LogReader, Page, ReadError};
 
 /// Sealed generations kept open at once: lanes that catch up are rarely further apart.
 const OPEN_SEALED: usize = 4;
@@ -132,13 +132,18 @@ impl Shared {
     }
 
     fn load(&self, seq: Seq) -> Result<Page, ReadError> {
+        self.stored(seq, |parts| self.decode(seq, parts))
+    }
+
+    /// Does something with the stored bytes of the page that holds `seq`: its parts in order.
+    fn stored<T>(&self, seq: Seq, act: impl FnOnce(&[&[u8]]) -> Result<T, String>) -> Result<T, ReadError> {
         let generation = self.generation_of(seq)?;
         let damaged = |what: String| ReadError::Damaged { seq, what: format!("{} ({})", what, generation.folder.display()) };
         let state = read(&generation.state);
         match &*state {
             State::Active(database) => {
                 let parts = database.parts(self.tag, seq).map_err(damaged)?;
-                self.decode(seq, &parts).map_err(damaged)
+                act(&parts.iter().map(|part| &part[..]).collect::<Vec<_>>()).map_err(damaged)
             }
             State::Sealed => {
                 // What the system can't do now it may do later; what is missing stays missing.
@@ -147,7 +152,7 @@ impl Shared {
                     _ => ReadError::Io(format!("{error} ({})", generation.folder.display())),
                 };
                 let parts = self.sealed(&generation).and_then(|file| file.parts(seq)).map_err(failed)?;
-                self.decode(seq, &parts).map_err(damaged)
+                act(&parts.iter().map(|part| &part[..]).collect::<Vec<_>>()).map_err(damaged)
             }
             State::Dropped => Err(ReadError::Gone(seq)),
             State::Unreadable(what) => Err(ReadError::Io(what.clone())),
@@ -191,6 +196,27 @@ impl LogReader for Shared {
         let page = Arc::new(self.load(seq)?);
         lock(&self.cache).insert(Arc::clone(&page));
         Ok(Some(page))
+    }
+
+    fn glimpse(&self, seq: Seq) -> Result<Option<Glimpse>, ReadError> {
+        if seq.0 > self.durable.load(Ordering::Acquire) {
+            return Ok(None);
+        }
+        self.stored(seq, |parts| {
+            let first = parts.first().ok_or("its page is missing")?;
+            let parsed = parse(self.tag, first).map_err(|error| error.to_string())?;
+            let index = parsed.index().map_err(|error| error.to_string())?;
+            let (first, last) = (parsed.header.first, parsed.header.last());
+            if (first..=last).contains(&seq) { Ok(Some(Glimpse { first, last, index })) } else { Err("its page is missing".into()) }
+        })
+    }
+
+    fn generation(&self, seq: Seq) -> Option<(Seq, Option<Millis>)> {
+        let generations = read(&self.generations);
+        let at = generations.partition_point(|generation| generation.first <= seq).checked_sub(1)?;
+        let generation = &generations[at];
+        let newest = lock(&generation.about).newest.filter(|_| at + 1 < generations.len());
+        Some((generation.first, newest))
     }
 }
 

@@ -1,0 +1,14 @@
+//! What operators do with deliveries: the real binary, asked over HTTP and by its commands.
+//!
+//! | Module | Claims about |
+//! |---|---|
+//! | `events` | what happens, live |
+//! | `reading` | lists, histories and payloads |
+//! | `repairs` | dead letters and pending deliveries that somebody decides about, also through a kill |
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod events;
+mod reading;
+mod repairs;
