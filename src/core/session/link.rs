@@ -340,6 +340,8 @@ impl Session {
         self.record.released.clear();
         self.queue.give_back(deliveries);
         self.resume_deaths = 0;
+        self.losses += u32::from(!in_doubt.is_empty());
+        self.on_losses();
         self.announce(now);
         self.out.push_back(Output::Note(Note::SessionLost { in_doubt: in_doubt.len() as u64, reason: reason.into() }));
     }
