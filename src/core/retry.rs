@@ -48,6 +48,8 @@ pub enum Verdict {
 pub mod code {
     /// Unspecified error.
     pub const UNSPECIFIED: u8 = 0x80;
+    /// Protocol error (CONNACK, DISCONNECT).
+    pub const PROTOCOL_ERROR: u8 = 0x82;
     /// Implementation specific error.
     pub const IMPLEMENTATION: u8 = 0x83;
     /// Unsupported protocol version (CONNACK).
@@ -127,6 +129,7 @@ pub fn reason_name(reason: u8) -> &'static str {
         0x8c => "bad authentication method",
         0x8d => "keep alive timeout",
         0x8e => "session taken over",
+        0x8f => "topic filter invalid",
         0x90 => "topic name invalid",
         0x91 => "packet identifier in use",
         0x92 => "packet identifier not found",
@@ -141,7 +144,11 @@ pub fn reason_name(reason: u8) -> &'static str {
         0x9b => "QoS not supported",
         0x9c => "use another server",
         0x9d => "server moved",
+        0x9e => "shared subscriptions not supported",
         0x9f => "connection rate exceeded",
+        0xa0 => "maximum connect time",
+        0xa1 => "subscription identifiers not supported",
+        0xa2 => "wildcard subscriptions not supported",
         code::HUNG_UP => "the broker hung up",
         _ => "unknown reason",
     }

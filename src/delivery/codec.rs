@@ -12,7 +12,7 @@ use rumqttc::{mqttbytes, v5::mqttbytes as mqttbytes5};
 
 use crate::config::Secret;
 use crate::core::event::Accepted;
-use crate::core::frame::{CONNACK, DISCONNECT, Frame, FrameError};
+use crate::core::frame::{CONNACK, DISCONNECT, Frame, FrameError, PUBACK, PUBREC};
 use crate::core::session::{Ack, BrokerLimits, Incoming};
 use crate::core::types::{Millis, Protocol, Qos, Seq};
 
@@ -247,7 +247,14 @@ fn read5(arrived: &mut BytesMut, frame: Frame, code: u8) -> Result<Incoming, Dec
         // Reason code 0x00 may be left out (MQTT 5.0 §3.14.2.1).
         return Ok(Incoming::Disconnect { code: 0, reason: None });
     }
-    let packet = v5::Packet::read(&mut bytes, u32::try_from(LARGEST_INCOMING).ok()).map_err(malformed5)?;
+    let whole = bytes.clone();
+    let packet = match v5::Packet::read(&mut bytes, u32::try_from(LARGEST_INCOMING).ok()) {
+        Err(mqttbytes5::Error::InvalidReason(_) | mqttbytes5::Error::InvalidConnectReturnCode(_)) if code >= 0x80 => {
+            return refusal_of_another_kind(frame, &whole, code).ok_or(DecodeError::Unexpected(frame.name()));
+        }
+        Err(error) => return Err(malformed5(error)),
+        Ok(packet) => packet,
+    };
     match packet {
         v5::Packet::ConnAck(packet) => {
             let properties = packet.properties.as_ref();
@@ -280,6 +287,18 @@ fn read5(arrived: &mut BytesMut, frame: Frame, code: u8) -> Result<Incoming, Dec
             Ok(Incoming::Disconnect { code, reason })
         }
         _ => Err(DecodeError::Unexpected(frame.name())),
+    }
+}
+
+/// A refusal with a reason code that the standard doesn't know in this place, and the codec doesn't take: mosquitto answers 0x95 beyond its
+/// `message_size_limit`. It is about one report all the same. What the broker says beside the code is not looked at.
+fn refusal_of_another_kind(frame: Frame, bytes: &[u8], code: u8) -> Option<Incoming> {
+    let &[high, low, ..] = frame.body(bytes) else { return None };
+    let ack = Ack { packet_id: u16::from_be_bytes([high, low]), code, reason: None };
+    match frame.kind {
+        PUBACK => Some(Incoming::PubAck(ack)),
+        PUBREC => Some(Incoming::PubRec(ack)),
+        _ => None,
     }
 }
 
@@ -401,6 +420,17 @@ mod tests {
         assert_eq!(decode(Protocol::V5, &[0x50, 2, 0, 7]), Ok(Some(Incoming::PubRec(accepted))));
         let unknown = Ack { packet_id: 7, code: 0x92, reason: None };
         assert_eq!(decode(Protocol::V5, &[0x70, 3, 0, 7, 0x92]), Ok(Some(Incoming::PubComp(unknown))));
+    }
+
+    #[test]
+    fn a_refusal_with_a_code_of_another_packet_is_a_refusal_and_a_success_with_one_is_broken() {
+        for code in [0x95, 0x9b, 0xef] {
+            let refused = Ack { packet_id: 7, code, reason: None };
+            assert_eq!(decode(Protocol::V5, &[0x40, 3, 0, 7, code]), Ok(Some(Incoming::PubAck(refused.clone()))));
+            assert_eq!(decode(Protocol::V5, &[0x50, 4, 0, 7, code, 0]), Ok(Some(Incoming::PubRec(refused))));
+            assert!(decode(Protocol::V5, &[0x70, 3, 0, 7, code]).is_err(), "a PUBCOMP can't refuse");
+        }
+        assert!(decode(Protocol::V5, &[0x40, 3, 0, 7, 0x11]).is_err());
     }
 
     #[test]

@@ -156,10 +156,7 @@ fn what_mosquittos_access_control_denies_over_mqtt_5_is_a_dead_letter_and_not_lo
     let mosquitto = Mosquitto::prepare("");
     let acl = mosquitto.folder().join("acl");
     fs::write(&acl, "topic read #\ntopic write zuul/open\n").unwrap();
-    let config = mosquitto.folder().join("mosquitto.conf");
-    let text = fs::read_to_string(&config).unwrap();
-    fs::write(&config, format!("{text}acl_file {}\n", acl.display())).unwrap();
-    let mut mosquitto = mosquitto;
+    let mut mosquitto = mosquitto.with(&format!("acl_file {}\n", acl.display()));
     mosquitto.run();
     let subscriber = Subscriber::start(mosquitto.port);
     let tidings = Tidings::start(&(connection(mosquitto.port, "workers = 1\nprotocol = \"5\"") + SOON + PIPELINES));

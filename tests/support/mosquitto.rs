@@ -52,6 +52,13 @@ impl Mosquitto {
         Mosquitto { port, folder, running: None }
     }
 
+    /// The same with further lines in its configuration: such as name files in its folder.
+    pub fn with(self, config: &str) -> Mosquitto {
+        let file = self.folder.path().join("mosquitto.conf");
+        fs::write(&file, fs::read_to_string(&file).unwrap() + config).unwrap();
+        self
+    }
+
     pub fn run(&mut self) {
         assert!(self.running.is_none(), "it runs already");
         let config = self.folder.path().join("mosquitto.conf");
@@ -83,6 +90,38 @@ impl Mosquitto {
         let mut child = self.running.take().expect("it runs");
         signal(&child, "TERM");
         wait_for_end(&mut child, "mosquitto stops");
+    }
+
+    /// `kill -9`: what it has not written down by then is lost.
+    pub fn kill(&mut self) {
+        let mut child = self.running.take().expect("it runs");
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// Has it read its configuration, its users and their rights again.
+    pub fn reload(&self) {
+        signal(self.running.as_ref().expect("it runs"), "HUP");
+    }
+
+    /// Has it write down what it holds, and gives the file as it is then.
+    pub fn saved(&self) -> Vec<u8> {
+        let file = self.saved_file();
+        let _ = fs::remove_file(&file);
+        signal(self.running.as_ref().expect("it runs"), "USR1");
+        // It writes another file and renames it.
+        wait_within(PATIENCE, "mosquitto saves", || file.exists());
+        fs::read(file).unwrap()
+    }
+
+    /// Puts back what it held once, for its next start.
+    pub fn put_back(&self, saved: &[u8]) {
+        assert!(self.running.is_none(), "it would write its own over that");
+        fs::write(self.saved_file(), saved).unwrap();
+    }
+
+    fn saved_file(&self) -> std::path::PathBuf {
+        self.folder.path().join("mosquitto.db")
     }
 
     /// Takes its time away: connections stay open, and nothing answers.

@@ -1,7 +1,7 @@
 //! A broker that answers each packet as the test says, and otherwise as the standard says.
 //!
 //! ```text
-//!   packet ─▶ manners noted ─▶ script(packet) ─▶ acts: Usual · Refuse · Ack · Bytes · Deaf · Close · (none: silence)
+//!   packet ─▶ manners noted ─▶ script(packet) ─▶ acts: Usual · Refuse · Ack · Bytes · Stall · Deaf · Close · (none: silence)
 //! ```
 //!
 //! It keeps sessions over connections, at QoS 2 by packet identifier as a receiver has to, and notes in `violations` whatever a publisher
@@ -70,6 +70,8 @@ pub enum Act {
     /// CONNACK without a session, whatever there was.
     Forget,
     Bytes(Vec<u8>),
+    /// What was to be said before is said; then nothing is read or said for so long, on this connection.
+    Stall(Duration),
     /// Reads no more, and keeps the connection open.
     Deaf,
     Close,
@@ -122,6 +124,12 @@ struct Peer {
     ends_clean: bool,
     /// PUBLISH without an outcome, and its QoS.
     in_flight: HashMap<u16, u8>,
+}
+
+/// What is said, and how long nothing happens after that.
+struct Answer {
+    bytes: Vec<u8>,
+    stall: Duration,
 }
 
 enum Next {
@@ -255,8 +263,11 @@ fn serve(shared: &Mutex<Shared>, stream: TcpStream, number: usize) -> io::Result
     let mut reader = BufReader::new(stream);
     let mut peer = Peer { number, level: 5, client_id: String::new(), is_resumed: false, ends_clean: false, in_flight: HashMap::new() };
     while let Some(frame) = Frame::read(&mut reader)? {
-        let (answer, next) = lock(shared).hear(&mut peer, &frame);
-        writer.write_all(&answer)?;
+        let (answers, next) = lock(shared).hear(&mut peer, &frame);
+        for Answer { bytes, stall } in answers {
+            writer.write_all(&bytes)?;
+            std::thread::sleep(stall);
+        }
         match next {
             Next::GoOn => {}
             Next::Close => {
@@ -279,7 +290,7 @@ fn serve(shared: &Mutex<Shared>, stream: TcpStream, number: usize) -> io::Result
 }
 
 impl Shared {
-    fn hear(&mut self, peer: &mut Peer, frame: &Frame) -> (Vec<u8>, Next) {
+    fn hear(&mut self, peer: &mut Peer, frame: &Frame) -> (Vec<Answer>, Next) {
         let heard = match frame.kind() {
             wire::CONNECT => Heard::Connect(Connect::parse(frame)),
             wire::PUBLISH => Heard::Publish(Publish::parse(frame, peer.level)),
@@ -297,7 +308,7 @@ impl Shared {
         self.watch_manners(peer, &heard, frame);
         let packet = Packet { connection: peer.number, heard };
         let acts = (self.script)(&packet);
-        let mut answer = Vec::new();
+        let (mut answers, mut answer) = (Vec::new(), Vec::new());
         let mut next = Next::GoOn;
         for act in acts {
             match act {
@@ -309,12 +320,14 @@ impl Shared {
                 Act::Refuse(code) => refuse(peer, &packet.heard, code, &mut answer),
                 Act::Ack(packet_id) => acknowledge(peer, packet_id, &mut answer),
                 Act::Bytes(bytes) => answer.extend(bytes),
+                Act::Stall(stall) => answers.push(Answer { bytes: std::mem::take(&mut answer), stall }),
                 Act::Deaf => next = Next::Deaf,
                 Act::Close => next = Next::Close,
             }
         }
         self.heard.push(packet);
-        (answer, next)
+        answers.push(Answer { bytes: answer, stall: Duration::ZERO });
+        (answers, next)
     }
 
     fn violate(&mut self, peer: &Peer, what: &str) {

@@ -24,7 +24,9 @@ pub struct Subscriber {
 struct Shared {
     arrivals: Mutex<Vec<Arrival>>,
     is_subscribed: AtomicBool,
+    is_connected: AtomicBool,
     is_stopping: AtomicBool,
+    is_away: AtomicBool,
     stream: Mutex<Option<TcpStream>>,
 }
 
@@ -36,14 +38,30 @@ impl Subscriber {
         let running = std::thread::spawn(move || {
             let mut unreleased = HashSet::new();
             while !at_work.is_stopping.load(Ordering::Relaxed) {
-                // The broker may be away, or go at any moment: that is what the tests are about.
-                let _ = at_work.connection(port, &mut unreleased);
+                if !at_work.is_away.load(Ordering::Relaxed) {
+                    // The broker may be away, or go at any moment: that is what the tests are about.
+                    let _ = at_work.connection(port, &mut unreleased);
+                    at_work.is_connected.store(false, Ordering::Relaxed);
+                }
                 std::thread::sleep(Duration::from_millis(20));
             }
         });
         let subscriber = Subscriber { shared, running: Some(running) };
         wait_until("the subscriber has subscribed", || subscriber.shared.is_subscribed.load(Ordering::Relaxed));
         subscriber
+    }
+
+    /// Leaves without a word, and keeps its session at the broker.
+    pub fn leave(&self) {
+        self.shared.is_away.store(true, Ordering::Relaxed);
+        if let Some(stream) = self.shared.stream.lock().unwrap().take() {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+        wait_until("the subscriber has left", || !self.shared.is_connected.load(Ordering::Relaxed));
+    }
+
+    pub fn come_back(&self) {
+        self.shared.is_away.store(false, Ordering::Relaxed);
     }
 
     pub fn arrivals(&self) -> Vec<Arrival> {
@@ -60,6 +78,7 @@ impl Shared {
         let stream = TcpStream::connect(("127.0.0.1", port))?;
         stream.set_nodelay(true)?;
         *self.stream.lock().unwrap() = Some(stream.try_clone()?);
+        self.is_connected.store(true, Ordering::Relaxed);
         let mut writer = stream.try_clone()?;
         let mut reader = BufReader::new(stream);
         // Clean session off, no keepalive.

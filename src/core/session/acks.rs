@@ -1,7 +1,7 @@
 //! What the broker says, and what it means for the connection and for each send.
 
 use super::link::{Link, Plan};
-use super::packet::{Ack, Incoming, Note, Output};
+use super::packet::{Ack, BrokerLimits, Incoming, Note, Output};
 use super::{Send, Session};
 use crate::core::event::Proof;
 use crate::core::retry::{code, reason_name};
@@ -13,6 +13,11 @@ impl Session {
             up.last_received = now;
         }
         let outcome = match packet {
+            // MQTT 5.0 §3.2.2.3.6 forbids it. Every report is larger, and none is to blame.
+            Incoming::ConnAck { code: 0, limits: BrokerLimits { maximum_packet_size: Some(0), .. }, .. } => {
+                self.connect_refused = Some(code::PROTOCOL_ERROR);
+                Err("the broker announced a Maximum Packet Size of 0, which MQTT 5 forbids; look into its configuration".into())
+            }
             Incoming::ConnAck { session_present, code: 0, limits, assigned_client_id, .. } => {
                 if let Some(client_id) = assigned_client_id.filter(|assigned| *assigned != self.client_id()) {
                     self.out.push_back(Output::Note(Note::Renamed { client_id }));

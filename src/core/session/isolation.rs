@@ -38,6 +38,10 @@ const DEATHS: u32 = 2;
 /// So many reports in a row may be condemned with nothing delivered in between. The next one suspends the lane.
 const CONDEMNED: u32 = 2;
 
+/// So many sessions in a row that are lost before anything is done in them begin isolation, too: a PUBREC is an answer, but where the connection ends
+/// before its PUBCOMP each time, and the session with it, a whole window would never be done. One at a time is.
+const LOSSES: u32 = 3;
+
 /// An idle connection has proven enough after this, in milliseconds, however long the suspect's lived.
 const PROBE_MS: u64 = 60_000;
 
@@ -101,6 +105,14 @@ impl Session {
         match &mut self.isolation {
             Isolation::Whole { deaths } => *deaths = 0,
             Isolation::Alone { trial, .. } | Isolation::Suspecting { trial, .. } => trial.in_a_row = 0,
+        }
+    }
+
+    /// A session was lost with something in flight.
+    pub(super) fn on_losses(&mut self) {
+        if self.losses >= LOSSES && matches!(self.isolation, Isolation::Whole { .. }) {
+            self.out.push_back(Output::Note(Note::Isolating));
+            self.isolation = Isolation::Alone { window: 1, trial: Trial::default() };
         }
     }
 

@@ -191,7 +191,9 @@ impl Session {
             Plan::Resume if session_present => {
                 self.out.push_back(Output::Note(Note::Connected { protocol: self.protocol, resumed: true, server: self.server }));
                 self.has_connected(now);
-                if self.in_flight.values().any(|send| up.manner(&send.delivery, self.settings.downgrade).is_err()) {
+                let is_too_large = |send: &InFlight| send.state == Send::InDoubt && send.delivery.size > up.maximum_packet_size;
+                let is_taken_no_more = |send: &InFlight| up.manner(&send.delivery, self.settings.downgrade).is_err() || is_too_large(send);
+                if self.in_flight.values().any(is_taken_no_more) {
                     self.lose_session(now, "the broker does not take any more what it took in this session");
                     return self.reconnect_at_once(now, Plan::Decide, true);
                 }
@@ -338,6 +340,8 @@ impl Session {
         self.record.released.clear();
         self.queue.give_back(deliveries);
         self.resume_deaths = 0;
+        self.losses += u32::from(!in_doubt.is_empty());
+        self.on_losses();
         self.announce(now);
         self.out.push_back(Output::Note(Note::SessionLost { in_doubt: in_doubt.len() as u64, reason: reason.into() }));
     }

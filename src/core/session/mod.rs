@@ -139,6 +139,8 @@ pub struct Session {
     /// The broker has answered CONNECT with a no; the reason code.
     connect_refused: Option<u8>,
     resume_deaths: u32,
+    /// So many sessions in a row were lost with something in flight, and nothing was done in between.
+    losses: u32,
     /// So often in a row the broker had not forgotten yet what it had just been told to.
     kept_sessions: u32,
     paused_until: Millis,
@@ -234,6 +236,7 @@ impl Session {
             silent_closes: 0,
             connect_refused: None,
             resume_deaths: 0,
+            losses: 0,
             kept_sessions: 0,
             paused_until: Millis(0),
             successes: 0,

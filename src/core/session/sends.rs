@@ -166,6 +166,7 @@ impl Session {
         let delivery = in_flight.delivery;
         self.successes += 1;
         if proof != Proof::Flushed {
+            self.losses = 0;
             self.got_through();
         }
         self.refused_at.remove(&delivery.id);
