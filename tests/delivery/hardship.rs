@@ -80,19 +80,30 @@ fn a_broker_that_is_frozen_again_and_again_under_load_gets_everything() {
 }
 
 #[test]
-fn a_broker_that_is_restarted_twenty_times_in_a_row_gets_everything_and_qos_2_once() {
+fn a_broker_that_is_restarted_twenty_times_in_a_row_gets_everything_and_what_may_be_there_twice_is_counted() {
     let mut mosquitto = Mosquitto::start(PERSISTENT);
     let subscriber = Subscriber::start(mosquitto.port);
     let tidings = Tidings::start(&over_both(mosquitto.port, ""));
     let ledger = under_load(&tidings, || {
         for round in 0..20 {
-            // Also in the middle of a CONNECT, a resume, a clean connect.
+            // Also in the middle of a CONNECT, a resume, a clean connect; and now and then something gets through.
             std::thread::sleep(Duration::from_millis(40 * (round % 6)));
+            let before = subscriber.count();
+            wait_until("reports flow", || round % 3 != 0 || subscriber.count() > before + 30);
             mosquitto.stop();
             mosquitto.run();
         }
     });
-    assert_all_arrive(&tidings, &subscriber, &ledger);
+    tidings.wait_until_delivered();
+    let total =
+        |name: &str| ["five", "three"].iter().map(|connection| tidings.status(connection)["totals"][name].as_u64().unwrap()).sum::<u64>();
+    // A broker that goes whenever something is sent alone may have an innocent report charged, whose session is given up then.
+    let (dead, doubtful) = (total("dead"), total("possible_duplicates"));
+    wait_until("all arrive", || ledger.compare(&subscriber.arrivals()).missing.len() as u64 <= dead);
+    let found = ledger.compare(&subscriber.arrivals());
+    assert!(found.unknown.is_empty() && found.twice.len() as u64 <= doubtful, "{found:#?}, and {doubtful} were in doubt");
+    assert_eq!(tidings.logged("dead letter").len() as u64, dead);
+    tidings.assert_balanced();
 }
 
 #[test]

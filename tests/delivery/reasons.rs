@@ -149,7 +149,11 @@ fn a_packet_identifier_that_is_in_use_at_the_broker_is_no_end_of_the_report() {
     }
     tidings.wait_until_delivered();
     let broker = &codes.brokers[0].2;
-    ledger.assert_kept(&broker.arrivals());
+    let found = ledger.compare(&broker.arrivals());
+    assert!(found.missing.is_empty() && found.unknown.is_empty(), "{found:?}");
+    // What else was in flight when the session was given up may be there twice, and is counted.
+    let doubtful = tidings.status("c91")["totals"]["possible_duplicates"].as_u64().unwrap();
+    assert!(found.twice.len() as u64 <= doubtful, "{found:?}, and {doubtful} were in doubt");
     assert!(last_error(&tidings, "c91").contains("in use"), "{}", last_error(&tidings, "c91"));
     assert_eq!(tidings.status("c91")["totals"]["dead"], 0);
     tidings.assert_balanced();
@@ -275,13 +279,14 @@ fn each_reason_code_of_a_disconnect_is_told_and_the_session_is_resumed() {
     for (code, name, broker) in &codes.brokers {
         let connection = connection_for(*code);
         of_one(&ledger, &connection, |_| true).assert_kept(&broker.arrivals());
+        // Another may tell that the broker has not forgotten a session as fast as it lets in again.
         let lines = lines_of(&tidings, &connection, "no connection to the broker");
-        assert_eq!(lines.len(), 2, "{code:#x}: {lines:?}");
         if *code < 0xef {
             let told = format!("the broker disconnected: 0x{code:02x} ({name})");
-            assert!(lines.iter().all(|line| line.contains(&told)), "{told} is not in {lines:?}");
+            assert_eq!(lines.iter().filter(|line| line.contains(&told)).count(), 2, "{told}: {lines:?}");
         }
-        assert_eq!(tidings.metric(&format!("tidings_reconnects_total{{connection=\"{connection}\"}}")), 2.0);
+        let reconnects = tidings.metric(&format!("tidings_reconnects_total{{connection=\"{connection}\"}}"));
+        assert_eq!((reconnects as usize, lines.len() >= 2), (lines.len(), true), "{code:#x}: {lines:?}");
         assert_eq!(tidings.metric(&format!("tidings_possible_duplicates_total{{connection=\"{connection}\"}}")), 0.0);
         assert_eq!(tidings.status(&connection)["totals"]["dead"], 0, "{code:#x}");
         broker.assert_no_violations();

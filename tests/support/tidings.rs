@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use tempfile::TempDir;
+use tempfile::{NamedTempFile, TempDir};
 
 use super::{PATIENCE, signal, wait_for_end, wait_within};
 
@@ -37,6 +37,9 @@ pub const SOON: &str = "[retry]\ninitial = \"20ms\"\nmax = \"200ms\"\nattempts =
 pub struct Tidings {
     folder: TempDir,
     running: Option<Process>,
+    /// What it logged, over all its runs. It is a file, so that nothing is missing there that was logged before an answer; and not in the
+    /// folder, which may be gone when a test has failed.
+    log: NamedTempFile,
     agent: ureq::Agent,
 }
 
@@ -77,7 +80,7 @@ impl Tidings {
             .timeout_global(Some(PATIENCE))
             .build()
             .new_agent();
-        let tidings = Tidings { folder: tempfile::tempdir().unwrap(), running: None, agent };
+        let tidings = Tidings { folder: tempfile::tempdir().unwrap(), running: None, log: NamedTempFile::new().unwrap(), agent };
         tidings.configure(config);
         tidings
     }
@@ -109,7 +112,7 @@ impl Tidings {
     /// Starts it, and waits until it answers, whether it takes reports or not; false if it ends instead.
     pub fn try_run(&mut self) -> bool {
         assert!(self.running.is_none(), "it runs already");
-        let log = fs::OpenOptions::new().create(true).append(true).open(self.log_file()).unwrap();
+        let log = fs::OpenOptions::new().append(true).open(self.log.path()).unwrap();
         let before = self.log_lines().len();
         let mut child = self.spawn(log.into());
         let (mut addresses, until) = (None, Instant::now() + PATIENCE);
@@ -285,17 +288,13 @@ impl Tidings {
         self.log_lines().into_iter().filter(|line| line.to_string().contains(text)).collect()
     }
 
-    /// What it logged, over all its runs. It is written to a file, so that nothing is missing here that was logged before an answer.
+    /// What it logged, over all its runs.
     fn log_lines(&self) -> Vec<Value> {
-        let log = fs::read(self.log_file()).unwrap_or_default();
+        let log = fs::read(self.log.path()).unwrap();
         // What has no end yet is just being written.
         let whole = log.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
         let text = String::from_utf8_lossy(&log[..whole]);
         text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| Value::String(line.to_owned()))).collect()
-    }
-
-    fn log_file(&self) -> PathBuf {
-        self.folder.path().join("log.jsonl")
     }
 
     pub fn client(&self) -> Client {
