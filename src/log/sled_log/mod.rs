@@ -235,7 +235,10 @@ impl SledLog {
             }
             _ => {}
         }
-        let has_room = File::create(folder.join("db")).and_then(|file| room::ahead(&self.store, &file, need));
+        let has_room = File::create(folder.join("db")).and_then(|file| {
+            // What is allocated may be the last that there was, and sled makes folders and files of its own beside it.
+            Ok(room::ahead(&self.store, &file, need)? && room::free(&self.store) >= room::OTHER_FILES)
+        });
         if !matches!(has_room, Ok(true)) {
             std::fs::remove_dir_all(&folder)?;
         }
