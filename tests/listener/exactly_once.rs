@@ -1,5 +1,7 @@
 //! Packet ids, sessions, and what a clean session sends again.
 
+use std::collections::HashSet;
+
 use crate::listener;
 use crate::publisher::{Hello, Publisher};
 use crate::support::mosquitto::Mosquitto;
@@ -158,9 +160,11 @@ fn what_a_clean_session_sends_again_after_a_cut_is_not_stored_again_also_after_a
             publisher.cut();
         }
     }
+    wait_until("the last has arrived", || scene.subscriber.arrivals().iter().any(|arrival| arrival.payload == b"2 4"));
     let mut arrived = scene.arrived();
-    // Behind the kill the lane may have delivered QoS 1 again, which is no doing of the listener.
-    arrived.dedup();
+    // Behind the kill the lane may have delivered QoS 1 again, some of it in a row, which is no doing of the listener.
+    let mut seen = HashSet::new();
+    arrived.retain(|payload| !payload.starts_with('1') || seen.insert(payload.clone()));
     assert_eq!(arrived, ["1 1", "1 2", "1 3", "1 4", "2 1", "2 2", "2 3", "2 4"]);
     assert_eq!(scene.tidings.total("created"), 8);
 }
