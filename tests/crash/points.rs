@@ -1,0 +1,150 @@
+//! Kills at each named point, under load, and a proof that the process died there.
+
+use std::collections::BTreeSet;
+
+use tidings::failpoint::Point;
+
+use crate::books::SOURCE_SHIFT;
+use crate::from_environment;
+use crate::scene::{Scene, Trouble};
+use crate::support::mosquitto::free_port;
+use crate::support::tidings::named_connection;
+
+pub const CRASH_AT: &str = "TIDINGS_CRASH_AT";
+
+/// What has to be done so that a point is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reached {
+    /// By a service under load.
+    ByLoad,
+    /// By one that is told to stop.
+    ByStop,
+    /// By one that is asked for a backup.
+    ByBackup,
+    /// By one that is asked to move what waits.
+    ByMove,
+    /// By a command; see `commands`.
+    ByCommand,
+    /// By a migration, which needs steps that only the log's own tests have; see `src/log/sled_log/tests/migrating.rs`.
+    ByMigration,
+}
+
+use Reached::{ByBackup, ByCommand, ByLoad, ByMigration, ByMove, ByStop};
+
+/// Each point, how it is reached, and at which times the process dies there.
+const POINTS: &[(Point, Reached, &[u64])] = &[
+    (Point::BeforeBatch, ByLoad, &[1, 2, 20]),
+    (Point::AfterBatch, ByLoad, &[1, 2, 5, 40]),
+    (Point::AfterFlush, ByLoad, &[1, 2, 5, 40]),
+    (Point::AfterSync, ByLoad, &[1, 2, 5, 40]),
+    (Point::BeforeWitness, ByLoad, &[1, 5, 40]),
+    (Point::BeforeAnswer, ByLoad, &[1, 2, 5, 40]),
+    (Point::BeforeListenerAck, ByLoad, &[1, 2, 5]),
+    (Point::BeforeReleased, ByLoad, &[1, 2, 5, 20]),
+    (Point::BeforePubrel, ByLoad, &[1, 2, 5, 20]),
+    (Point::BeforeDelivered, ByLoad, &[1, 2, 5]),
+    (Point::GenerationFolder, ByLoad, &[1, 2]),
+    (Point::GenerationCheckpoint, ByLoad, &[1, 2]),
+    (Point::GenerationMade, ByLoad, &[1, 2]),
+    (Point::GenerationBegun, ByLoad, &[1, 2]),
+    (Point::BeforeSeal, ByLoad, &[1, 2]),
+    (Point::BeforeRename, ByLoad, &[1, 2]),
+    (Point::GenerationDisowned, ByLoad, &[1]),
+    (Point::GenerationTrashed, ByLoad, &[1]),
+    (Point::Carried, ByLoad, &[1]),
+    (Point::StartAnnounced, ByLoad, &[1]),
+    (Point::StartShown, ByLoad, &[1]),
+    (Point::ClosingCheckpoint, ByStop, &[1]),
+    (Point::ClosingSealed, ByStop, &[1]),
+    (Point::BackupBegun, ByBackup, &[1]),
+    (Point::MovePiece, ByMove, &[1]),
+    (Point::StoreGeneration, ByCommand, &[1]),
+    (Point::StoreWitness, ByCommand, &[1]),
+    (Point::BackupGeneration, ByCommand, &[1, 2]),
+    (Point::BackupManifest, ByCommand, &[1]),
+    (Point::RestoreIdentity, ByCommand, &[1]),
+    (Point::RepairWritten, ByCommand, &[1]),
+    (Point::RepairSwapped, ByCommand, &[1]),
+    (Point::MigrationCopied, ByMigration, &[1]),
+    (Point::MigrationMarked, ByMigration, &[1]),
+    (Point::MigrationRun, ByMigration, &[1, 2]),
+    (Point::MigrationRecorded, ByMigration, &[1]),
+];
+
+/// Something waits here for a broker that never comes: it is carried forward, and moved in the end.
+fn waiting() -> String {
+    named_connection("away", free_port(), "") + "[[pipeline]]\nname = \"stays\"\nsuccess.away = { topic = \"stays/{project}\", qos = 2 }\n"
+}
+
+/// Reports for the connection whose broker is away.
+fn leave_something(trouble: &mut Trouble, batch: u64) {
+    let numbers: Vec<u64> = (0..20).map(|number| 9 << SOURCE_SHIFT | (batch * 20 + number)).collect();
+    let report = |number: &u64| {
+        format!(r#"{{"action":"success","tenant":"acme","pipeline":"stays","project":"p{}","change":"{number}"}}"#, number % 3)
+    };
+    let bodies: Vec<String> = numbers.iter().map(report).collect();
+    let entries = numbers.iter().map(|number| (*number, trouble.sources.entry(&format!("stays/p{}", number % 3), 2)));
+    trouble.sources.books().entries.extend(entries);
+    trouble.sources.post_until_accepted(&numbers, &bodies.join("\n"), &format!("stays-{batch}"));
+}
+
+/// The service dies at the point; whatever is asked of it meanwhile is asked once it answers.
+fn die_at(trouble: &mut Trouble, point: Point, reached: Reached, times: u64) {
+    let order = format!("{}:{times}", point.name());
+    let told = format!("{CRASH_AT}: the process dies at {}", point.name());
+    let before = trouble.tidings.logged(&told).len();
+    let mut is_asked = false;
+    let exit = trouble.run_to_the_end(CRASH_AT, &order, |trouble| {
+        if std::mem::replace(&mut is_asked, true) {
+            return;
+        }
+        match reached {
+            ByStop => trouble.tidings.terminate(),
+            // What it answers, if it does, is nobody's business: it dies.
+            ByBackup => _ = trouble.tidings.post("/v1/backups", ""),
+            ByMove => _ = trouble.tidings.post("/v1/moves", r#"{"from":"away","to":"mqtt","by":"ops"}"#),
+            _ => {}
+        }
+    });
+    assert_eq!(exit, None, "{order}: it was to die, and has ended");
+    assert_eq!(trouble.tidings.logged(&told).len(), before + 1, "{order}: it died somewhere else");
+}
+
+fn die_at_each(protocol: &str, is_wanted: fn(Point) -> bool) {
+    let wanted = from_environment("TIDINGS_CRASH_POINT_ROUNDS", 1);
+    let mut scene = Scene::start(protocol, 20_000, &waiting());
+    scene.under_load(|trouble| {
+        for (batch, (point, reached, times)) in (0..wanted).flat_map(|_| POINTS).enumerate() {
+            if matches!(reached, ByCommand | ByMigration) || !is_wanted(*point) {
+                continue;
+            }
+            leave_something(trouble, batch as u64);
+            for times in *times {
+                die_at(trouble, *point, *reached, *times);
+            }
+        }
+        let (code, said) = trouble.tidings.command(&["move", "--from", "away", "--to", "mqtt"]);
+        assert_eq!(code, Some(0), "{said}");
+    });
+    scene.check(&format!("named points over MQTT {protocol}"), false);
+}
+
+#[test]
+fn a_kill_at_any_named_point_loses_nothing_and_repeats_no_qos_2() {
+    die_at_each("5", |_| true);
+}
+
+#[test]
+fn a_kill_at_any_point_of_a_lane_loses_nothing_and_repeats_no_qos_2_over_mqtt_3_1_1() {
+    die_at_each("3.1.1", |point| {
+        matches!(point, Point::BeforeReleased | Point::BeforePubrel | Point::BeforeDelivered | Point::StartShown | Point::ClosingSealed)
+    });
+}
+
+#[test]
+fn each_point_of_the_code_has_its_place_among_these_tests() {
+    let tested: BTreeSet<&str> = POINTS.iter().map(|(point, ..)| point.name()).collect();
+    let known: BTreeSet<&str> = Point::ALL.iter().map(|point| point.name()).collect();
+    assert_eq!(tested, known);
+    assert_eq!(tested.len(), POINTS.len(), "each has one line");
+}
