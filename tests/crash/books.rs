@@ -30,6 +30,8 @@ pub struct Books {
     pub entries: BTreeMap<u64, Entry>,
     /// How many had arrived at the subscriber when each disturbance began.
     pub marks: Vec<usize>,
+    /// Topics of which the service has refused a report for a moment.
+    pub refused: HashSet<String>,
     /// What was done, for whoever reads of a fault.
     pub chronicle: Vec<String>,
 }

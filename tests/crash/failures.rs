@@ -25,6 +25,7 @@ fn a_write_or_sync_that_fails_ends_the_service_with_1_and_a_restart_has_all_that
     scene.under_load(|trouble| {
         for (point, times) in FAILURES {
             for (times, error) in *times {
+                trouble.catch_up();
                 let order = format!("{}:{times}:{error}", point.name());
                 let told = format!("{FAIL_AT}: what follows {} fails", point.name());
                 let [injected, reported] = [&told, "the store failed: "].map(|text| trouble.tidings.logged(text).len());

@@ -7,6 +7,7 @@ use crate::scene::{Scene, Trouble};
 use crate::support::wait_until;
 
 fn one_round(trouble: &mut Trouble) {
+    trouble.catch_up();
     trouble.chance.wait_ms(40, 240);
     let what_else = trouble.chance.below(16);
     match what_else {

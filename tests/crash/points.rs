@@ -1,6 +1,7 @@
 //! Kills at each named point, under load, and a proof that the process died there.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
 
 use tidings::failpoint::Point;
 
@@ -8,7 +9,7 @@ use crate::books::SOURCE_SHIFT;
 use crate::from_environment;
 use crate::scene::{Scene, Trouble};
 use crate::support::mosquitto::free_port;
-use crate::support::tidings::named_connection;
+use crate::support::tidings::{Reply, named_connection};
 
 pub const CRASH_AT: &str = "TIDINGS_CRASH_AT";
 
@@ -44,19 +45,19 @@ const POINTS: &[(Point, Reached, &[u64])] = &[
     (Point::BeforePubrel, ByLoad, &[1, 2, 5, 20]),
     (Point::BeforeDelivered, ByLoad, &[1, 2, 5]),
     (Point::GenerationFolder, ByLoad, &[1, 2]),
-    (Point::GenerationCheckpoint, ByLoad, &[1, 2]),
-    (Point::GenerationMade, ByLoad, &[1, 2]),
+    (Point::GenerationCheckpoint, ByLoad, &[1]),
+    (Point::GenerationMade, ByLoad, &[1]),
     (Point::GenerationBegun, ByLoad, &[1, 2]),
-    (Point::BeforeSeal, ByLoad, &[1, 2]),
-    (Point::BeforeRename, ByLoad, &[1, 2]),
+    (Point::BeforeSeal, ByLoad, &[1]),
+    (Point::BeforeRename, ByLoad, &[1]),
     (Point::GenerationDisowned, ByLoad, &[1]),
     (Point::GenerationTrashed, ByLoad, &[1]),
-    (Point::Carried, ByLoad, &[1]),
     (Point::StartAnnounced, ByLoad, &[1]),
     (Point::StartShown, ByLoad, &[1]),
     (Point::ClosingCheckpoint, ByStop, &[1]),
     (Point::ClosingSealed, ByStop, &[1]),
     (Point::BackupBegun, ByBackup, &[1]),
+    (Point::Carried, ByLoad, &[1]),
     (Point::MovePiece, ByMove, &[1]),
     (Point::StoreGeneration, ByCommand, &[1]),
     (Point::StoreWitness, ByCommand, &[1]),
@@ -70,6 +71,27 @@ const POINTS: &[(Point, Reached, &[u64])] = &[
     (Point::MigrationRun, ByMigration, &[1, 2]),
     (Point::MigrationRecorded, ByMigration, &[1]),
 ];
+
+/// Bytes of noise in a report, at most: so that generations fill within a second or two, or hardly.
+const LARGE: u64 = 16_000;
+const LITTLE: u64 = 300;
+
+/// Reached as generations fill.
+fn fills_generations(point: Point) -> bool {
+    use Point::*;
+    matches!(
+        point,
+        GenerationFolder
+            | GenerationCheckpoint
+            | GenerationMade
+            | GenerationBegun
+            | BeforeSeal
+            | BeforeRename
+            | GenerationDisowned
+            | GenerationTrashed
+            | Carried
+    )
+}
 
 /// Something waits here for a broker that never comes: it is carried forward, and moved in the end.
 fn waiting() -> String {
@@ -92,17 +114,19 @@ fn leave_something(trouble: &mut Trouble, batch: u64) {
 fn die_at(trouble: &mut Trouble, point: Point, reached: Reached, times: u64) {
     let order = format!("{}:{times}", point.name());
     let told = format!("{CRASH_AT}: the process dies at {}", point.name());
+    trouble.catch_up();
     let before = trouble.tidings.logged(&told).len();
     let mut is_asked = false;
     let exit = trouble.run_to_the_end(CRASH_AT, &order, |trouble| {
-        if std::mem::replace(&mut is_asked, true) {
+        // A service that is told to stop while it starts has nothing to close.
+        if is_asked || !trouble.tidings.get("/readyz").is_some_and(|reply| reply.status == 200) {
             return;
         }
+        is_asked = true;
         match reached {
             ByStop => trouble.tidings.terminate(),
-            // What it answers, if it does, is nobody's business: it dies.
-            ByBackup => _ = trouble.tidings.post("/v1/backups", ""),
-            ByMove => _ = trouble.tidings.post("/v1/moves", r#"{"from":"away","to":"mqtt","by":"ops"}"#),
+            ByBackup => assert_unanswered(trouble.tidings.post("/v1/backups", "")),
+            ByMove => assert_unanswered(trouble.tidings.post("/v1/moves", r#"{"from":"away","to":"mqtt","by":"ops"}"#)),
             _ => {}
         }
     });
@@ -110,15 +134,24 @@ fn die_at(trouble: &mut Trouble, point: Point, reached: Reached, times: u64) {
     assert_eq!(trouble.tidings.logged(&told).len(), before + 1, "{order}: it died somewhere else");
 }
 
+fn assert_unanswered(reply: Option<Reply>) {
+    assert!(reply.is_none(), "it was to die before it answers: {reply:?}");
+}
+
 fn die_at_each(protocol: &str, is_wanted: fn(Point) -> bool) {
     let wanted = from_environment("TIDINGS_CRASH_POINT_ROUNDS", 1);
-    let mut scene = Scene::start(protocol, 20_000, &waiting());
+    let mut scene = Scene::start(protocol, LITTLE, &waiting());
     scene.under_load(|trouble| {
         for (batch, (point, reached, times)) in (0..wanted).flat_map(|_| POINTS).enumerate() {
             if matches!(reached, ByCommand | ByMigration) || !is_wanted(*point) {
                 continue;
             }
-            leave_something(trouble, batch as u64);
+            // What waits keeps its generation, so nothing does before it is needed.
+            if matches!(point, Point::Carried | Point::MovePiece) {
+                leave_something(trouble, batch as u64);
+            }
+            let noise = if fills_generations(*point) { LARGE } else { LITTLE };
+            trouble.sources.noise.store(noise, Ordering::Relaxed);
             for times in *times {
                 die_at(trouble, *point, *reached, *times);
             }

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, RwLock};
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,7 @@ use crate::sources::Sources;
 use crate::support::mosquitto::{Mosquitto, PERSISTENT, free_port};
 use crate::support::subscriber::Subscriber;
 use crate::support::tidings::{PIPELINES, SOON, Tidings, connection};
+use crate::support::wait_until;
 use crate::watcher::Watcher;
 
 /// Small generations, so that kills meet their beginning, sealing and dropping too, and what is delivered goes at once.
@@ -22,6 +23,12 @@ const DIES_WITHIN: Duration = Duration::from_secs(60);
 
 /// How long what is delivered may take through the broker; what has not come by then is missing.
 const ARRIVES_WITHIN: Duration = Duration::from_secs(60);
+
+/// Bytes that the store takes: in time before its end, which is 32 MiB.
+const MUCH: f64 = (20 << 20) as f64;
+
+/// Deliveries that wait.
+const FAR_BEHIND: u64 = 1_200;
 
 pub struct Scene {
     pub mosquitto: Mosquitto,
@@ -48,7 +55,9 @@ impl Scene {
         tidings.configure(&config);
         tidings.run();
         let (phase, is_over, books) = (AtomicUsize::new(0), AtomicBool::new(false), Mutex::new(Books::default()));
-        let sources = Sources { client: RwLock::new(Some(tidings.client())), books, phase, is_over, noise };
+        let noise = AtomicU64::new(noise);
+        let sources =
+            Sources { client: RwLock::new(Some(tidings.client())), books, phase, is_over, is_paused: AtomicBool::new(false), noise };
         Scene { mosquitto, subscriber, watcher, tidings, sources, chance: Chance::new(), listener, began: Instant::now() }
     }
 
@@ -116,6 +125,7 @@ fn topics_with_refused(books: &Books, tidings: &Tidings) -> HashSet<String> {
     if topics.len() < refused.len() && refused.iter().any(|id| topic_of(id).is_none()) {
         topics.extend(books.entries.values().map(|entry| entry.topic.clone()).filter(|topic| topic.starts_with("mqtt/")));
     }
+    topics.extend(books.refused.iter().cloned());
     topics
 }
 
@@ -171,6 +181,17 @@ impl Trouble<'_> {
     pub fn kill_and_start(&mut self) {
         self.disturb("kill", |this| this.kill());
         self.start();
+    }
+
+    /// Waits where deliveries are so far behind that the small store could be full soon.
+    pub fn catch_up(&mut self) {
+        let store = || self.tidings.metric("tidings_store_bytes");
+        if self.tidings.total("pending") > FAR_BEHIND || store() > MUCH {
+            self.note("the sources wait for deliveries to catch up");
+            self.sources.is_paused.store(true, Ordering::Relaxed);
+            wait_until("deliveries catch up", || self.tidings.total("pending") < FAR_BEHIND / 4 && store() < MUCH / 4.0 * 3.0);
+            self.sources.is_paused.store(false, Ordering::Relaxed);
+        }
     }
 
     pub fn stop_broker(&mut self) {

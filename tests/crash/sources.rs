@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,9 @@ use crate::support::wire::{self, Frame};
 /// What is in flight from one publisher.
 const WINDOW: usize = 10;
 
+/// The reason code of a store that is full (MQTT 5.0 §3.4.2.1).
+const QUOTA_EXCEEDED: u8 = 0x97;
+
 /// No report waits longer to be accepted, however often the service is killed.
 const GIVEN_UP: Duration = Duration::from_secs(120);
 
@@ -30,8 +33,10 @@ pub struct Sources {
     /// The disturbances that are over.
     pub phase: AtomicUsize,
     pub is_over: AtomicBool,
+    /// Nothing new is sent; what is under way goes on.
+    pub is_paused: AtomicBool,
     /// Bytes of noise in a report, at most.
-    pub noise: u64,
+    pub noise: AtomicU64,
 }
 
 impl Sources {
@@ -44,6 +49,10 @@ impl Sources {
         self.is_over.load(Ordering::Relaxed)
     }
 
+    fn is_paused(&self) -> bool {
+        self.is_paused.load(Ordering::Relaxed) && !self.is_over()
+    }
+
     pub fn entry(&self, topic: &str, qos: u8) -> Entry {
         Entry { topic: topic.to_owned(), qos, phase: self.phase.load(Ordering::SeqCst), order: None }
     }
@@ -52,6 +61,9 @@ impl Sources {
     pub fn post(&self, source: u64, mut chance: Chance) {
         let mut next = 0;
         for turn in 0u64.. {
+            while self.is_paused() {
+                std::thread::sleep(Duration::from_millis(5));
+            }
             if self.is_over() {
                 return;
             }
@@ -77,7 +89,7 @@ impl Sources {
     }
 
     fn report(&self, action: &str, project: &str, number: u64, chance: &mut Chance) -> String {
-        let noise = chance.below(self.noise);
+        let noise = chance.below(self.noise.load(Ordering::Relaxed));
         let noise = chance.noise(usize::try_from(noise).unwrap());
         format!(
             r#"{{"action":"{action}","tenant":"acme","pipeline":"check","project":"{project}","change":"{number}","message":"{noise}"}}"#
@@ -164,7 +176,12 @@ impl Publishing<'_> {
         stream.write_all(&hello.bytes())?;
         let mut reader = io::BufReader::new(stream.try_clone()?);
         let connack = read(&mut reader)?;
-        assert_eq!((connack.kind(), connack.body[1]), (wire::CONNACK, 0), "{connack:?}");
+        assert_eq!(connack.kind(), wire::CONNACK, "{connack:?}");
+        // The server is unavailable: its store has failed, and it is about to end.
+        if connack.body[1] == if self.level == 5 { 0x88 } else { 3 } {
+            return Err(io::ErrorKind::ConnectionRefused.into());
+        }
+        assert_eq!(connack.body[1], 0, "{connack:?}");
         assert!(connack.body[0] == 1 || !self.is_known, "the session of source {} is lost", self.source);
         for sent in &self.window {
             let again = match sent.is_received {
@@ -174,12 +191,18 @@ impl Publishing<'_> {
             stream.write_all(&again)?;
         }
         loop {
-            while self.window.len() < WINDOW && !self.sources.is_over() {
+            while self.window.is_empty() && self.sources.is_paused() {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            while self.window.len() < WINDOW && !self.sources.is_over() && !self.sources.is_paused() {
                 let bytes = self.new_publish();
                 stream.write_all(&bytes)?;
             }
             if self.window.is_empty() {
-                return Ok(());
+                if self.sources.is_over() {
+                    return Ok(());
+                }
+                continue;
             }
             self.take(&read(&mut reader)?, &mut stream)?;
             std::thread::sleep(Duration::from_millis(2));
@@ -232,6 +255,12 @@ impl Publishing<'_> {
             _ => false,
         };
         // A PUBREL is sent again where its PUBCOMP was lost, and then the packet identifier is not known any more (MQTT 5.0 §3.7.2.1).
+        if code == QUOTA_EXCEEDED && is_fitting && kind != wire::PUBCOMP {
+            // It was not taken, and what came behind it may have been: about the order of its topic nothing can be said any more.
+            self.sources.books().refused.insert(sent.topic.clone());
+            std::thread::sleep(Duration::from_millis(20));
+            return stream.write_all(&publish(self.level, &sent.topic, sent.payload.as_bytes(), sent.qos, id, false, &[]));
+        }
         assert!(is_fitting && (code == 0 || (kind == wire::PUBCOMP && code == 0x92)), "{frame:?}");
         self.is_known = true;
         if kind == wire::PUBREC {
