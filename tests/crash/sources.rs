@@ -19,6 +19,9 @@ use crate::support::wire::{self, Frame};
 /// What is in flight from one publisher.
 const WINDOW: usize = 10;
 
+/// Packet identifiers come round soon, so that one that is remembered too long swallows another report.
+const IDS: u16 = 40;
+
 /// The reason code of a store that is full (MQTT 5.0 §3.4.2.1).
 const QUOTA_EXCEEDED: u8 = 0x97;
 
@@ -232,7 +235,7 @@ impl Publishing<'_> {
     fn free_id(&mut self) -> u16 {
         loop {
             let id = self.next_id;
-            self.next_id = self.next_id.checked_add(1).unwrap_or(1);
+            self.next_id = self.next_id % IDS + 1;
             if self.window.iter().all(|sent| sent.packet_id != id) {
                 return id;
             }
