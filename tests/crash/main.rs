@@ -23,6 +23,7 @@
 //! | `TIDINGS_CRASH_ROUNDS` | rounds of each of the two tests of random kills; 100 if not set |
 //! | `TIDINGS_CRASH_OUTAGE_SECONDS` | how long the broker is away while the service is killed again and again; 6 |
 //! | `TIDINGS_CRASH_OUTAGE_KILLS` | how often; 4 |
+//! | `TIDINGS_CRASH_POINT_ROUNDS` | how often all named points are gone through; 1 |
 //! | `TIDINGS_CRASH_SEED` | what chance decides; the time if not set, and printed |
 //!
 //! The same seed makes the same moments, and not the same interleaving: threads, disk and broker have their own chance.

@@ -83,7 +83,14 @@ impl Tidings {
             .timeout_global(Some(PATIENCE))
             .build()
             .new_agent();
-        let tidings = Tidings { folder: tempfile::tempdir().unwrap(), running: None, agent, store_settings: String::new(), environment: Vec::new(), exit: None };
+        let tidings = Tidings {
+            folder: tempfile::tempdir().unwrap(),
+            running: None,
+            agent,
+            store_settings: String::new(),
+            environment: Vec::new(),
+            exit: None,
+        };
         tidings.configure(config);
         tidings
     }
