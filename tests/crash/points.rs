@@ -15,61 +15,61 @@ pub const CRASH_AT: &str = "TIDINGS_CRASH_AT";
 
 /// What has to be done so that a point is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Reached {
+enum By {
     /// By a service under load.
-    ByLoad,
+    Load,
     /// By one that is told to stop.
-    ByStop,
+    Stop,
     /// By one that is asked for a backup.
-    ByBackup,
+    Backup,
     /// By one that is asked to move what waits.
-    ByMove,
+    Move,
     /// By a command; see `commands`.
-    ByCommand,
+    Command,
     /// By a migration, which needs steps that only the log's own tests have; see `src/log/sled_log/tests/migrating.rs`.
-    ByMigration,
+    Migration,
 }
 
-use Reached::{ByBackup, ByCommand, ByLoad, ByMigration, ByMove, ByStop};
+use By::{Backup, Command, Load, Migration, Move, Stop};
 
 /// Each point, how it is reached, and at which times the process dies there.
-const POINTS: &[(Point, Reached, &[u64])] = &[
-    (Point::BeforeBatch, ByLoad, &[1, 2, 20]),
-    (Point::AfterBatch, ByLoad, &[1, 2, 5, 40]),
-    (Point::AfterFlush, ByLoad, &[1, 2, 5, 40]),
-    (Point::AfterSync, ByLoad, &[1, 2, 5, 40]),
-    (Point::BeforeWitness, ByLoad, &[1, 5, 40]),
-    (Point::BeforeAnswer, ByLoad, &[1, 2, 5, 40]),
-    (Point::BeforeListenerAck, ByLoad, &[1, 2, 5]),
-    (Point::BeforeReleased, ByLoad, &[1, 2, 5, 20]),
-    (Point::BeforePubrel, ByLoad, &[1, 2, 5, 20]),
-    (Point::BeforeDelivered, ByLoad, &[1, 2, 5]),
-    (Point::GenerationFolder, ByLoad, &[1, 2]),
-    (Point::GenerationCheckpoint, ByLoad, &[1]),
-    (Point::GenerationMade, ByLoad, &[1]),
-    (Point::GenerationBegun, ByLoad, &[1, 2]),
-    (Point::BeforeSeal, ByLoad, &[1]),
-    (Point::BeforeRename, ByLoad, &[1]),
-    (Point::GenerationDisowned, ByLoad, &[1]),
-    (Point::GenerationTrashed, ByLoad, &[1]),
-    (Point::StartAnnounced, ByLoad, &[1]),
-    (Point::StartShown, ByLoad, &[1]),
-    (Point::ClosingCheckpoint, ByStop, &[1]),
-    (Point::ClosingSealed, ByStop, &[1]),
-    (Point::BackupBegun, ByBackup, &[1]),
-    (Point::Carried, ByLoad, &[1]),
-    (Point::MovePiece, ByMove, &[1]),
-    (Point::StoreGeneration, ByCommand, &[1]),
-    (Point::StoreWitness, ByCommand, &[1]),
-    (Point::BackupGeneration, ByCommand, &[1, 2]),
-    (Point::BackupManifest, ByCommand, &[1]),
-    (Point::RestoreIdentity, ByCommand, &[1]),
-    (Point::RepairWritten, ByCommand, &[1]),
-    (Point::RepairSwapped, ByCommand, &[1]),
-    (Point::MigrationCopied, ByMigration, &[1]),
-    (Point::MigrationMarked, ByMigration, &[1]),
-    (Point::MigrationRun, ByMigration, &[1, 2]),
-    (Point::MigrationRecorded, ByMigration, &[1]),
+const POINTS: &[(Point, By, &[u64])] = &[
+    (Point::BeforeBatch, Load, &[1, 2, 20]),
+    (Point::AfterBatch, Load, &[1, 2, 5, 40]),
+    (Point::AfterFlush, Load, &[1, 2, 5, 40]),
+    (Point::AfterSync, Load, &[1, 2, 5, 40]),
+    (Point::BeforeWitness, Load, &[1, 5, 40]),
+    (Point::BeforeAnswer, Load, &[1, 2, 5, 40]),
+    (Point::BeforeListenerAck, Load, &[1, 2, 5]),
+    (Point::BeforeReleased, Load, &[1, 2, 5, 20]),
+    (Point::BeforePubrel, Load, &[1, 2, 5, 20]),
+    (Point::BeforeDelivered, Load, &[1, 2, 5]),
+    (Point::GenerationFolder, Load, &[1, 2]),
+    (Point::GenerationCheckpoint, Load, &[1]),
+    (Point::GenerationMade, Load, &[1]),
+    (Point::GenerationBegun, Load, &[1, 2]),
+    (Point::BeforeSeal, Load, &[1]),
+    (Point::BeforeRename, Load, &[1]),
+    (Point::GenerationDisowned, Load, &[1]),
+    (Point::GenerationTrashed, Load, &[1]),
+    (Point::StartAnnounced, Load, &[1]),
+    (Point::StartShown, Load, &[1]),
+    (Point::ClosingCheckpoint, Stop, &[1]),
+    (Point::ClosingSealed, Stop, &[1]),
+    (Point::BackupBegun, Backup, &[1]),
+    (Point::Carried, Load, &[1]),
+    (Point::MovePiece, Move, &[1]),
+    (Point::StoreGeneration, Command, &[1]),
+    (Point::StoreWitness, Command, &[1]),
+    (Point::BackupGeneration, Command, &[1, 2]),
+    (Point::BackupManifest, Command, &[1]),
+    (Point::RestoreIdentity, Command, &[1]),
+    (Point::RepairWritten, Command, &[1]),
+    (Point::RepairSwapped, Command, &[1]),
+    (Point::MigrationCopied, Migration, &[1]),
+    (Point::MigrationMarked, Migration, &[1]),
+    (Point::MigrationRun, Migration, &[1, 2]),
+    (Point::MigrationRecorded, Migration, &[1]),
 ];
 
 /// Bytes of noise in a report, at most: so that generations fill within a second or two, or hardly.
@@ -111,7 +111,7 @@ fn leave_something(trouble: &mut Trouble, batch: u64) {
 }
 
 /// The service dies at the point; whatever is asked of it meanwhile is asked once it answers.
-fn die_at(trouble: &mut Trouble, point: Point, reached: Reached, times: u64) {
+fn die_at(trouble: &mut Trouble, point: Point, by: By, times: u64) {
     let order = format!("{}:{times}", point.name());
     let told = format!("{CRASH_AT}: the process dies at {}", point.name());
     trouble.catch_up();
@@ -119,14 +119,14 @@ fn die_at(trouble: &mut Trouble, point: Point, reached: Reached, times: u64) {
     let mut is_asked = false;
     let exit = trouble.run_to_the_end(CRASH_AT, &order, |trouble| {
         // A service that is told to stop while it starts has nothing to close.
-        if is_asked || !trouble.tidings.get("/readyz").is_some_and(|reply| reply.status == 200) {
+        if is_asked || trouble.tidings.get("/readyz").is_none_or(|reply| reply.status != 200) {
             return;
         }
         is_asked = true;
-        match reached {
-            ByStop => trouble.tidings.terminate(),
-            ByBackup => assert_unanswered(trouble.tidings.post("/v1/backups", "")),
-            ByMove => assert_unanswered(trouble.tidings.post("/v1/moves", r#"{"from":"away","to":"mqtt","by":"ops"}"#)),
+        match by {
+            Stop => trouble.tidings.terminate(),
+            Backup => assert_unanswered(trouble.tidings.post("/v1/backups", "")),
+            Move => assert_unanswered(trouble.tidings.post("/v1/moves", r#"{"from":"away","to":"mqtt","by":"ops"}"#)),
             _ => {}
         }
     });
@@ -142,8 +142,8 @@ fn die_at_each(protocol: &str, is_wanted: fn(Point) -> bool) {
     let wanted = from_environment("TIDINGS_CRASH_POINT_ROUNDS", 1);
     let mut scene = Scene::start(protocol, LITTLE, &waiting());
     scene.under_load(|trouble| {
-        for (batch, (point, reached, times)) in (0..wanted).flat_map(|_| POINTS).enumerate() {
-            if matches!(reached, ByCommand | ByMigration) || !is_wanted(*point) {
+        for (batch, (point, by, times)) in (0..wanted).flat_map(|_| POINTS).enumerate() {
+            if matches!(by, Command | Migration) || !is_wanted(*point) {
                 continue;
             }
             // What waits keeps its generation, so nothing does before it is needed.
@@ -153,7 +153,7 @@ fn die_at_each(protocol: &str, is_wanted: fn(Point) -> bool) {
             let noise = if fills_generations(*point) { LARGE } else { LITTLE };
             trouble.sources.noise.store(noise, Ordering::Relaxed);
             for times in *times {
-                die_at(trouble, *point, *reached, *times);
+                die_at(trouble, *point, *by, *times);
             }
         }
         let (code, said) = trouble.tidings.command(&["move", "--from", "away", "--to", "mqtt"]);
