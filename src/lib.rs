@@ -27,6 +27,7 @@
 //! | [`server`] | HTTP itself: connections, limits, who may ask, the shape of errors; knows nothing of reports |
 //! | [`core`] | what a report, a topic, a delivery and a publisher session *are*; pure |
 //! | [`metrics`], [`telemetry`] | every metric in one table; log lines |
+//! | [`failpoint`] | where a test has the process die or an operation fail; nothing of it is in a release build |
 //! | [`migrations`] | the number of the stored format, and the steps from one to the next |
 //!
 //! # Who may import whom
@@ -38,6 +39,7 @@
 //!   whole delivery protocol run against a model under a seed.
 //! - Rooms don't know each other, apart from plain types that they are handed: a [`LogHandle`](log::committer::LogHandle) and pages;
 //!   the lanes' [`board`](delivery::board), which admin reads; a [`Secret`](config::Secret) and [`TlsConfig`](config::TlsConfig); [`server`]'s errors; [`metrics`].
+//! - Whoever writes, sends or answers may name a [`failpoint`]. `core` names none: there chance is an argument.
 //! - Nobody but the app knows which log there is: to all others it is a handle, a reader, and errors.
 //!
 //! `tests/rooms.rs` holds this, line by line. A new room or a new edge has to be written there first, with its reason.
@@ -52,6 +54,7 @@ pub mod cli;
 pub mod config;
 pub mod core;
 pub mod delivery;
+pub mod failpoint;
 pub mod ingest;
 pub mod log;
 pub mod metrics;

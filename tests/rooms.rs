@@ -11,19 +11,23 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("metrics", &[]),
     ("telemetry", &[]),
     ("server", &[]),
+    ("failpoint", &[]),
     ("config", &["core"]),
     ("migrations", &["core"]),
     // The format's number decides whether a store is opened.
-    ("log", &["core", "metrics", "migrations"]),
+    ("log", &["core", "metrics", "migrations", FAILPOINT]),
     // What the log takes as one event is a limit of requests, too: refused at the door it costs one request, and inside the service.
     // The listener's password is a `Secret` up to the comparison.
-    ("ingest", &["core", "metrics", "server", "config::Secret", LOG_HANDLE, LOG_PAGE, LOG_READ_ERROR, "log::codec::MAX_EVENT"]),
+    ("ingest", &["core", FAILPOINT, "metrics", "server", "config::Secret", LOG_HANDLE, LOG_PAGE, LOG_READ_ERROR, "log::codec::MAX_EVENT"]),
     // A password is a `Secret` up to the byte that is written to the broker; what is encrypted how is checked at load and done at each
     // connect by one function.
-    ("delivery", &["core", "metrics", "config::Secret", "config::TlsConfig", "config::TlsFaults", LOG_HANDLE, LOG_PAGE, LOG_READ_ERROR]),
+    (
+        "delivery",
+        &["core", FAILPOINT, "metrics", "config::Secret", "config::TlsConfig", "config::TlsFaults", LOG_HANDLE, LOG_PAGE, LOG_READ_ERROR],
+    ),
     // The board is what lanes publish for whoever shows it. What there is of a delivery stands in the log, and nowhere else.
     ("admin", &["core", "metrics", "server", "delivery::board", LOG_HANDLE, LOG_PAGE, LOG_GLIMPSE, LOG_READ_ERROR]),
-    ("app", &["core", "metrics", "server", "config", "log", "ingest", "delivery", "admin"]),
+    ("app", &["core", FAILPOINT, "metrics", "server", "config", "log", "ingest", "delivery", "admin"]),
     // The commands read the answers of the API by the types that it writes them with.
     // `check --connect` asks brokers by the way that lanes go.
     (
@@ -46,6 +50,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ),
 ];
 
+/// Where tests have the process die.
+const FAILPOINT: &str = "failpoint";
 const LOG_HANDLE: &str = "log::committer";
 /// `fsck`, `migrate`, `backup` and `restore` work on a store's folder, where no service has to run.
 const STORE: &str = "log::sled_log";

@@ -16,6 +16,7 @@ use crate::core::handover::{Given, Handover};
 use crate::core::outbox::Backlog;
 use crate::core::types::{ConnectionName, Seq};
 use crate::delivery::backlog::{BacklogReader, Limits};
+use crate::failpoint::{self, Point};
 use crate::ingest::lanes::LaneDirectory;
 use crate::log::ReadError;
 use crate::log::committer::{CommitError, now};
@@ -142,6 +143,7 @@ impl Control {
                 return Ok(());
             }
             self.commit(handover, piece.given, lanes, done).await?;
+            failpoint::reach(Point::MovePiece);
             done.possible_duplicates += piece.may_have_arrived;
         }
     }

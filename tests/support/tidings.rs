@@ -1,7 +1,7 @@
 //! The service as a process, with a store of its own.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -41,6 +41,12 @@ pub struct Tidings {
     /// folder, which may be gone when a test has failed.
     log: NamedTempFile,
     agent: ureq::Agent,
+    /// Further lines of `[store]`, for the next [`Tidings::configure`].
+    pub store_settings: String,
+    /// What the next start finds in its environment.
+    pub environment: Vec<(&'static str, String)>,
+    /// How the last one ended: its exit code, or none if a signal ended it.
+    pub exit: Option<i32>,
 }
 
 struct Process {
@@ -80,7 +86,15 @@ impl Tidings {
             .timeout_global(Some(PATIENCE))
             .build()
             .new_agent();
-        let tidings = Tidings { folder: tempfile::tempdir().unwrap(), running: None, log: NamedTempFile::new().unwrap(), agent };
+        let tidings = Tidings {
+            folder: tempfile::tempdir().unwrap(),
+            running: None,
+            log: NamedTempFile::new().unwrap(),
+            agent,
+            store_settings: String::new(),
+            environment: Vec::new(),
+            exit: None,
+        };
         tidings.configure(config);
         tidings
     }
@@ -88,7 +102,7 @@ impl Tidings {
     /// Writes the configuration for the next start.
     pub fn configure(&self, config: &str) {
         let store = self.store();
-        let common = format!("[store]\npath = \"{}\"\n[http]\nlisten = \"127.0.0.1:0\"\n", store.display());
+        let common = format!("[store]\npath = \"{}\"\n{}[http]\nlisten = \"127.0.0.1:0\"\n", store.display(), self.store_settings);
         // In one step: a service that reads it just now must not find half of it.
         let new = self.config_file().with_extension("new");
         fs::write(&new, common + config).unwrap();
@@ -113,12 +127,12 @@ impl Tidings {
     pub fn try_run(&mut self) -> bool {
         assert!(self.running.is_none(), "it runs already");
         let log = fs::OpenOptions::new().append(true).open(self.log.path()).unwrap();
-        let before = self.log_lines().len();
+        let before = log.metadata().unwrap().len();
         let mut child = self.spawn(log.into());
         let (mut addresses, until) = (None, Instant::now() + PATIENCE);
         while addresses.is_none() && Instant::now() < until {
             let has_ended = child.try_wait().unwrap().is_some();
-            addresses = addresses_in(&self.log_lines()[before..]);
+            addresses = addresses_in(&self.log_lines_from(before));
             if has_ended {
                 break;
             }
@@ -126,7 +140,7 @@ impl Tidings {
         }
         let Some((address, listener)) = addresses else {
             let _ = child.kill();
-            let _ = child.wait();
+            self.exit = child.wait().unwrap().code();
             return false;
         };
         self.running = Some(Process { child, address, listener });
@@ -149,6 +163,7 @@ impl Tidings {
         for variable in ["TIDINGS_CONFIG", "TIDINGS_URL", "TIDINGS_TOKEN", "TIDINGS_LOG", "NOTIFY_SOCKET"] {
             command.env_remove(variable);
         }
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap()
     }
 
@@ -211,7 +226,8 @@ impl Tidings {
     /// Waits until it has ended, and gives its exit code.
     pub fn end(&mut self) -> Option<i32> {
         let mut process = self.running.take().expect("it runs");
-        wait_for_end(&mut process.child, "the service ends")
+        self.exit = wait_for_end(&mut process.child, "the service ends");
+        self.exit
     }
 
     /// SIGTERM, and then the exit code.
@@ -304,7 +320,14 @@ impl Tidings {
 
     /// What it logged, over all its runs.
     fn log_lines(&self) -> Vec<Value> {
-        let log = fs::read(self.log.path()).unwrap();
+        self.log_lines_from(0)
+    }
+
+    /// The same, from a place in the file on: some tests start it hundreds of times.
+    fn log_lines_from(&self, start: u64) -> Vec<Value> {
+        let mut log = Vec::new();
+        let mut file = fs::File::open(self.log.path()).unwrap();
+        file.seek(SeekFrom::Start(start)).and_then(|_| file.read_to_end(&mut log)).unwrap();
         // What has no end yet is just being written.
         let whole = log.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
         let text = String::from_utf8_lossy(&log[..whole]);

@@ -1,6 +1,6 @@
 //! The connection: when to connect and how, what is resumed, and when a session is given up.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::capability::Manner;
@@ -359,11 +359,14 @@ impl Session {
         let has_suspect = self.on_death(now, has_progressed);
         self.moving_to = None;
         self.failures = if has_progressed { 1 } else { self.failures.saturating_add(1) };
+        let is_resumed = |send: &&InFlight| send.qos != Qos::AtMostOnce;
+        let resumed: BTreeSet<Arc<str>> = self.in_flight.values().filter(is_resumed).map(|send| Arc::clone(&send.delivery.topic)).collect();
         let mut unsent = Vec::new();
         for (send, in_flight) in &mut self.in_flight {
             match in_flight.state {
-                // At most once: what did not leave was not sent. What left is done by then.
-                Send::Sent if in_flight.qos == Qos::AtMostOnce => unsent.push(*send),
+                // At most once: what did not leave was not sent. What left is done by then. What is in flight of its topic behind it, if
+                // anything is, was so before a restart, and goes on after it.
+                Send::Sent if in_flight.qos == Qos::AtMostOnce && !resumed.contains(&in_flight.delivery.topic) => unsent.push(*send),
                 Send::Sent => in_flight.state = Send::InDoubt,
                 Send::Releasing => (in_flight.state, in_flight.may_be_complete) = (Send::Releasable, true),
                 Send::InDoubt | Send::Recording | Send::Releasable => {}

@@ -280,20 +280,30 @@ impl Session {
         }
         // The same prefix at every start, however much was read: what is taken for sent is sent, and the next start has to take it for sent, too.
         let (mut room, mut bytes) = (start.doubt, 0);
+        // The last of each topic that is resumed.
+        let mut resumed: BTreeMap<Arc<str>, SendNo> = BTreeMap::new();
+        let mut fresh = Vec::with_capacity(start.fresh.len());
         for delivery in start.fresh {
             let is_released = released.contains(&delivery.send);
             let may_be_sent = is_released || (room > 0 && bytes <= DOUBT_BYTES_READ && !self.queue.holds_up(&delivery));
-            if !(had_session && may_be_sent) {
-                self.queue.offer(delivery);
-                continue;
-            }
-            if !is_released {
+            let is_in_doubt = had_session && may_be_sent;
+            if is_in_doubt && !is_released {
                 room -= 1;
                 bytes += delivery.size;
             }
+            if is_in_doubt && delivery.qos != Qos::AtMostOnce {
+                resumed.insert(Arc::clone(&delivery.topic), delivery.send);
+            }
+            fresh.push((delivery, is_in_doubt));
+        }
+        for (delivery, is_in_doubt) in fresh {
+            // At QoS 0 nothing is resumed. But what comes before something of its topic that is, goes before it, or it would come after all of it.
+            let is_before_resumed = resumed.get(&delivery.topic).is_some_and(|last| delivery.send < *last);
             match delivery.qos {
+                Qos::AtMostOnce if is_in_doubt && is_before_resumed => candidates.push(delivery),
                 Qos::AtMostOnce => self.queue.offer(delivery),
-                _ => candidates.push(delivery),
+                _ if is_in_doubt => candidates.push(delivery),
+                _ => self.queue.offer(delivery),
             }
         }
         for delivery in candidates {

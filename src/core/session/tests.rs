@@ -744,9 +744,6 @@ impl World {
             let mut seen = BTreeSet::new();
             for id in self.arrived.iter().filter(|id| seen.insert(**id)) {
                 let Event::Accepted(accepted) = &self.log[id.0 as usize - 1] else { continue };
-                if accepted.qos == Qos::AtMostOnce {
-                    continue;
-                }
                 let before = last.insert(&accepted.topic, *id);
                 assert!(before.is_none_or(|before| before < *id), "report {id} of {} arrived after {before:?}", accepted.topic);
             }

@@ -30,6 +30,7 @@ use crate::core::address::Address;
 use crate::core::event::Event as LogEvent;
 use crate::core::session::{Input, Note, Output, Session, Settings};
 use crate::core::types::{LaneKey, Millis, Protocol, SendNo, Seq};
+use crate::failpoint::{self, Point};
 use crate::log::ReadError;
 use crate::log::committer::{Appended, CommitError, Committed, LogHandle, Progress, Ticket, now};
 use crate::metrics::Metrics;
@@ -335,6 +336,8 @@ impl<'a> Lane<'a> {
     }
 
     async fn append(&mut self, events: Vec<LogEvent>) -> Result<(), LaneError> {
+        failpoint::reach_if(Point::BeforeReleased, || events.iter().any(|event| matches!(event, LogEvent::Released { .. })));
+        failpoint::reach_if(Point::BeforeDelivered, || events.iter().any(|event| matches!(event, LogEvent::Delivered { .. })));
         self.appends.push_back(self.around.log.submit(events).await?);
         Ok(())
     }
@@ -349,6 +352,7 @@ impl<'a> Lane<'a> {
         while let Some(output) = self.session.next_output() {
             match output {
                 Output::Note(Note::Releasable { sends }) => {
+                    failpoint::reach(Point::BeforePubrel);
                     self.permits.extend(sends.into_iter().map(|send| (send, proof.map_ref(|()| ()))));
                 }
                 other => self.act(other).await?,

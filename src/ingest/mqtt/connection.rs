@@ -24,6 +24,7 @@ use super::{MAX_RECEIVED, Shared};
 use crate::core::frame::Frame;
 use crate::core::listener::{Admission, Answer, Close, Connect, Ended, Incoming, Input, Outgoing, Output, Publisher as Machine, code};
 use crate::core::types::{Millis, Protocol};
+use crate::failpoint::{self, Point};
 use crate::log::committer::{CommitError, Committed};
 
 /// A packet that has begun has to be whole after so long: a sender that is slower holds what others could use.
@@ -431,6 +432,7 @@ impl Conversation {
                 return self.give(Input::Failed(Close::new("store_failed", code::UNAVAILABLE, error.to_string())));
             }
         };
+        failpoint::reach(Point::BeforeListenerAck);
         self.give(Input::Stored);
         let mut later = Vec::new();
         while let Some(output) = self.machine.next_output() {

@@ -22,7 +22,8 @@ pub struct Registry {
     state: Mutex<State>,
     /// Packet ids of QoS 2 that all connections remember.
     received: AtomicUsize,
-    numbers: AtomicU64,
+    /// Connections entered so far.
+    entered: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -43,6 +44,8 @@ struct Holder {
 #[derive(Debug)]
 pub struct Progress {
     scope: u64,
+    /// Its place in the order in which connections were entered.
+    entered: u64,
     taken: AtomicU64,
     settled: AtomicU64,
 }
@@ -84,9 +87,9 @@ impl Registry {
 
     /// Enters a connection of a user at an address.
     pub fn enter(self: &Arc<Self>, scope: u64) -> Place {
-        let fallback = || self.numbers.fetch_add(1, Ordering::Relaxed);
-        let connection = getrandom::u64().unwrap_or_else(|_| fallback());
-        let progress = Arc::new(Progress { scope, taken: AtomicU64::new(0), settled: AtomicU64::new(0) });
+        let entered = self.entered.fetch_add(1, Ordering::Relaxed);
+        let connection = getrandom::u64().unwrap_or(entered);
+        let progress = Arc::new(Progress { scope, entered, taken: AtomicU64::new(0), settled: AtomicU64::new(0) });
         self.lock().live.insert(connection, Arc::clone(&progress));
         Place { registry: Arc::clone(self), connection, progress, received: 0 }
     }
@@ -135,11 +138,14 @@ impl Registry {
         self.lock().claims.keys().cloned().collect()
     }
 
-    /// Waits until other connections of the same scope have stored, or given up, what they have read by now.
+    /// Waits until earlier connections of the same scope have stored, or given up, what they have read by now. Later ones are not waited for:
+    /// what is repeated was sent before on an earlier one, and two that wait for each other would do so in vain.
     pub async fn others_are_through(&self, connection: u64, own: &Progress) {
         let others: Vec<(u64, Arc<Progress>, u64)> = {
             let state = self.lock();
-            let is_other = |(number, known): &(&u64, &Arc<Progress>)| **number != connection && known.scope == own.scope;
+            let is_other = |(number, known): &(&u64, &Arc<Progress>)| {
+                **number != connection && known.scope == own.scope && known.entered < own.entered
+            };
             let with_goal = |(number, known): (&u64, &Arc<Progress>)| (*number, Arc::clone(known), known.taken.load(Ordering::Acquire));
             state.live.iter().filter(is_other).map(with_goal).collect()
         };
@@ -182,5 +188,25 @@ impl Drop for Claim {
         if state.claims.get(&self.key).is_some_and(|holder| holder.connection == self.connection) {
             state.claims.remove(&self.key);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn of_two_connections_that_both_repeat_something_the_later_waits_for_the_earlier_and_not_both_for_each_other() {
+        let registry = Arc::new(Registry::default());
+        let (earlier, later, stranger) = (registry.enter(7), registry.enter(7), registry.enter(8));
+        for place in [&earlier, &later, &stranger] {
+            place.progress.note(1, 0);
+        }
+        let waits = |place: &Place| registry.others_are_through(place.connection, &place.progress).now_or_never().is_none();
+        assert!(!waits(&earlier) && waits(&later) && !waits(&stranger));
+        earlier.progress.note(1, 1);
+        assert!(!waits(&later));
     }
 }

@@ -46,6 +46,7 @@ use super::{AppendError, EventLog, LogReader, Urgency, codec};
 use crate::core::event::{Dedupe, Event, Source};
 use crate::core::outbox::{Outbox, Request};
 use crate::core::types::{LaneKey, Millis, SendNo, Seq};
+use crate::failpoint::{self, Point};
 use crate::metrics::Metrics;
 
 /// A commit takes no further request once it has so many events: bounds the time until the first waiter is answered.
@@ -316,6 +317,7 @@ impl Committer {
         let result = if batch.events.is_empty() { Ok(()) } else { self.write(&batch) };
         match result {
             Ok(()) => {
+                failpoint::reach(Point::BeforeAnswer);
                 self.publish_progress();
                 for (reply, appended) in batch.waiters {
                     let _ = reply.send(Ok(Committed(appended)));

@@ -6,6 +6,7 @@ use super::answer::CommitError;
 use super::{Committer, now};
 use crate::core::event::Event;
 use crate::core::types::{SendNo, Seq};
+use crate::failpoint::{self, Point};
 
 /// A backup that does not renew its hold within this is gone. It renews it a few times within that.
 pub const BACKUP_HOLDS: Duration = Duration::from_secs(60);
@@ -80,6 +81,7 @@ impl Committer {
         let mut generations: Vec<(Seq, u64)> = log.generations().iter().map(|known| (known.first, known.bytes)).collect();
         generations.pop();
         self.pin = Some(Pin { id, until: Instant::now() + BACKUP_HOLDS });
+        failpoint::reach(Point::BackupBegun);
         Ok(Begun { id, position: Seq(log.next_seq().0 - 1), generations })
     }
 }

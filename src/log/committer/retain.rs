@@ -11,6 +11,7 @@ use super::{Committer, now};
 use crate::core::event::{Accepted, Carried, Event};
 use crate::core::outbox::Straggler;
 use crate::core::types::{LaneKey, SendNo, Seq};
+use crate::failpoint::{self, Point};
 use crate::log::{Generation, LogReader, Page, ReadError};
 
 /// A generation with at most so many deliveries that are not done is emptied by carrying them forward; one with more stays.
@@ -179,7 +180,9 @@ impl Carrier<'_> {
         let (reply, answer) = oneshot::channel();
         let append = Append { events, bytes, is_accept: false, reply, place: None };
         // One piece at a time: what waits for the disk stays bounded.
-        self.commands.blocking_send(Command::Append(append)).is_ok() && matches!(answer.blocking_recv(), Ok(Ok(_)))
+        let is_done = self.commands.blocking_send(Command::Append(append)).is_ok() && matches!(answer.blocking_recv(), Ok(Ok(_)));
+        failpoint::reach(Point::Carried);
+        is_done
     }
 }
 

@@ -23,6 +23,7 @@ use super::open::{self, At, folder_name};
 use super::witness::{Testimony, Witness};
 use super::{Options, SledLog, durable, seal};
 use crate::core::types::{Millis, Seq};
+use crate::failpoint::{self, Point};
 use crate::log::committer::{RecoverError, encode_checkpoint, now, recover};
 use crate::log::{LastStop, OpenError, StoreId};
 use crate::migrations;
@@ -283,6 +284,7 @@ pub fn restore(backup: &Path, store: &Path, progress: &dyn Progress) -> Result<C
     let mut witness = Witness::create(store, manifest.tag, &testimony).map_err(failed)?;
     witness.sync().map_err(failed)?;
     durable::sync_folder(store).map_err(failed)?;
+    failpoint::reach(Point::RestoreIdentity);
     // With this file it is a store.
     manifest.identity().write_as_copy(store).map_err(failed)?;
     sync_parent(store).map_err(failed)?;
@@ -336,6 +338,7 @@ fn write(
         return Err(BackupError::Empty(store.to_owned()));
     }
     let bytes = copy_generations(store, &manifest, target, "see `tidings fsck`", progress, alive)?;
+    failpoint::reach(Point::BackupManifest);
     let content = serde_json::to_string(&manifest).map_err(|error| BackupError::Io { what: error.to_string() })?;
     let line = |file: &mut fs::File| writeln!(file, "{content}\ncrc {:08x}", crc32c::crc32c(content.as_bytes()));
     durable::replace(target, MANIFEST, line).and_then(|()| sync_parent(target)).map_err(|error| BackupError::io(target, &error))?;
@@ -402,6 +405,7 @@ fn copy_generations(
             None => {}
             Some(what) => return Err(damaged(what)),
         }
+        failpoint::reach(Point::BackupGeneration);
     }
     if expected != Some(Seq(manifest.position).next()) {
         let what = format!("the last generation does not end with event {}", manifest.position);

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::durable;
 use crate::core::types::Seq;
+use crate::failpoint::{self, Point};
 use crate::log::codec::{Kind, PageKey, Parsed, StoredPage, parse};
 
 /// A dropped database is closed within milliseconds; one that is not by then never will be.
@@ -55,10 +56,14 @@ impl Database {
 
     fn apply(&self, batch: sled::Batch, file: &File) -> Result<(), String> {
         guarded(|| {
+            failpoint::pass(Point::BeforeBatch).map_err(|error| error.to_string())?;
             self.db.apply_batch(batch).map_err(|error| error.to_string())?;
+            failpoint::pass(Point::AfterBatch).map_err(|error| error.to_string())?;
             self.db.flush().map_err(|error| error.to_string())
         })?;
-        file.sync_data().map_err(|error| format!("fdatasync: {error}"))
+        failpoint::pass(Point::AfterFlush).and_then(|()| file.sync_data()).map_err(|error| format!("fdatasync: {error}"))?;
+        failpoint::reach(Point::AfterSync);
+        Ok(())
     }
 
     /// Makes a new, still empty database (or one with its first checkpoint) survive a power cut, names included.

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 
+use crate::failpoint::{self, Point};
+
 /// Makes the names in a folder durable: files created, renamed or deleted there.
 pub(super) fn sync_folder(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
@@ -37,6 +39,7 @@ pub(super) fn replace(folder: &Path, name: &str, fill: impl FnOnce(&mut File) ->
     file.set_len(end)?;
     file.sync_all()?;
     drop(file);
+    failpoint::pass(Point::BeforeRename)?;
     fs::rename(&temporary, folder.join(name))?;
     sync_folder(folder)
 }

@@ -78,6 +78,7 @@ use super::sizes::Sizes;
 use super::{AppendError, EventLog, Generation, LogReader, OpenError, Opened, Space, StoreId, Urgency};
 use crate::core::event::Event;
 use crate::core::types::{LaneKey, Millis, SendNo, Seq};
+use crate::failpoint::{self, Point};
 
 /// How a store is opened. Sizes are in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -193,7 +194,8 @@ impl SledLog {
 
     /// Writes the witness, and syncs it unless the next [`EventLog::tick`] is soon enough.
     fn testify(&mut self, sync: bool) -> Result<(), AppendError> {
-        let outcome = self.witness.write(&self.testimony).and_then(|()| if sync { self.witness.sync() } else { Ok(()) });
+        let written = failpoint::pass(Point::BeforeWitness).and_then(|()| self.witness.write(&self.testimony));
+        let outcome = written.and_then(|()| if sync { self.witness.sync() } else { Ok(()) });
         self.kept(outcome.map_err(|error| format!("writing the witness: {error}")))
     }
 
@@ -299,9 +301,11 @@ impl EventLog for SledLog {
         let pages = self.encoder.checkpoint(Kind::OpeningCheckpoint, next, checkpoint)?;
         let created = Active::create(&self.store, next, self.identity.segment_size, &self.options, &pages);
         let active = self.kept(created)?;
+        failpoint::reach(Point::GenerationMade);
         // From here on the new generation is the one that must be there.
         self.testimony.generation = next;
         self.testify(true)?;
+        failpoint::reach(Point::GenerationBegun);
         write(&self.shared.generations).push(Arc::clone(&active.handle));
         let full = std::mem::replace(&mut self.active, active).handle;
         let tag = self.identity.tag;
@@ -330,11 +334,13 @@ impl EventLog for SledLog {
         // The witness first: it must never ask for what is gone.
         self.testimony.lowest = lowest;
         self.testify(true)?;
+        failpoint::reach(Point::GenerationDisowned);
         write(&self.shared.generations).remove(0);
         *write(&oldest.state) = State::Dropped;
         self.shared.forget_below(lowest);
         let moved = durable::to_trash(&self.store, &oldest.folder).map_err(|error| format!("{}: {error}", oldest.folder.display()));
         let trash = self.kept(moved)?;
+        failpoint::reach(Point::GenerationTrashed);
         let delete = move || {
             durable::delete_trash(&trash);
             Ok(())
@@ -407,8 +413,10 @@ impl EventLog for SledLog {
         }
         let pages = self.encoder.checkpoint(Kind::Checkpoint, next, checkpoint)?;
         self.write(&pages)?;
+        failpoint::reach(Point::ClosingCheckpoint);
         let sealed = self.active.handle.seal(self.identity.tag, next);
         self.kept(sealed)?;
+        failpoint::reach(Point::ClosingSealed);
         // Only now: a clean witness says that the seal is there and the files are as it says.
         self.testimony.clean = true;
         self.testify(true)
@@ -422,10 +430,12 @@ impl Active {
         let failed = |error: std::io::Error| format!("creating {}: {error}", folder.display());
         // It may have been prepared.
         std::fs::create_dir(&folder).or_else(|error| if folder.is_dir() { Ok(()) } else { Err(error) }).map_err(failed)?;
+        failpoint::reach(Point::GenerationFolder);
         let database = Database::open(&folder, segment_size, options.sled_cache)?;
         let file = open_database_file(&folder).map_err(failed)?;
         if !checkpoint.is_empty() {
             database.commit(checkpoint, &file)?;
+            failpoint::reach(Point::GenerationCheckpoint);
         }
         database.settle(&folder)?;
         durable::sync_folder(store).map_err(failed)?;

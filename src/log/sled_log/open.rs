@@ -26,6 +26,7 @@ use super::upgrade::upgrade;
 use super::witness::{Testimony, WITNESS, Witness};
 use super::{Active, Options, SledLog};
 use crate::core::types::{Millis, Seq};
+use crate::failpoint::{self, Point};
 use crate::log::codec::{Encoder, Limits, MAGIC};
 use crate::log::sizes::Sizes;
 use crate::log::{LastStop, OpenError, Opened, StoreId};
@@ -185,11 +186,13 @@ fn create(at: &At<'_>, lock: File, listing: Listing, options: Options) -> Result
         )));
     }
     let active = Active::create(at.store, Seq::FIRST, options.segment_size, &options, &[]).map_err(|what| at.io(what))?;
+    failpoint::reach(Point::StoreGeneration);
     let testimony = Testimony { lowest: Seq::FIRST, generation: Seq::FIRST, last: Seq(0), run: 1, clean: false };
     let finish = || {
         let mut witness = Witness::create(at.store, identity.tag, &testimony)?;
         witness.sync()?;
         durable::sync_folder(at.store)?;
+        failpoint::reach(Point::StoreWitness);
         // With this file the store exists.
         identity.write(at.store)?;
         Ok(witness)
@@ -246,6 +249,7 @@ fn existing(at: &At<'_>, lock: File, listing: Listing, identity: Identity, is_co
     testimony.clean = false;
     testimony.run += 1;
     witness.write(&testimony).and_then(|()| witness.sync()).map_err(|error| at.io(format!("writing the witness: {error}")))?;
+    failpoint::reach(Point::StartAnnounced);
     clear(at, left_over.into_iter(), listing.trash)?;
     let sealed = seal_rest(at, sealed, tag)?;
     seal::remove(&folder).map_err(|error| at.io(error))?;
@@ -267,6 +271,7 @@ fn existing(at: &At<'_>, lock: File, listing: Listing, identity: Identity, is_co
             shown
         }
     };
+    failpoint::reach(Point::StartShown);
     let checkpoint = read_checkpoint(at, &database, &shown, testimony.generation, tag)?;
     if last_stop == LastStop::Clean && checkpoint.as_ref().map(|checkpoint| checkpoint.next) != Some(shown.last.next()) {
         return Err(at.not_shown(testimony.generation, "sled does not show the checkpoint that it was closed with"));

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use super::durable;
 use super::scan::scan;
 use crate::core::types::{Millis, Seq};
+use crate::failpoint::{self, Point};
 use crate::log::codec::MAX_PAGE;
 
 pub(super) const SEAL: &str = "seal";
@@ -99,6 +100,7 @@ pub(super) fn make(folder: &Path, tag: u64, first: Seq, next: Seq) -> Result<Hea
         write_frame(file, &head)?;
         write_frame(file, &pages)
     };
+    failpoint::pass(Point::BeforeSeal)?;
     durable::replace(folder, SEAL, write)?;
     Ok(head)
 }

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use super::identity::{self, Found, Identity};
 use super::open::{self, At};
 use super::{durable, seal};
+use crate::failpoint::{self, Point};
 use crate::log::OpenError;
 use crate::migrations::{self, Step};
 
@@ -97,6 +98,7 @@ pub(super) fn upgrade(at: &At<'_>, steps: &[&dyn Step], known: u32) -> Result<Mi
         Ok(text) => PathBuf::from(text.trim_end()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let copy = copy_beside(at, known, plan.copy_bytes)?;
+            failpoint::reach(Point::MigrationCopied);
             let write = |file: &mut fs::File| writeln!(file, "{}", copy.display());
             durable::replace(at.store, MARK, write).map_err(|error| at.io(format!("{}: {error}", mark.display())))?;
             copy
@@ -104,10 +106,15 @@ pub(super) fn upgrade(at: &At<'_>, steps: &[&dyn Step], known: u32) -> Result<Mi
         Err(error) => return Err(at.io(format!("{}: {error}", mark.display()))),
     };
     tracing::info!(from = plan.found, to = known, copy = %copy.display(), "migrating the store; a copy of it as it was has been made");
-    let record = |version| identity::set_format(at.store, version).map_err(|error| error.to_string());
+    failpoint::reach(Point::MigrationMarked);
+    let record = |version| {
+        failpoint::reach(Point::MigrationRun);
+        identity::set_format(at.store, version).map_err(|error| error.to_string())
+    };
     migrations::run(at.store, &needed, record).map_err(|what| {
         at.io(format!("{what}. The store as it was before is in {}; the next start tries this step again", copy.display()))
     })?;
+    failpoint::reach(Point::MigrationRecorded);
     fs::remove_file(&mark).and_then(|()| durable::sync_folder(at.store)).map_err(|error| at.io(format!("{}: {error}", mark.display())))?;
     Ok(Migrated { plan, copy: Some(copy) })
 }

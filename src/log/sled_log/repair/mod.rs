@@ -32,6 +32,7 @@ use crate::core::outbox::Outbox;
 use crate::core::outbox::salvage::REPAIRED_BY;
 use crate::core::ranges::{RangeSet, Ranges};
 use crate::core::types::{LaneKey, Seq};
+use crate::failpoint::{self, Point};
 use crate::log::codec::{Encoder, Kind, Limits};
 use crate::log::committer::{encode_checkpoint, now, recover};
 use crate::log::{EventLog, OpenError, StoreId};
@@ -275,11 +276,13 @@ impl Writing<'_> {
     /// Both take each other's place in one step, so that at any moment one of them stands there.
     fn swap(&self) -> Result<(), RepairError> {
         let (store, other) = (&self.beside.store, &self.beside.other);
+        failpoint::reach(Point::RepairWritten);
         if let Err(error) = renameat_with(CWD, other, CWD, store, RenameFlags::EXCHANGE) {
             // It is whole: not to be deleted by the next repair.
             let _ = fs::remove_file(other.join(UNFINISHED));
             return Err(RepairError::NotSwapped { store: store.clone(), repaired: other.clone(), error: error.to_string() });
         }
+        failpoint::reach(Point::RepairSwapped);
         // From here on the repaired store is in place, whatever happens. The mark is of no meaning there.
         let finished = fs::remove_file(store.join(UNFINISHED)).and_then(|()| durable::sync_folder(store));
         if let Err(error) = finished.and_then(|()| durable::sync_folder(&self.beside.parent)) {

@@ -1,8 +1,11 @@
 //! A store of an older format, with steps that exist here only: a copy first, and a kill anywhere.
 
+use std::process::{Command, Stdio};
+
 use super::open::At;
 use super::story::scratch;
 use super::*;
+use crate::failpoint::Point;
 use crate::log::sled_log::upgrade::{migrate_with, upgrade};
 use crate::migrations::Step;
 
@@ -168,5 +171,46 @@ fn without_space_for_the_copy_nothing_is_changed_and_with_it_the_migration_goes_
         assert!(std::process::Command::new(more[0]).args(&more[1..]).arg(space.0.path()).status().unwrap().success());
         migrate_with(&At { store: &store }, &STEPS, 3).unwrap();
         assert_eq!(format_of(&store), "format 3");
+    }
+}
+
+const KILLED: &str = "TIDINGS_MIGRATING_TEST_STORE";
+
+/// Not a test of its own: migrates until it dies where the environment says.
+#[test]
+fn migrates_until_it_dies() {
+    let Ok(store) = std::env::var(KILLED) else { return };
+    migrate_with(&At { store: Path::new(&store) }, &STEPS, 3).unwrap();
+}
+
+#[test]
+fn a_migration_that_is_killed_at_any_point_goes_on_with_the_same_copy() {
+    let points = [
+        (Point::MigrationCopied, 1),
+        (Point::MigrationMarked, 1),
+        (Point::MigrationRun, 1),
+        (Point::MigrationRun, 2),
+        (Point::MigrationRecorded, 1),
+    ];
+    for (point, times) in points {
+        let (folder, store) = store_of(&Sample::closed());
+        let before = below(&store);
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "log::sled_log::tests::migrating::migrates_until_it_dies", "--nocapture", "--test-threads=1"])
+            .env(KILLED, &store)
+            .env("TIDINGS_CRASH_AT", format!("{}:{times}", point.name()))
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&child.stderr);
+        assert!(child.status.code().is_none() && said.contains(&format!("the process dies at {}", point.name())), "{point:?}: {child:?}");
+        migrate_with(&At { store: &store }, &STEPS, 3).unwrap();
+        assert_eq!(format_of(&store), "format 3", "{point:?}");
+        assert!(!store.join("migrating").exists(), "{point:?}");
+        let copy = folder.path().join("store.before-format-3");
+        assert!(before == below(&copy), "{point:?}: the copy is the store as it was before all of it");
+        // Before there is a mark nobody knows of the copy, and another one is made.
+        assert_eq!(folder.path().join("store.before-format-3-1").exists(), point == Point::MigrationCopied);
+        open(&copy);
     }
 }
