@@ -1,31 +1,25 @@
-//! A disk of its own for a store: an image with ext4 in it, mounted where the store is to be. What is on it is gone with the test.
+//! A disk of its own for a store, mounted where the store is to be, that can be filled to the last byte.
 
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use tempfile::TempDir;
+use crate::support::image::Image;
 
 pub struct SmallDisk {
-    image: TempDir,
+    image: Image,
     mount: PathBuf,
 }
 
 impl SmallDisk {
     /// Mounts an empty disk of so many MiB at `mount`. None if the machine has no loop devices and `TIDINGS_WITHOUT_LOOP=1` says so.
     pub fn mount(mount: &Path, mib: u64) -> Option<SmallDisk> {
-        if std::env::var("TIDINGS_WITHOUT_LOOP").is_ok_and(|value| value == "1") {
-            println!("TIDINGS_WITHOUT_LOOP=1: passed over");
-            return None;
-        }
-        let image = tempfile::tempdir().unwrap();
-        let file = image.path().join("image");
-        File::create(&file).unwrap().set_len(mib << 20).unwrap();
-        fs::create_dir_all(mount).unwrap();
-        // Nothing is set aside for root, which these tests run as.
-        run("e2fsprogs", Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0"]).arg(&file));
-        run("mount", Command::new("mount").args(["-o", "loop"]).arg(&file).arg(mount));
+        SmallDisk::mount_with(mount, mib, &[])
+    }
+
+    /// The same, with these further options of mkfs.
+    pub fn mount_with(mount: &Path, mib: u64, features: &[&str]) -> Option<SmallDisk> {
+        let image = Image::mount(mount, mib, features)?;
         Some(SmallDisk { image, mount: mount.to_owned() })
     }
 
@@ -68,32 +62,6 @@ impl SmallDisk {
     }
 
     pub fn left(&self) -> u64 {
-        let stat = rustix::fs::statvfs(&self.mount).unwrap();
-        stat.f_bavail * stat.f_frsize
-    }
-}
-
-fn run(package: &str, command: &mut Command) {
-    let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
-    let output = command.env("PATH", path).output().unwrap_or_else(|error| {
-        panic!(
-            "{:?}: {error}: it is in Debian's package `{package}`; TIDINGS_WITHOUT_LOOP=1 passes these tests over",
-            command.get_program()
-        )
-    });
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success(),
-        "{:?}: {said}: these tests need root and loop devices; TIDINGS_WITHOUT_LOOP=1 passes them over",
-        command.get_program()
-    );
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        // The service may still be going: lazily.
-        let _ = Command::new("umount").arg("-l").arg(&self.mount).status();
-        let _ = self.mount.parent().map(fs::remove_dir_all);
-        let _ = &self.image;
+        self.image.left()
     }
 }

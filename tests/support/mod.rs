@@ -14,9 +14,11 @@
 //! | `subscriber` | an independent subscriber with a persistent session |
 //! | `ledger` | what was accepted and what arrived, and whether the promise was kept |
 //! | `wire` | MQTT as bytes, apart from the codec that the service is built with |
+//! | `image` | a disk of a test's own, to be filled, or to have its power cut |
 
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub mod image;
 pub mod ledger;
 pub mod mosquitto;
 pub mod scripted;

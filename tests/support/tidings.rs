@@ -138,6 +138,11 @@ impl Tidings {
         self.running.as_mut().is_some_and(|process| process.child.try_wait().unwrap().is_some())
     }
 
+    /// Whether it was started, and nobody has waited for its end.
+    pub fn is_running(&self) -> bool {
+        self.running.is_some()
+    }
+
     fn spawn(&self, log: Stdio) -> Child {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tidings"));
         command.args(["serve", "--log-format", "json", "--config"]).arg(self.config_file());
