@@ -27,6 +27,8 @@ pub struct Load {
     /// Deliveries that were answered: by 202, PUBACK or PUBREC.
     answered: AtomicU64,
     is_over: AtomicBool,
+    /// The test has failed: nobody waits for an answer any more.
+    is_given_up: AtomicBool,
 }
 
 /// So many bytes that do not compress, as text.
@@ -71,7 +73,7 @@ impl Load {
             }
             scope.spawn(|| Publisher::new(self).publish());
             // Also when the trouble panics, so that the panic is seen.
-            let _stop = StopAtDrop(&self.is_over);
+            let _stop = StopAtDrop(self);
             trouble();
         });
     }
@@ -117,6 +119,9 @@ impl Load {
                 }
                 Some(reply) => assert!([503, 507].contains(&reply.status), "only what passes is tried again: {reply:?}"),
                 None => {}
+            }
+            if self.is_given_up.load(Ordering::Relaxed) {
+                return;
             }
             assert!(began.elapsed() < LONG, "{key} is not accepted");
             std::thread::sleep(Duration::from_millis(10));
@@ -201,6 +206,9 @@ impl<'a> Publisher<'a> {
             if matches!(result, Some(Ok(()))) {
                 return;
             }
+            if self.load.is_given_up.load(Ordering::Relaxed) {
+                return;
+            }
             if before != (self.next, self.window.len()) {
                 last = Instant::now();
             }
@@ -275,10 +283,11 @@ impl<'a> Publisher<'a> {
     }
 }
 
-struct StopAtDrop<'a>(&'a AtomicBool);
+struct StopAtDrop<'a>(&'a Load);
 
 impl Drop for StopAtDrop<'_> {
     fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.0.is_given_up.store(std::thread::panicking(), Ordering::Relaxed);
+        self.0.is_over.store(true, Ordering::Relaxed);
     }
 }
