@@ -1,10 +1,18 @@
 //! Full disks, real ones: an ext4 of 64 MiB, filled by the service itself, or to the last byte by somebody else.
 //!
+//! | Module | Claims about |
+//! |---|---|
+//! | here | the service: what it refuses, what goes on, what comes back by itself |
+//! | `commits` | a disk that is full all at once in the middle of a commit |
+//! | `commands` | a disk that is full in the middle of a backup, a restore, a repair |
+//!
 //! They need root and loop devices, and fail without; `TIDINGS_WITHOUT_LOOP=1` passes them over where there are none.
 
 #[path = "../support/mod.rs"]
 mod support;
 
+mod commands;
+mod commits;
 mod small;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

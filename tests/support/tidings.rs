@@ -171,6 +171,15 @@ impl Tidings {
         signal(&self.running.as_ref().expect("it runs").child, "TERM");
     }
 
+    /// Takes its time away, in the middle of whatever it does.
+    pub fn freeze(&self) {
+        signal(&self.running.as_ref().expect("it runs").child, "STOP");
+    }
+
+    pub fn thaw(&self) {
+        signal(&self.running.as_ref().expect("it runs").child, "CONT");
+    }
+
     /// SIGHUP, and no look at what comes of it.
     pub fn hang_up(&self) {
         signal(&self.running.as_ref().expect("it runs").child, "HUP");

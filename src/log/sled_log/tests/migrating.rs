@@ -124,3 +124,49 @@ fn a_newer_or_unknown_format_is_refused_with_both_numbers() {
     assert!(matches!(error, OpenError::NotAStore { .. }), "{error}");
     assert_eq!(plan(&store).unwrap(), Plan { found: 1, known: 1, steps: Vec::new(), copy_bytes: 0 });
 }
+
+/// A file system in memory of so many bytes and files, gone with the test. None if it can't be had and `TIDINGS_WITHOUT_LOOP=1` says so.
+struct SmallSpace(tempfile::TempDir);
+
+impl SmallSpace {
+    fn mount(bytes: u64, files: u64) -> Option<SmallSpace> {
+        if std::env::var("TIDINGS_WITHOUT_LOOP").is_ok_and(|value| value == "1") {
+            println!("TIDINGS_WITHOUT_LOOP=1: passed over");
+            return None;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let options = format!("size={bytes},nr_inodes={files}");
+        let mounted = std::process::Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(folder.path()).status();
+        assert!(mounted.is_ok_and(|status| status.success()), "this test needs root; TIDINGS_WITHOUT_LOOP=1 passes it over");
+        Some(SmallSpace(folder))
+    }
+}
+
+impl Drop for SmallSpace {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("-l").arg(self.0.path()).status();
+    }
+}
+
+#[test]
+fn without_space_for_the_copy_nothing_is_changed_and_with_it_the_migration_goes_on() {
+    let sample = Sample::closed();
+    let needed = durable::tree_on_disk(sample.path());
+    let files = content(sample.path()).len() as u64 + 2;
+    // Too few bytes, which is seen before; too few files, so that the disk is full in the middle of the copy.
+    for (bytes, files, what) in [(needed * 3 / 2, files * 4, "are free there"), (needed * 4, files * 3 / 2, "No space left on device")] {
+        let Some(space) = SmallSpace::mount(bytes, files) else { return };
+        let store = space.0.path().join("store");
+        copy_folder(sample.path(), &store);
+        let before = below(&store);
+        let error = migrate_with(&At { store: &store }, &STEPS, 3).unwrap_err().to_string();
+        assert!(error.contains(what) && error.contains("nothing was changed"), "{error}");
+        assert!(before == below(&store));
+        let beside = fs::read_dir(space.0.path()).unwrap().count();
+        assert_eq!(beside, 1, "what was copied is taken away, as it may be what fills the disk");
+        let more = ["mount", "-o", "remount,size=64m,nr_inodes=1000"];
+        assert!(std::process::Command::new(more[0]).args(&more[1..]).arg(space.0.path()).status().unwrap().success());
+        migrate_with(&At { store: &store }, &STEPS, 3).unwrap();
+        assert_eq!(format_of(&store), "format 3");
+    }
+}
