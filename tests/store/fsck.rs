@@ -164,3 +164,40 @@ fn a_repair_that_is_killed_at_any_moment_leaves_the_old_store_or_the_new_one_in_
     service.run();
     assert_eq!(service.total("pending") + service.total("discarded"), ledger.accepted.len() as u64);
 }
+
+/// A kind of file, where the store has it, and what is done to it.
+type Damage = (&'static str, fn(&Tidings) -> PathBuf, fn(&Path));
+
+#[test]
+fn a_store_with_any_file_damaged_says_which_is_repaired_and_goes_on() {
+    let damages: [Damage; 4] = [
+        ("conf", |service| newest_database(service).with_file_name("conf"), |file| fs::write(file, [0x5a; 500]).unwrap()),
+        ("witness", |service| service.store().join("witness"), |file| fs::write(file, [0; 8_192]).unwrap()),
+        ("identity", |service| service.store().join("identity"), |file| fs::remove_file(file).unwrap()),
+        ("db", newest_database, |file| fs::OpenOptions::new().write(true).open(file).unwrap().set_len(9_000).unwrap()),
+    ];
+    for (name, file, damage) in damages {
+        let (mut service, ledger) = killed(1);
+        damage(&file(&service));
+        let (code, log) = service.refused();
+        assert!(code == Some(1) && log.contains("store_") && !log.contains("panicked"), "{name}: {log}");
+        assert!(log.contains(name) || log.contains("g00000000000000000001"), "{name}: it does not say where: {log}");
+        let store = service.store();
+        let found = tidings(&["fsck", "--store", text(&store)]);
+        assert!(found.code == Some(1) && !found.err.contains("panicked"), "{name}: {found:?}");
+        let repaired = tidings(&["fsck", "--repair", "--store", text(&store), "--json"]);
+        assert_eq!(repaired.code, Some(0), "{name}: {repaired:?}");
+        let lost = repaired.json()["repaired"]["lost_events"].clone();
+        service.run();
+        service.assert_balanced();
+        let (pending, accepted) = (service.total("pending"), ledger.accepted.len() as u64);
+        match name {
+            "db" => {
+                // Its end is lost: what it held is counted by its events, and is not in the books.
+                let events: u64 = lost.as_array().unwrap().iter().map(|of| of[1].as_u64().unwrap() - of[0].as_u64().unwrap() + 1).sum();
+                assert!(pending < accepted && pending + events >= accepted, "{pending} of {accepted} are left, {events} events are lost");
+            }
+            _ => assert_eq!((pending, lost), (accepted, serde_json::json!([])), "{name} holds no report"),
+        }
+    }
+}

@@ -250,7 +250,13 @@ fn existing(at: &At<'_>, lock: File, listing: Listing, identity: Identity, is_co
     let sealed = seal_rest(at, sealed, tag)?;
     seal::remove(&folder).map_err(|error| at.io(error))?;
 
-    let database = Database::open(&folder, identity.segment_size, options.sled_cache).map_err(|what| at.io(what))?;
+    let database = Database::open(&folder, identity.segment_size, options.sled_cache).map_err(|what| {
+        let name = folder_name(testimony.generation);
+        at.io(format!(
+            "the database of generation {name} does not open: {what}. If the disk is well (space, health), its files beside `db`, which \
+             are `conf` and `snap.…`, are damaged: see `tidings fsck`"
+        ))
+    })?;
     let file = super::open_database_file(&folder).map_err(|error| at.io(error))?;
     let shown = match closed {
         Some(head) => Shown { last: testimony.last, newest: head.newest, stored: head.stored, checkpoint_end: None },

@@ -2,6 +2,7 @@
 
 mod backup;
 mod damage;
+mod every_file;
 mod fsck;
 mod kills;
 mod migrating;

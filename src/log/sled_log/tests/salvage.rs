@@ -13,7 +13,7 @@ use crate::log::committer::recover;
 const CASES: u64 = 30;
 
 /// A page as it was before the damage.
-struct Written {
+pub(super) struct Written {
     first: Seq,
     last: Seq,
     generation: Seq,
@@ -21,7 +21,7 @@ struct Written {
 }
 
 /// Every page of events of the store.
-fn pages_of(store: &Path) -> Vec<Written> {
+pub(super) fn pages_of(store: &Path) -> Vec<Written> {
     let Found::Store { identity, .. } = Identity::read(store, 1).unwrap() else { panic!("no identity") };
     let mut pages = Vec::new();
     for first in open::list(store).unwrap().generations {
@@ -40,7 +40,7 @@ fn pages_of(store: &Path) -> Vec<Written> {
 }
 
 /// The positions of which the page is nowhere in the damaged files any more.
-fn hit(store: &Path, pages: &[Written]) -> Vec<(Seq, Seq)> {
+pub(super) fn hit(store: &Path, pages: &[Written]) -> Vec<(Seq, Seq)> {
     let mut files: BTreeMap<Seq, Vec<u8>> = BTreeMap::new();
     let is_hit = |page: &&Written| -> bool {
         let db = files.entry(page.generation).or_insert_with(|| {
@@ -109,11 +109,11 @@ fn start(store: &Path) -> Result<Undone, String> {
 }
 
 /// The store's bytes, wherever it stands.
-fn bytes_of(store: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+pub(super) fn bytes_of(store: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     content(store).into_iter().map(|(path, bytes)| (path.strip_prefix(store).unwrap().to_owned(), bytes)).collect()
 }
 
-fn is_in(seq: Seq, ranges: &[(Seq, Seq)]) -> bool {
+pub(super) fn is_in(seq: Seq, ranges: &[(Seq, Seq)]) -> bool {
     ranges.iter().any(|(first, last)| (*first..=*last).contains(&seq))
 }
 
