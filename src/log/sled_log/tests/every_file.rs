@@ -11,7 +11,7 @@ use super::story::{Dice, Story, Undone, recovered, scratch, undone};
 use super::*;
 use crate::log::committer::recover;
 
-const CASES: u64 = 27;
+const CASES: u64 = 18;
 
 /// All kinds of files that a store has. Each is damaged as often as the others.
 const KINDS: [&str; 9] = ["identity", "witness", "lock", "ballast", "db", "conf", "snap.", "seal", "blobs"];
