@@ -159,8 +159,9 @@ fn what_a_clean_session_sends_again_after_a_cut_is_not_stored_again_also_after_a
         }
     }
     let mut arrived = scene.arrived();
-    // Behind the kill the lane may have delivered QoS 1 again, which is no doing of the listener.
-    arrived.dedup();
+    // Behind the kill the lane may have delivered QoS 1 again, several in a row too, which is no doing of the listener: it stored eight.
+    let mut seen = std::collections::HashSet::new();
+    arrived.retain(|payload| seen.insert(payload.clone()));
     assert_eq!(arrived, ["1 1", "1 2", "1 3", "1 4", "2 1", "2 2", "2 3", "2 4"]);
     assert_eq!(scene.tidings.total("created"), 8);
 }
