@@ -72,7 +72,7 @@ pub struct Store {
     pub failed: Option<String>,
 }
 
-/// So many mistakes of a configuration are shown. The log has all of them.
+/// So many mistakes of a configuration are shown. The log has more of them.
 const MISTAKES: usize = 50;
 
 /// The configuration.

@@ -3,7 +3,7 @@
 //! A getter that meets a wrong value notes the mistake and gives a stand-in, so that reading goes on and finds the next one. What was
 //! read is used only if the list is empty at the end.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::ops::RangeInclusive;
 
@@ -16,18 +16,26 @@ use super::units::{format_duration, format_size, parse_duration_ms, parse_size};
 /// How much of a wrong text is quoted, in characters.
 const QUOTED: usize = 40;
 
+/// So many mistakes of one file are told; beyond them it is said how many more there are. What is no configuration has one in each line.
+const MAX_MISTAKES: usize = 100;
+
 /// A file under examination.
 pub(super) struct File<'f> {
     name: &'f str,
     text: &'f str,
+    /// Where each line begins, in bytes.
+    lines: Vec<usize>,
     mistakes: RefCell<Vec<Mistake>>,
+    /// Found beyond those that are told.
+    more: Cell<usize>,
     /// Those in files that this one refers to, in the order in which they are to be shown.
     elsewhere: RefCell<Vec<Mistake>>,
 }
 
 impl<'f> File<'f> {
     pub(super) fn new(name: &'f str, text: &'f str) -> Self {
-        File { name, text, mistakes: RefCell::default(), elsewhere: RefCell::default() }
+        let lines = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
+        File { name, text, lines, mistakes: RefCell::default(), more: Cell::default(), elsewhere: RefCell::default() }
     }
 
     /// The whole file as a table; none if it is not TOML, which is noted with every place where it is not.
@@ -49,16 +57,24 @@ impl<'f> File<'f> {
     pub(super) fn take_mistakes(&self) -> Vec<Mistake> {
         let mut mistakes = self.mistakes.take();
         mistakes.sort_by_key(|mistake| mistake.line);
+        match self.more.take() {
+            0 => {}
+            more => mistakes.push(Mistake::of_file(self.name, format!("and {more} more mistakes: mend these first"))),
+        }
         mistakes.extend(self.elsewhere.take());
         mistakes
     }
 
     pub(super) fn note(&self, line: Option<usize>, key: Option<String>, message: String) {
-        self.mistakes.borrow_mut().push(Mistake { file: self.name.to_owned(), line, key, message });
+        let mut mistakes = self.mistakes.borrow_mut();
+        match mistakes.len() < MAX_MISTAKES {
+            true => mistakes.push(Mistake { file: self.name.to_owned(), line, key, message }),
+            false => self.more.set(self.more.get() + 1),
+        }
     }
 
     fn line_of(&self, offset: usize) -> usize {
-        self.text.as_bytes().iter().take(offset).filter(|byte| **byte == b'\n').count() + 1
+        self.lines.partition_point(|begin| *begin <= offset)
     }
 }
 

@@ -11,6 +11,15 @@ fn mistakes(text: &str) -> Vec<String> {
     errors.to_string().lines().map(str::to_owned).collect()
 }
 
+#[test]
+fn of_a_file_that_is_wrong_in_every_line_the_first_mistakes_are_told_and_the_others_counted() {
+    let text = (0..50_000).map(|number| format!("a{number} = 1\n")).collect::<String>();
+    let found = mistakes(&text);
+    assert_eq!(found.len(), 101);
+    assert_eq!(found[99], "tidings.toml:100: a99: unknown key");
+    assert_eq!(found[100], "tidings.toml: and 49900 more mistakes: mend these first");
+}
+
 /// The one mistake in the last line of a text, without the file and the line.
 fn mistake(text: &str) -> String {
     let found = mistakes(text);

@@ -175,7 +175,9 @@ fn bracketed(host: &str) -> String {
 
 /// An address with a scheme that is known; none if there is no scheme.
 fn other_transport(text: &str) -> Result<Option<Address>, AddressError> {
-    if let Some(path) = text.strip_prefix("unix:") {
+    // `unix:1883` is a host of that name and its port: a path begins with a slash.
+    let is_port = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    if let Some(path) = text.strip_prefix("unix:").filter(|path| !is_port(path)) {
         // `unix:///path` is how URLs write it.
         let path = path.strip_prefix("//").filter(|path| path.starts_with('/')).unwrap_or(path);
         let is_path = path.len() > 1 && path.len() <= MAX_SOCKET_PATH && path.starts_with('/') && !path.starts_with("//");
@@ -262,6 +264,7 @@ mod tests {
             ("ws://a/", web_socket("a", 80, "/", false)),
             ("wss://a:8084/x/y?token=1", web_socket("a", 8084, "/x/y?token=1", true)),
             ("wss://[::1]", web_socket("::1", 443, "/mqtt", true)),
+            ("unix:1883", Address::tcp("unix", 1883)),
             ("unix:/run/m.sock", Address::Unix { path: "/run/m.sock".into() }),
             ("unix:///run/m.sock", Address::Unix { path: "/run/m.sock".into() }),
         ] {

@@ -68,6 +68,11 @@ impl Subscriber {
         self.shared.arrivals.lock().unwrap().clone()
     }
 
+    /// What has arrived since it was asked for last. For tests that are too long to keep everything.
+    pub fn take(&self) -> Vec<Arrival> {
+        std::mem::take(&mut self.shared.arrivals.lock().unwrap())
+    }
+
     pub fn count(&self) -> usize {
         self.shared.arrivals.lock().unwrap().len()
     }

@@ -243,6 +243,10 @@ impl Tidings {
         Killer(waiting)
     }
 
+    pub fn pid(&self) -> u32 {
+        self.running.as_ref().expect("it runs").child.id()
+    }
+
     pub fn address(&self) -> SocketAddr {
         self.running.as_ref().expect("it runs").address
     }

@@ -127,7 +127,9 @@ pub(super) fn parse(text: &str) -> Result<Tree<'_>, NotYaml> {
     let mut open: Vec<Open> = Vec::new();
     let mut parser = Parser::new_from_str(text);
     while let Some(event) = parser.next_event() {
-        let (event, span) = event.map_err(|error| NotYaml { line: error.marker().line(), message: error.info().to_owned() })?;
+        // What is missing at the end of a text is missed behind its last line.
+        let place = |line: usize| line.clamp(1, last_line(text));
+        let (event, span) = event.map_err(|error| NotYaml { line: place(error.marker().line()), message: error.info().to_owned() })?;
         let line = span.start.line();
         let refuse = |message: String| Err(NotYaml { line, message });
         let (node, anchor) = match event {
@@ -167,6 +169,12 @@ pub(super) fn parse(text: &str) -> Result<Tree<'_>, NotYaml> {
         }
     }
     Ok(tree)
+}
+
+/// The number of the last line of a text; lines end with `\n`, `\r\n` or `\r` (YAML 1.2 §5.4).
+fn last_line(text: &str) -> usize {
+    let breaks = |text: &str| text.matches(['\n', '\r']).count() - text.matches("\r\n").count();
+    1 + breaks(text.strip_suffix("\r\n").or_else(|| text.strip_suffix(['\n', '\r'])).unwrap_or(text))
 }
 
 impl<'t> Tree<'t> {
@@ -385,6 +393,9 @@ mod tests {
         let tree = parse("# nothing\n---\n- a\n---\n---\n- b\n...\n").unwrap();
         assert_eq!(tree.documents.iter().map(|id| tree.line(*id)).collect::<Vec<_>>(), [3, 6]);
         assert_eq!(parse("a: [1,\nb").unwrap_err().line, 2);
+        for text in ["    : \n    t", "    : \r\n    t\r\n", "\r    : \r    t"] {
+            assert_eq!(parse(text).unwrap_err().line, last_line(text), "{text:?}: a line that is there");
+        }
         assert_eq!(parse("").unwrap().documents.len(), 0);
     }
 
