@@ -6,6 +6,7 @@ use std::io;
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -201,9 +202,19 @@ impl Drop for Mosquitto {
     }
 }
 
-/// A port that nobody listens on, for a server that can't be asked which one it took.
+/// A port that nobody listens on, for a server that can't be asked which one it took. Not one that the system gives to connections and to
+/// whoever binds port 0 (32768 and more on Linux): somebody could get it before that server does.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    const PORTS: std::ops::Range<u16> = 20_000..32_000;
+    static TAKEN: AtomicU16 = AtomicU16::new(0);
+    loop {
+        // Processes that run at the same time begin apart.
+        let offset = u64::from(std::process::id()) * 97 + u64::from(TAKEN.fetch_add(1, Ordering::Relaxed));
+        let port = PORTS.start + u16::try_from(offset % PORTS.len() as u64).expect("below the number of ports");
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// How long a broker is away in tests that take it away "for seconds".
