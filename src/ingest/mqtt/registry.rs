@@ -23,6 +23,8 @@ pub struct Registry {
     /// Packet ids of QoS 2 that all connections remember.
     received: AtomicUsize,
     numbers: AtomicU64,
+    /// Connections are numbered one by one.
+    is_counting: bool,
 }
 
 #[derive(Debug, Default)]
@@ -78,14 +80,19 @@ pub struct Claim {
 }
 
 impl Registry {
+    /// A registry that numbers connections from `first` on, for simulations, where nothing is by chance but what they draw.
+    pub fn counting(first: u64) -> Self {
+        Registry { numbers: AtomicU64::new(first), is_counting: true, ..Registry::default() }
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Enters a connection of a user at an address.
     pub fn enter(self: &Arc<Self>, scope: u64) -> Place {
-        let fallback = || self.numbers.fetch_add(1, Ordering::Relaxed);
-        let connection = getrandom::u64().unwrap_or_else(|_| fallback());
+        let count = || self.numbers.fetch_add(1, Ordering::Relaxed);
+        let connection = if self.is_counting { count() } else { getrandom::u64().unwrap_or_else(|_| count()) };
         let progress = Arc::new(Progress { scope, taken: AtomicU64::new(0), settled: AtomicU64::new(0) });
         self.lock().live.insert(connection, Arc::clone(&progress));
         Place { registry: Arc::clone(self), connection, progress, received: 0 }
