@@ -211,6 +211,7 @@ impl World {
         let mut ack = Ack { packet_id, code: 0, reason: None };
         let refuses = protocol == Protocol::V5 && held.is_none() && !self.is_calm && self.chance.percent(known.story.refusals);
         if refuses {
+            self.crash_at_a_bad_moment(broker, 0);
             ack.code = self.chance.pick(&[
                 code::NOT_AUTHORIZED,
                 code::NOT_AUTHORIZED,
@@ -271,8 +272,11 @@ impl World {
         let (is_out_of_order, answer_ms) = (story.out_of_order, story.answer_ms);
         let is_slow = !self.is_calm && self.chance.permille(story.slow_acks);
         let delay = if is_slow { self.chance.within(ACK_TIMEOUT_MS / 4, ACK_TIMEOUT_MS) } else { self.chance.within(0, answer_ms) };
-        let Some(connected) = self.brokers[broker].connected.get_mut(&number) else { return };
         let mut at = self.now + delay;
+        if is_slow {
+            self.crash_at_a_bad_moment(broker, delay);
+        }
+        let Some(connected) = self.brokers[broker].connected.get_mut(&number) else { return };
         // A slow one alone: with all others behind it there would be nothing to see.
         if !is_out_of_order && !is_slow {
             at = at.max(connected.answered_at);

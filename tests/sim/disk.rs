@@ -15,7 +15,7 @@ use tidings::core::event::Event;
 use tidings::core::types::{LaneKey, Millis, SendNo, Seq};
 use tidings::log::codec::{Decoder, Encoder, Kind, Limits, StoredPage, parse};
 use tidings::log::{
-    AppendError, Checkpoint, EventLog, Generation, LastStop, LogReader, Opened, Page, ReadError, Space, StoreId, Urgency,
+    AppendError, Checkpoint, EventLog, Generation, Glimpse, LastStop, LogReader, Opened, Page, ReadError, Space, StoreId, Urgency,
 };
 
 /// Small pages, so that a commit has several.
@@ -255,6 +255,23 @@ impl LogReader for Disk {
             generation.decoded = found.pages.into_iter().map(|page| (page.first, page)).collect();
         }
         Ok(generation.decoded.range(..=seq).next_back().map(|(_, page)| Arc::clone(page)))
+    }
+
+    fn glimpse(&self, seq: Seq) -> Result<Option<Glimpse>, ReadError> {
+        let Some(page) = self.page(seq)? else { return Ok(None) };
+        let content = self.content();
+        let pages = content.generations.iter().flat_map(|generation| &generation.pages);
+        let headers = pages.filter_map(|bytes| parse(TAG, bytes).ok()).filter(|parsed| parsed.header.kind == Kind::Events);
+        // Of an event that spans several pages the first has the index.
+        let index = headers.into_iter().find(|parsed| parsed.header.first == page.first).and_then(|parsed| parsed.index().ok());
+        Ok(Some(Glimpse { first: page.first, last: page.last(), index: index.ok_or(ReadError::Gone(seq))? }))
+    }
+
+    fn generation(&self, seq: Seq) -> Option<(Seq, Option<Millis>)> {
+        let content = self.content();
+        let at = content.generations.partition_point(|generation| generation.first <= seq).checked_sub(1)?;
+        let generation = &content.generations[at];
+        Some((generation.first, generation.newest.filter(|_| at + 1 < content.generations.len())))
     }
 }
 

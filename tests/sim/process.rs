@@ -251,6 +251,17 @@ impl World {
 
     // -- the end of it --
 
+    /// Between an answer that is given after `ms` and its outcome on the disk there is little time. A crash is to come just then more often than by
+    /// chance.
+    pub fn crash_at_a_bad_moment(&mut self, broker: usize, ms: u64) {
+        if self.is_calm || self.story.troubles.crash == 0 || !self.chance.percent(25) {
+            return;
+        }
+        let latest = 2 * self.brokers[broker].story.network_ms + self.story.disk_ms;
+        let after = ms + self.chance.within(1, latest);
+        self.after(after, What::Crash);
+    }
+
     /// The process or the machine stops, whatever is under way.
     pub fn crash(&mut self) {
         let (pages, bytes) = (self.chance.below(3) as usize, self.chance.below(300) as usize);

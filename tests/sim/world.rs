@@ -79,6 +79,7 @@ pub enum What {
     WayEnds { way: u64 },
     TryAgain { way: u64 },
     Wake,
+    Crash,
     Trouble,
     Calm,
 }
@@ -290,6 +291,12 @@ impl World {
             What::WayEnds { way } => self.on_way_ends(way),
             What::TryAgain { way } => self.on_room(way),
             What::Wake => self.wake_conversations(),
+            What::Crash => {
+                if !self.is_calm && self.process.is_some() {
+                    say!(self, "service: it crashes at a bad moment");
+                    self.crash();
+                }
+            }
             What::Trouble => {
                 if !self.is_calm {
                     self.trouble();
