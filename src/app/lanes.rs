@@ -13,7 +13,7 @@ use crate::core::event::{Event, LanePurpose};
 use crate::core::outbox::{Connection, LaneSet};
 use crate::core::retry::RetryPolicy;
 use crate::core::session::Settings;
-use crate::core::types::{ConnectionName, LaneKey};
+use crate::core::types::{ConnectionName, LaneKey, PACKET_IDS};
 use crate::delivery::codec::Credentials;
 use crate::delivery::lane::{self, LaneConfig, LaneError, Surroundings};
 use crate::ingest::lanes::LaneSpan;
@@ -135,6 +135,7 @@ fn lane_config(
         ack_timeout_ms: ACK_TIMEOUT_MS,
         retry: RetryPolicy { initial_ms: retry.initial_ms, max_ms: retry.max_ms, attempts: retry.attempts },
         downgrade: connection.downgrade,
+        packet_ids: PACKET_IDS,
     };
     LaneConfig {
         settings,

@@ -57,7 +57,7 @@ pub enum Event {
         attempts: u32,
         /// Not before this time is it tried again.
         retry_at: Millis,
-        /// The highest number that the lane had sent by then. What is behind it in the same topic waits, except for what had already been sent.
+        /// Up to this number, fresh sends of its topic had left by then. What is behind it in the topic waits, but for these.
         sent_through: SendNo,
         /// When.
         at: Millis,

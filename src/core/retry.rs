@@ -74,6 +74,8 @@ pub mod code {
     pub const QOS_NOT_SUPPORTED: u8 = 0x9b;
     /// Tidings' own, and no code of the standard's: the broker closed the connection instead of an answer.
     pub const HUNG_UP: u8 = 0xff;
+    /// Tidings' own, likewise: an earlier report of its topic was refused once more, and it waits behind that.
+    pub const WAITS_BEHIND: u8 = 0xfe;
 }
 
 /// Decides about a refusal with a reason code ≥ 0x80.
@@ -150,6 +152,7 @@ pub fn reason_name(reason: u8) -> &'static str {
         0xa1 => "subscription identifiers not supported",
         0xa2 => "wildcard subscriptions not supported",
         code::HUNG_UP => "the broker hung up",
+        code::WAITS_BEHIND => "waits behind an earlier one of its topic",
         _ => "unknown reason",
     }
 }

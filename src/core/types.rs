@@ -33,17 +33,15 @@ impl fmt::Display for Seq {
 pub struct SendNo(pub u64);
 
 /// How many packet ids MQTT has: 1 to 65,535 (MQTT 5.0 §2.2.1).
-#[cfg(not(test))]
-pub const PACKET_IDS: u64 = 65_535;
-
-/// Few enough that the model's stories come round.
-#[cfg(test)]
-pub const PACKET_IDS: u64 = 31;
+pub const PACKET_IDS: u16 = 65_535;
 
 impl SendNo {
-    /// The packet identifier that this send uses: `send number mod 65,535 + 1`.
-    pub fn packet_id(self) -> u16 {
-        u16::try_from(self.0 % PACKET_IDS + 1).expect("a value mod 65,535, plus 1, fits 16 bits")
+    /// The packet identifier that this send uses where `ids` of them are in use, which are [`PACKET_IDS`] in a service: `send number mod 65,535 + 1`.
+    ///
+    /// # Panics
+    /// If `ids` is 0.
+    pub fn packet_id(self, ids: u16) -> u16 {
+        u16::try_from(self.0 % u64::from(ids)).expect("a remainder of a 16 bit number fits 16 bits") + 1
     }
 
     /// The send number after this one.

@@ -26,7 +26,7 @@ pub struct Lane {
     anchors: VecDeque<Anchor>,
     /// Part of the client id.
     pub epoch: u32,
-    /// Server, port and user of the newest session; empty before the first.
+    /// Server, port and user of the newest session; empty before the first, and no server's if that was left behind.
     pub endpoint: String,
     /// The protocol of the newest session.
     pub protocol: Option<Protocol>,

@@ -154,6 +154,9 @@ pub enum FoldError {
     NoSuchReplay(u64),
 }
 
+/// As a lane's endpoint: it had a session, which is another's now. No server is called so.
+const LEFT_BEHIND: &str = "(left behind)";
+
 impl Outbox {
     /// The outbox of an empty log.
     pub fn new() -> Self {
@@ -342,13 +345,11 @@ impl Outbox {
                 connection.lanes.extend((*first..first + count).map(|number| (number, Lane::default())));
             }
             Event::EpochBumped { .. } => {
-                for connection in self.connections.values_mut() {
-                    for lane in connection.lanes.values_mut() {
-                        lane.epoch += 1;
-                        lane.endpoint.clear();
-                        // What the other session had acknowledged is published again in the next.
-                        connection.totals.possible_duplicates += lane.released.len() as u64;
-                        lane.released.clear();
+                // What was in flight in it stays so, until the lane has given the session up and says in its `SessionOpened` what is sent again.
+                for lane in self.connections.values_mut().flat_map(|connection| connection.lanes.values_mut()) {
+                    lane.epoch += 1;
+                    if !lane.endpoint.is_empty() {
+                        LEFT_BEHIND.clone_into(&mut lane.endpoint);
                     }
                 }
             }

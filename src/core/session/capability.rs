@@ -12,6 +12,8 @@
 //! there are some that take QoS 2 for QoS 1 and answer PUBACK, against MQTT 3.1.1 §4.3.3 (RabbitMQ 3.10 does): what is answered so has
 //! arrived, at least once, and is done; from then on the broker counts as one with Maximum QoS 1, as long as the service runs.
 
+use std::sync::Arc;
+
 use super::link::{Link, Up};
 use super::packet::{Delivery, Note, Output};
 use super::{End, Session};
@@ -121,7 +123,24 @@ impl Session {
     pub(super) fn set_aside(&mut self, now: Millis, delivery: Delivery, reason_code: u8, attempts: u32, retry_at: Millis) {
         let reference = self.reference(&delivery);
         self.finish(&delivery, End::Refused);
-        let sent_through = self.queue.wait(Delivery { attempts, ..delivery }, retry_at, self.highest_sent);
+        let (id, topic, left_through) = (delivery.id, Arc::clone(&delivery.topic), self.left_through(&delivery));
+        let sent_through = self.queue.wait(Delivery { attempts, ..delivery }, retry_at, left_through);
         self.record.events.push(Event::Refused { delivery: reference, code: reason_code, attempts, retry_at, sent_through, at: now });
+        for behind in self.queue.park_behind(&topic, id) {
+            // Its number is in the log, and a restart would take it for sent.
+            let (delivery, attempts) = (self.reference(&behind), behind.attempts);
+            self.finish(&behind, End::Refused);
+            self.record.events.push(Event::Refused { delivery, code: code::WAITS_BEHIND, attempts, retry_at, sent_through, at: now });
+        }
+    }
+
+    /// Up to where fresh deliveries of a topic have left, and can't wait behind this one any more. No further: a restart takes all up to there for what
+    /// may be on the wire, and there is only so much of that.
+    fn left_through(&self, delivery: &Delivery) -> SendNo {
+        let own = (!delivery.is_resent).then_some(delivery.send);
+        let in_flight = self.in_flight.values().map(|in_flight| &in_flight.delivery);
+        let behind = in_flight.filter(|other| !other.is_resent && other.topic == delivery.topic).map(|other| other.send);
+        let before_first = || self.queue.first_fresh(&delivery.topic).map_or(delivery.send, |first| SendNo(first.0.saturating_sub(1)));
+        behind.chain(own).max().unwrap_or_else(before_first)
     }
 }

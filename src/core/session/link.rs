@@ -1,6 +1,6 @@
 //! The connection: when to connect and how, what is resumed, and when a session is given up.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::capability::Manner;
@@ -298,7 +298,7 @@ impl Session {
             }
             // At QoS 0 there is neither (MQTT 5.0 §3.3.1.1).
             let with_id = qos != Qos::AtMostOnce;
-            self.send(now, Outgoing::Publish { send, packet_id: with_id.then_some(send.packet_id()), dup: with_id, qos, retain });
+            self.send(now, Outgoing::Publish { send, packet_id: with_id.then_some(self.packet_id(send)), dup: with_id, qos, retain });
         }
         if is_settled && !self.charge_aside(now, jitter) {
             self.resume_deaths = 0;
@@ -324,7 +324,9 @@ impl Session {
     /// once: a restart that still believed in the old session would take the empty one, which asking for it has made, for the real one.
     pub(super) fn lose_session(&mut self, now: Millis, reason: &str) {
         self.epoch += 1;
-        let in_doubt: Vec<SendNo> = self.in_flight.keys().copied().collect();
+        // At QoS 0 nobody is promised that it arrives once.
+        let in_doubt: Vec<SendNo> =
+            self.in_flight.iter().filter(|(_, in_flight)| in_flight.qos != Qos::AtMostOnce).map(|(send, _)| *send).collect();
         for send in &in_doubt {
             self.repeated.insert(send.0);
         }
@@ -332,7 +334,7 @@ impl Session {
         let in_flight = std::mem::take(&mut self.in_flight).into_values();
         let deliveries: Vec<Delivery> = in_flight.map(|send| Delivery { expires_at: None, ..send.delivery }).collect();
         for delivery in &deliveries {
-            self.ids.remove(&delivery.send.packet_id());
+            self.ids.remove(&self.packet_id(delivery.send));
         }
         self.forget_aside();
         self.topics.clear();
@@ -359,14 +361,11 @@ impl Session {
         let has_suspect = self.on_death(now, has_progressed);
         self.moving_to = None;
         self.failures = if has_progressed { 1 } else { self.failures.saturating_add(1) };
-        let is_resumed = |send: &&InFlight| send.qos != Qos::AtMostOnce;
-        let resumed: BTreeSet<Arc<str>> = self.in_flight.values().filter(is_resumed).map(|send| Arc::clone(&send.delivery.topic)).collect();
         let mut unsent = Vec::new();
         for (send, in_flight) in &mut self.in_flight {
             match in_flight.state {
-                // At most once: what did not leave was not sent. What left is done by then. What is in flight of its topic behind it, if
-                // anything is, was so before a restart, and goes on after it.
-                Send::Sent if in_flight.qos == Qos::AtMostOnce && !resumed.contains(&in_flight.delivery.topic) => unsent.push(*send),
+                // At most once: what did not leave was not sent. What left is done by then. In a resumed session it keeps its place before what is in doubt.
+                Send::Sent if in_flight.qos == Qos::AtMostOnce && !was_resuming => unsent.push(*send),
                 Send::Sent => in_flight.state = Send::InDoubt,
                 Send::Releasing => (in_flight.state, in_flight.may_be_complete) = (Send::Releasable, true),
                 Send::InDoubt | Send::Recording | Send::Releasable => {}
@@ -375,7 +374,7 @@ impl Session {
         let unsent: Vec<Delivery> =
             unsent.iter().filter_map(|send| self.in_flight.remove(send)).map(|in_flight| in_flight.delivery).collect();
         for delivery in &unsent {
-            self.ids.remove(&delivery.send.packet_id());
+            self.ids.remove(&self.packet_id(delivery.send));
             self.uncount_topic(delivery);
         }
         self.queue.give_back(unsent);

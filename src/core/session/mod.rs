@@ -130,8 +130,6 @@ pub struct Session {
     record: Record,
     appends: VecDeque<Effects>,
     append_number: u64,
-    /// The highest fresh number ever sent.
-    highest_sent: SendNo,
     /// Sends that may have arrived and are to be sent again in the next session.
     repeated: RangeSet,
     failures: u32,
@@ -203,6 +201,23 @@ enum End {
     Refused,
 }
 
+/// Of deliveries that may have been sent, in order: those that are to be settled in the resumed session. At QoS 0 there is nothing to settle, and so
+/// they are sent when all of that is over; but not where something of their topic may have been sent behind them, which must not come before them now.
+fn in_doubt(deliveries: Vec<(Delivery, bool)>) -> Vec<(Delivery, bool)> {
+    let mut behind: BTreeSet<Arc<str>> = BTreeSet::new();
+    let mut sorted = Vec::with_capacity(deliveries.len());
+    for (delivery, may_be_sent) in deliveries.into_iter().rev() {
+        let is_acknowledged = delivery.qos != Qos::AtMostOnce;
+        if may_be_sent && is_acknowledged {
+            behind.insert(Arc::clone(&delivery.topic));
+        }
+        let is_in_doubt = may_be_sent && (is_acknowledged || behind.contains(&delivery.topic));
+        sorted.push((delivery, is_in_doubt));
+    }
+    sorted.reverse();
+    sorted
+}
+
 impl Session {
     /// The session of a lane as its log has it. The first tick connects.
     pub fn new(settings: Settings, start: Start) -> Self {
@@ -230,7 +245,6 @@ impl Session {
             record: Record::default(),
             appends: VecDeque::new(),
             append_number: 0,
-            highest_sent: SendNo(0),
             repeated: RangeSet::new(),
             failures: 0,
             silent_closes: 0,
@@ -271,47 +285,45 @@ impl Session {
             }
         }
         let mut candidates = Vec::new();
-        for (delivery, sent_through) in start.resent {
-            self.queue.hold_for_resent(&delivery.topic, sent_through);
-            match delivery.qos {
-                Qos::AtMostOnce => self.queue.push_resent(delivery),
-                _ => candidates.push(delivery),
+        for (delivery, sent_through) in &start.resent {
+            self.queue.hold_for_resent(&delivery.topic, *sent_through);
+        }
+        let resent = start.resent.into_iter().map(|(delivery, _)| (delivery, true));
+        for (delivery, is_in_doubt) in in_doubt(resent.collect()) {
+            match is_in_doubt {
+                true => candidates.push(delivery),
+                false => self.queue.push_resent(delivery),
             }
         }
         // The same prefix at every start, however much was read: what is taken for sent is sent, and the next start has to take it for sent, too.
         let (mut room, mut bytes) = (start.doubt, 0);
-        // The last of each topic that is resumed.
-        let mut resumed: BTreeMap<Arc<str>, SendNo> = BTreeMap::new();
+        let mut ids = BTreeSet::new();
         let mut fresh = Vec::with_capacity(start.fresh.len());
         for delivery in start.fresh {
             let is_released = released.contains(&delivery.send);
-            let may_be_sent = is_released || (room > 0 && bytes <= DOUBT_BYTES_READ && !self.queue.holds_up(&delivery));
-            let is_in_doubt = had_session && may_be_sent;
-            if is_in_doubt && !is_released {
+            // Sent strictly in order, and each only when its identifier was free: behind the first that has to wait for another's, nothing was.
+            if ids.contains(&self.packet_id(delivery.send)) && !is_released {
+                room = 0;
+            }
+            let may_be_sent = had_session && (is_released || (room > 0 && bytes <= DOUBT_BYTES_READ && !self.queue.holds_up(&delivery)));
+            if may_be_sent {
+                ids.insert(self.packet_id(delivery.send));
+            }
+            if may_be_sent && !is_released {
                 room -= 1;
                 bytes += delivery.size;
             }
-            if is_in_doubt && delivery.qos != Qos::AtMostOnce {
-                resumed.insert(Arc::clone(&delivery.topic), delivery.send);
-            }
-            fresh.push((delivery, is_in_doubt));
+            fresh.push((delivery, may_be_sent));
         }
-        for (delivery, is_in_doubt) in fresh {
-            // At QoS 0 nothing is resumed. But what comes before something of its topic that is, goes before it, or it would come after all of it.
-            let is_before_resumed = resumed.get(&delivery.topic).is_some_and(|last| delivery.send < *last);
-            match delivery.qos {
-                Qos::AtMostOnce if is_in_doubt && is_before_resumed => candidates.push(delivery),
-                Qos::AtMostOnce => self.queue.offer(delivery),
-                _ if is_in_doubt => candidates.push(delivery),
-                _ => self.queue.offer(delivery),
+        for (delivery, is_in_doubt) in in_doubt(fresh) {
+            match is_in_doubt {
+                true => candidates.push(delivery),
+                false => self.queue.offer(delivery),
             }
         }
         for delivery in candidates {
-            if !delivery.is_resent {
-                self.highest_sent = self.highest_sent.max(delivery.send);
-            }
             let state = if released.contains(&delivery.send) { Send::Releasable } else { Send::InDoubt };
-            collides |= self.ids.insert(delivery.send.packet_id(), delivery.send).is_some();
+            collides |= self.ids.insert(self.packet_id(delivery.send), delivery.send).is_some();
             self.count_topic(&delivery.topic, delivery.qos);
             let may_be_complete = state == Send::Releasable;
             let qos = delivery.qos;
@@ -335,7 +347,10 @@ impl Session {
             Input::Flushed(sends) => self.on_flushed(sends),
             Input::Committed { resent } => self.on_committed(now, resent),
             Input::Offer(deliveries) => deliveries.into_iter().for_each(|delivery| self.queue.offer(delivery)),
-            Input::OfferWaiting { delivery, retry_at } => self.queue.requeue(delivery, retry_at),
+            // By the wall clock it may be hours ahead.
+            Input::OfferWaiting { delivery, retry_at } => {
+                self.queue.requeue(delivery, retry_at.min(now.plus(self.settings.retry.max_ms)));
+            }
             Input::Looked { found } => self.on_looked(now, found),
             Input::Drain => self.is_draining = true,
             Input::Retire => (self.is_draining, self.is_retiring) = (true, true),
@@ -413,6 +428,10 @@ impl Session {
 
     fn is_up(&self) -> bool {
         matches!(self.link, Link::Resuming { .. } | Link::Serving { .. })
+    }
+
+    fn packet_id(&self, send: SendNo) -> u16 {
+        send.packet_id(self.settings.packet_ids)
     }
 
     fn client_id(&self) -> String {

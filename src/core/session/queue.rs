@@ -80,11 +80,11 @@ impl Queue {
     }
 
     /// A delivery was refused, under a number that is spent. Its topic is held up, but for what had left by then: everything fresh up to
-    /// `highest_sent`, or up to where it was held up already. Returns that number, which belongs into the refusal's event.
-    pub fn wait(&mut self, delivery: Delivery, retry_at: Millis, highest_sent: SendNo) -> SendNo {
-        let topic = self.topics.entry(Arc::clone(&delivery.topic)).or_insert_with(|| HeldUp::new(highest_sent));
+    /// `left_through`, or up to where it was held up already. Returns that number, which belongs into the refusal's event.
+    pub fn wait(&mut self, delivery: Delivery, retry_at: Millis, left_through: SendNo) -> SendNo {
+        let topic = self.topics.entry(Arc::clone(&delivery.topic)).or_insert_with(|| HeldUp::new(left_through));
         if topic.sent_through == HOLDS_NOTHING_UP {
-            topic.sent_through = highest_sent;
+            topic.sent_through = left_through;
         }
         if delivery.is_resent {
             topic.under_way = topic.under_way.saturating_sub(1);
@@ -101,6 +101,28 @@ impl Queue {
         topic.waiting.insert(delivery.id, (delivery, retry_at));
         self.update_due();
         through
+    }
+
+    /// The first fresh delivery of a topic that is here.
+    pub fn first_fresh(&self, topic: &Arc<str>) -> Option<SendNo> {
+        self.fresh.iter().find(|fresh| fresh.topic == *topic).map(|fresh| fresh.send)
+    }
+
+    /// A delivery waits that has been refused once more. What came after it in its topic, has its new number and is not sent, is parked behind it, and
+    /// will get another number. Returns those.
+    pub fn park_behind(&mut self, topic: &Arc<str>, id: Seq) -> Vec<Delivery> {
+        let Some(held_up) = self.topics.get_mut(topic) else { return Vec::new() };
+        let is_behind = |resent: &Delivery| resent.topic == *topic && resent.id > id;
+        let (behind, ready): (VecDeque<_>, VecDeque<_>) = self.resent.drain(..).partition(is_behind);
+        self.resent = ready;
+        held_up.under_way = held_up.under_way.saturating_sub(behind.len());
+        self.held += behind.len();
+        // In order, before anything that was parked already.
+        for parked in behind.iter().rev() {
+            held_up.parked.push_front(parked.clone());
+        }
+        self.update_due();
+        behind.into()
     }
 
     /// A dead letter was given back: it is to be sent again, but holds nothing up.
@@ -188,7 +210,7 @@ impl Queue {
 
     /// The next delivery to send: resent ones first, which are older, unless `untried_first`.
     pub fn peek(&self, untried_first: bool) -> Option<&Delivery> {
-        match untried_first {
+        match self.is_fresh_next(untried_first) {
             false => self.resent.front().or_else(|| self.fresh.front()),
             true => self.fresh.front().or_else(|| self.resent.front()),
         }
@@ -196,10 +218,17 @@ impl Queue {
 
     /// Takes the next delivery to send.
     pub fn pop(&mut self, untried_first: bool) -> Option<Delivery> {
-        match untried_first {
+        match self.is_fresh_next(untried_first) {
             false => self.resent.pop_front().or_else(|| self.fresh.pop_front()),
             true => self.fresh.pop_front().or_else(|| self.resent.pop_front()),
         }
+    }
+
+    /// What was in flight before a resent one of its topic, and was given back when its session was lost, is older than that; and fresh ones go in
+    /// their order.
+    fn is_fresh_next(&self, untried_first: bool) -> bool {
+        let is_older = |resent: &Delivery| self.fresh.iter().any(|fresh| fresh.topic == resent.topic && fresh.id < resent.id);
+        untried_first || self.resent.front().is_some_and(is_older)
     }
 
     /// Takes one that is ready out of its turn.
@@ -258,5 +287,87 @@ impl Queue {
         held.chain(self.peek(false).map(|delivery| delivery.accepted_at))
             .chain(self.fresh.front().map(|delivery| delivery.accepted_at))
             .min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::types::Qos;
+
+    fn delivery(send: u64, topic: &str, qos: Qos) -> Delivery {
+        Delivery {
+            send: SendNo(send),
+            id: Seq(send + 1),
+            located: Seq(send + 1),
+            topic: Arc::from(topic),
+            qos,
+            retain: false,
+            accepted_at: Millis(0),
+            expires_at: None,
+            attempts: 0,
+            size: 10,
+            is_resent: false,
+        }
+    }
+
+    /// What may go, in order, as ids.
+    fn all(queue: &mut Queue) -> Vec<u64> {
+        std::iter::from_fn(|| queue.pop(false)).map(|delivery| delivery.id.0).collect()
+    }
+
+    /// Gives everything that is due its new number, from `send` on.
+    fn renumber(queue: &mut Queue, now: u64, send: u64) {
+        for (number, delivery) in (send..).zip(queue.take_due(Millis(now))) {
+            queue.push_resent(Delivery { send: SendNo(number), is_resent: true, ..delivery });
+        }
+    }
+
+    #[test]
+    fn what_has_its_new_number_waits_again_when_the_one_before_it_is_refused_once_more() {
+        let mut queue = Queue::default();
+        let [first, second, other] = [(0, "t"), (1, "t"), (2, "u")].map(|(send, topic)| delivery(send, topic, Qos::ExactlyOnce));
+        for waiting in [&first, &second, &other] {
+            queue.wait(waiting.clone(), Millis(5), SendNo(2));
+        }
+        renumber(&mut queue, 5, 3);
+        let first = queue.pop(false).unwrap();
+        queue.wait(first, Millis(50), SendNo(2));
+        let behind: Vec<u64> = queue.park_behind(&Arc::from("t"), Seq(1)).iter().map(|delivery| delivery.id.0).collect();
+        assert_eq!(behind, [2]);
+        assert_eq!(all(&mut queue), [3], "another topic goes on");
+        renumber(&mut queue, 49, 6);
+        assert!(all(&mut queue).is_empty(), "its time has not come");
+        renumber(&mut queue, 50, 6);
+        assert_eq!(all(&mut queue), [1]);
+        queue.resent_done(&Arc::from("t"));
+        renumber(&mut queue, 50, 7);
+        assert_eq!(all(&mut queue), [2], "and then what waited behind it");
+    }
+
+    #[test]
+    fn what_has_not_left_waits_behind_a_refused_one_and_what_was_in_flight_behind_it_does_not() {
+        let mut queue = Queue::default();
+        for (send, topic) in [(2, "t"), (3, "u"), (4, "t")] {
+            queue.offer(delivery(send, topic, Qos::ExactlyOnce));
+        }
+        // Number 2 was in flight, and is here to be sent again.
+        queue.wait(delivery(0, "t", Qos::ExactlyOnce), Millis(5), SendNo(2));
+        queue.offer(delivery(5, "t", Qos::AtMostOnce));
+        assert_eq!(all(&mut queue), [3, 4]);
+        renumber(&mut queue, 5, 6);
+        assert_eq!(all(&mut queue), [1]);
+        queue.resent_done(&Arc::from("t"));
+        renumber(&mut queue, 5, 7);
+        assert_eq!(all(&mut queue), [5, 6]);
+    }
+
+    #[test]
+    fn what_was_sent_before_and_is_given_back_goes_before_a_later_one_with_a_new_number() {
+        let mut queue = Queue::default();
+        queue.offer(delivery(3, "u", Qos::ExactlyOnce));
+        queue.push_resent(Delivery { send: SendNo(9), is_resent: true, ..delivery(2, "t", Qos::ExactlyOnce) });
+        queue.give_back(vec![delivery(1, "t", Qos::ExactlyOnce)]);
+        assert_eq!(all(&mut queue), [2, 3, 4]);
     }
 }

@@ -96,8 +96,9 @@ impl Session {
             if finished.end == End::Refused {
                 continue;
             }
-            if self.ids.get(&send.packet_id()) == Some(&send) {
-                self.ids.remove(&send.packet_id());
+            let packet_id = self.packet_id(send);
+            if self.ids.get(&packet_id) == Some(&send) {
+                self.ids.remove(&packet_id);
             }
             if finished.is_resent {
                 self.queue.release_if_free(&finished.topic);

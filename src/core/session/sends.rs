@@ -106,7 +106,7 @@ impl Session {
         if self.topics.get(&next.topic).is_some_and(|(before, _)| *before != qos) {
             return false;
         }
-        let packet_id = next.send.packet_id();
+        let packet_id = self.packet_id(next.send);
         if self.ids.contains_key(&packet_id) {
             return false;
         }
@@ -131,9 +131,6 @@ impl Session {
             return true;
         }
         let send = delivery.send;
-        if !delivery.is_resent {
-            self.highest_sent = self.highest_sent.max(send);
-        }
         self.ids.insert(packet_id, send);
         self.count_topic(&delivery.topic, qos);
         let packet_id = (qos != Qos::AtMostOnce).then_some(packet_id);
@@ -158,7 +155,7 @@ impl Session {
         }
         in_flight.state = Send::Releasing;
         in_flight.at = now;
-        self.send(now, Outgoing::PubRel { send, packet_id: send.packet_id() });
+        self.send(now, Outgoing::PubRel { send, packet_id: self.packet_id(send) });
     }
 
     pub(super) fn done(&mut self, send: SendNo, proof: Proof) {
@@ -201,7 +198,7 @@ impl Session {
         let Some(in_flight) = self.in_flight.remove(&send) else { return };
         let delivery = in_flight.delivery;
         self.uncount_topic(&delivery);
-        self.ids.remove(&send.packet_id());
+        self.ids.remove(&self.packet_id(send));
         // Where so much waits behind refusals that nothing else is read any more, nobody else can succeed: then the refused ones are charged.
         let others_succeed =
             self.queue.held() >= HELD_LIMIT || self.refused_at.get(&delivery.id).is_some_and(|successes| self.successes > *successes);

@@ -38,6 +38,9 @@ pub struct Settings {
     pub retry: RetryPolicy,
     /// What asks for more than the broker has (Maximum QoS, Retain Available) is sent with what there is, rather than held.
     pub downgrade: bool,
+    /// So many packet identifiers are in use, from 1 on: [`PACKET_IDS`](crate::core::types::PACKET_IDS), which are all. With few of them they come round soon, which
+    /// is what simulations want. More than [`Settings::doubt`], or a start could take two deliveries for one.
+    pub packet_ids: u16,
 }
 
 impl Settings {

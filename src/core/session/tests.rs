@@ -144,6 +144,8 @@ fn settings(story: &Story) -> Settings {
         ack_timeout_ms: 5_000,
         retry: RetryPolicy { initial_ms: 50, max_ms: 400, attempts: 3 },
         downgrade: story.downgrade,
+        // Few enough that they come round in a story.
+        packet_ids: 31,
     }
 }
 
@@ -1161,4 +1163,71 @@ fn what_has_expired_before_it_is_sent_is_not_sent_and_is_counted() {
     // Some have no second at all.
     let at_once = world.log.iter().filter(|event| matches!(event, Event::Accepted(accepted) if accepted.expiry_s == Some(0))).count();
     assert!(totals.expired >= at_once as u64 / 2, "{totals:?}, {at_once} had expired when they came");
+}
+
+/// What the log says at a start: these sends of QoS and topic are pending, and nothing else is known of them.
+fn in_doubt(endpoint: &str, sends: &[(u64, &str, Qos)]) -> Start {
+    let delivery = |&(send, topic, qos): &(u64, &str, Qos)| Delivery {
+        send: SendNo(send),
+        id: Seq(send + 1),
+        located: Seq(send + 1),
+        topic: Arc::from(topic),
+        qos,
+        retain: false,
+        accepted_at: Millis(0),
+        expires_at: None,
+        attempts: 0,
+        size: 10,
+        is_resent: false,
+    };
+    let fresh = sends.iter().map(delivery).collect();
+    Start { endpoint: endpoint.into(), protocol: Some(Protocol::V5), doubt: 16, fresh, ..Start::default() }
+}
+
+/// Starts a session, and goes on with what the broker has of it. What was said of the start, and what is written then.
+fn resumed(start: Start) -> (Session, Vec<Output>, Vec<Outgoing>) {
+    let mut session = Session::new(settings(&calm()), start);
+    session.handle(Millis(1), 0, Input::Tick);
+    let said: Vec<Output> = std::iter::from_fn(|| session.next_output()).collect();
+    session.handle(Millis(1), 0, Input::Opened);
+    let limits = BrokerLimits::default();
+    let connack = Incoming::ConnAck { session_present: true, code: 0, limits, reason: None, assigned_client_id: None };
+    let _ = written(&mut session);
+    session.handle(Millis(2), 0, Input::Received(connack));
+    let packets = written(&mut session);
+    (session, said, packets)
+}
+
+fn written(session: &mut Session) -> Vec<Outgoing> {
+    let outputs = std::iter::from_fn(|| session.next_output());
+    outputs.filter_map(|output| if let Output::Send(packet) = output { Some(packet) } else { None }).collect()
+}
+
+#[test]
+fn what_may_have_been_in_flight_when_the_store_was_copied_is_counted() {
+    let (_, said, _) = resumed(in_doubt("(left behind)", &[(0, "t", Qos::ExactlyOnce), (1, "t", Qos::ExactlyOnce)]));
+    let counted = said.iter().any(|output| matches!(output, Output::Note(Note::SessionLost { in_doubt: 2, .. })));
+    assert!(counted, "{said:?}");
+    let repeated = said.iter().any(|output| matches!(output, Output::Append(events) if matches!(&events[..], [Event::SessionOpened { repeated, .. }] if repeated.count() == 2)));
+    assert!(repeated, "{said:?}");
+}
+
+#[test]
+fn what_had_to_wait_for_a_packet_id_is_not_taken_for_sent_and_costs_no_session() {
+    // 31 identifiers: the second has that of the first, and the third came after it.
+    let sends = [(0, "t", Qos::ExactlyOnce), (31, "t", Qos::ExactlyOnce), (32, "t", Qos::ExactlyOnce)];
+    let (session, said, packets) = resumed(in_doubt("server-0:1883", &sends));
+    assert!(!said.iter().any(|output| matches!(output, Output::Note(Note::SessionLost { .. }))), "{said:?}");
+    assert_eq!(session.in_flight(), 1);
+    assert!(matches!(packets[..], [Outgoing::Publish { send: SendNo(0), dup: true, .. }]), "{packets:?}");
+}
+
+#[test]
+fn after_a_restart_a_report_of_qos_0_still_goes_before_a_later_one_that_may_have_been_sent() {
+    let sends = [(0, "t", Qos::AtMostOnce), (1, "t", Qos::ExactlyOnce), (2, "t", Qos::AtMostOnce)];
+    let (mut session, _, packets) = resumed(in_doubt("server-0:1883", &sends));
+    assert!(matches!(packets[..], [Outgoing::Publish { send: SendNo(0), packet_id: None, dup: false, .. }]), "{packets:?}");
+    session.handle(Millis(3), 0, Input::Flushed(vec![SendNo(0)]));
+    let packets = written(&mut session);
+    assert!(matches!(packets[..], [Outgoing::Publish { send: SendNo(1), dup: true, .. }]), "{packets:?}");
 }

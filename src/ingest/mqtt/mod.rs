@@ -67,7 +67,7 @@ use crate::core::topic::MAX_TOPIC;
 use crate::core::types::ConnectionName;
 use crate::ingest::routing::InForce;
 use crate::log::codec::MAX_EVENT;
-use crate::log::committer::{CommitError, LogHandle};
+use crate::log::committer::{CommitError, LogHandle, now};
 use crate::metrics::Metrics;
 
 /// So many connections at once. One that does nothing takes about 10 KiB; the largest Zuul has some dozens.
@@ -172,7 +172,7 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 pub async fn serve(listener: TcpListener, settings: Settings, around: Surroundings) -> Result<(), CommitError> {
     let Surroundings { log, routing, metrics, mut stopping } = around;
     let registry = Arc::new(Registry::default());
-    let sessions = Sessions::recover(log.clone(), Arc::clone(&registry)).await?;
+    let sessions = Sessions::recover(log.clone(), Arc::clone(&registry), now).await?;
     let largest_packet = AtomicUsize::new(routing.current().await.max_report + MAX_TOPIC);
     let shared = Arc::new(Shared {
         limits: Limits {
@@ -186,7 +186,7 @@ pub async fn serve(listener: TcpListener, settings: Settings, around: Surroundin
         },
         largest_packet,
         access: settings.access,
-        store: Store { log, connection: settings.connection, routing, metrics },
+        store: Store { log, connection: settings.connection, routing, metrics, clock: now },
         sessions,
         registry,
         wills: Wills::default(),

@@ -24,6 +24,8 @@ pub struct Registry {
     received: AtomicUsize,
     /// Connections entered so far.
     entered: AtomicU64,
+    /// Connections are numbered one by one.
+    is_counting: bool,
 }
 
 #[derive(Debug, Default)]
@@ -81,6 +83,11 @@ pub struct Claim {
 }
 
 impl Registry {
+    /// A registry that numbers connections from `first` on, for simulations, where nothing is by chance but what they draw.
+    pub fn counting(first: u64) -> Self {
+        Registry { entered: AtomicU64::new(first), is_counting: true, ..Registry::default() }
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -88,7 +95,7 @@ impl Registry {
     /// Enters a connection of a user at an address.
     pub fn enter(self: &Arc<Self>, scope: u64) -> Place {
         let entered = self.entered.fetch_add(1, Ordering::Relaxed);
-        let connection = getrandom::u64().unwrap_or(entered);
+        let connection = if self.is_counting { entered } else { getrandom::u64().unwrap_or(entered) };
         let progress = Arc::new(Progress { scope, entered, taken: AtomicU64::new(0), settled: AtomicU64::new(0) });
         self.lock().live.insert(connection, Arc::clone(&progress));
         Place { registry: Arc::clone(self), connection, progress, received: 0 }

@@ -15,7 +15,7 @@ use crate::core::event::Event;
 use crate::core::listener::Admission;
 use crate::core::outbox::PublisherSession;
 use crate::core::types::Millis;
-use crate::log::committer::{CommitError, LogHandle, now};
+use crate::log::committer::{CommitError, LogHandle};
 
 /// A session is kept so long without a connection at most, in seconds: a week, as long as reports are by default. It is told to MQTT 5 clients
 /// that want more; MQTT 3.1.1 has no say in it.
@@ -34,6 +34,8 @@ const SWEEP: Duration = Duration::from_secs(5);
 pub struct Sessions {
     log: LogHandle,
     registry: Arc<Registry>,
+    /// The wall clock; a simulation has its own.
+    clock: fn() -> Millis,
     /// Sessions without a connection, and when they expire.
     idle: Mutex<HashMap<String, Millis>>,
 }
@@ -48,16 +50,16 @@ impl Sessions {
     ///
     /// # Errors
     /// [`CommitError::Stopped`].
-    pub async fn recover(log: LogHandle, registry: Arc<Registry>) -> Result<Self, CommitError> {
+    pub async fn recover(log: LogHandle, registry: Arc<Registry>, clock: fn() -> Millis) -> Result<Self, CommitError> {
         let known = log.ask(|outbox| {
             let session = |(key, session): (&String, &PublisherSession)| (key.clone(), session.at);
             outbox.publisher_sessions().iter().map(session).collect::<Vec<_>>()
         });
-        let (now, most) = (now(), u64::from(SESSION_EXPIRY_S) * 1_000);
+        let (now, most) = (clock(), u64::from(SESSION_EXPIRY_S) * 1_000);
         // It may have been used for an hour since, and a clock that was set back keeps nothing for ever.
         let expires = |at: Millis| at.plus(most + TOUCH_MS).min(now.plus(most));
         let idle = known.await?.into_inner().into_iter().map(|(key, at)| (key, expires(at))).collect();
-        Ok(Sessions { log, registry, idle: Mutex::new(idle) })
+        Ok(Sessions { log, registry, clock, idle: Mutex::new(idle) })
     }
 
     fn idle(&self) -> std::sync::MutexGuard<'_, HashMap<String, Millis>> {
@@ -72,7 +74,7 @@ impl Sessions {
         self.idle().remove(key);
         let asked = key.to_owned();
         let known = self.log.ask(move |outbox| outbox.publisher_sessions().get(&asked).cloned()).await?.into_inner();
-        let (at, client) = (now(), key.to_owned());
+        let (at, client) = ((self.clock)(), key.to_owned());
         let mut events = Vec::new();
         let going_on = known.as_ref().filter(|_| !clean);
         if known.is_some() && clean {
@@ -109,7 +111,7 @@ impl Sessions {
         };
         let Some(client) = oldest else { return Err(CommitError::Full(format!("{MAX_SESSIONS} MQTT sessions are in use"))) };
         tracing::warn!(session = client, "there are too many MQTT sessions; the one that has been idle for longest was ended");
-        Ok(Some(Event::ReleasedIn { client, packet_id: 0, at: now() }))
+        Ok(Some(Event::ReleasedIn { client, packet_id: 0, at: (self.clock)() }))
     }
 
     /// The connection of a session has ended; it is kept for `expiry_s` seconds, or not at all.
@@ -119,7 +121,7 @@ impl Sessions {
     pub async fn close(&self, key: &str, expiry_s: u32) -> Result<(), CommitError> {
         let asked = key.to_owned();
         let known = self.log.ask(move |outbox| outbox.publisher_sessions().get(&asked).map(|session| session.at)).await?.into_inner();
-        let (Some(heard), at, client) = (known, now(), key.to_owned()) else { return Ok(()) };
+        let (Some(heard), at, client) = (known, (self.clock)(), key.to_owned()) else { return Ok(()) };
         if expiry_s == 0 {
             self.log.record(vec![Event::ReleasedIn { client, packet_id: 0, at }]).await?;
             return Ok(());
@@ -143,7 +145,7 @@ impl Sessions {
     }
 
     async fn sweep_once(&self) -> Result<(), CommitError> {
-        let at = now();
+        let at = (self.clock)();
         let due: Vec<String> = self.idle().iter().filter(|(_, expires)| **expires <= at).map(|(key, _)| key.clone()).collect();
         for key in due {
             // Who is about to connect keeps it.

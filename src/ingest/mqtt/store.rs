@@ -10,7 +10,7 @@ use crate::core::outbox::PublishKey;
 use crate::core::report::Report;
 use crate::core::types::{ConnectionName, LaneKey, Millis, Qos};
 use crate::ingest::routing::InForce;
-use crate::log::committer::{CommitError, Committed, LogHandle, now};
+use crate::log::committer::{CommitError, Committed, LogHandle};
 use crate::metrics::Metrics;
 
 /// What turns packets into events, for all connections.
@@ -24,6 +24,8 @@ pub struct Store {
     pub routing: InForce,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// The wall clock; a simulation has its own.
+    pub clock: fn() -> Millis,
 }
 
 /// Who publishes, as the log is told.
@@ -50,7 +52,7 @@ pub type Recognised = Arc<Mutex<HashSet<(u64, u16)>>>;
 impl Store {
     /// The events of some packets. Their lanes are known when they are stored.
     pub fn plan(&self, steps: &[Step], publisher: &Publisher, connection: u64) -> Vec<Planned> {
-        let at = now();
+        let at = (self.clock)();
         let client = || publisher.session.clone();
         let mut planned = Vec::with_capacity(steps.len());
         for step in steps {
@@ -106,7 +108,7 @@ impl Store {
     /// # Errors
     /// [`CommitError`]; nothing was stored then.
     pub async fn publish(&self, publish: &Publish, user: &str) -> Result<(), CommitError> {
-        self.append(vec![self.accepted(publish, user, None, now())]).await.map(drop)
+        self.append(vec![self.accepted(publish, user, None, (self.clock)())]).await.map(drop)
     }
 
     /// Gives each delivery its lane, and makes all of it durable. The lanes stay what they are until it is.
@@ -175,7 +177,7 @@ impl Store {
         recognised: &Recognised,
     ) -> Result<Vec<(u64, u16)>, CommitError> {
         let keys: Vec<Option<PublishKey>> = planned.iter().map(|planned| planned.may_be_known).collect();
-        let at = now();
+        let at = (self.clock)();
         let found = self.log.ask(move |outbox| {
             let find = |key: &Option<PublishKey>| key.map(|key| outbox.recent_publishes().find(key, at).collect::<Vec<u64>>());
             keys.iter().map(find).map(Option::unwrap_or_default).collect::<Vec<_>>()

@@ -21,6 +21,7 @@ mod proof;
 mod recover;
 mod retain;
 mod space;
+mod stepped;
 
 #[cfg(test)]
 mod tests;
@@ -40,6 +41,7 @@ pub use pin::{BACKUP_HOLDS, Begun};
 pub use proof::Committed;
 pub use recover::{RecoverError, decode_checkpoint, encode_checkpoint, recover};
 use space::Held;
+pub use stepped::{Stepped, stepped};
 
 use super::sizes::Sizes;
 use super::{AppendError, EventLog, LogReader, Urgency, codec};
@@ -78,6 +80,16 @@ pub struct Limits {
 /// # Errors
 /// [`RecoverError::Thread`] if the system gives no thread.
 pub fn start(log: Box<dyn EventLog>, outbox: Outbox, limits: Limits, metrics: Arc<Metrics>) -> Result<LogHandle, RecoverError> {
+    let (handle, mut committer) = build(log, outbox, limits, metrics);
+    let runtime = tokio::runtime::Handle::current();
+    std::thread::Builder::new()
+        .name("committer".into())
+        .spawn(move || committer.run(&runtime))
+        .map_err(|error| RecoverError::Thread(error.to_string()))?;
+    Ok(handle)
+}
+
+fn build(log: Box<dyn EventLog>, outbox: Outbox, limits: Limits, metrics: Arc<Metrics>) -> (LogHandle, Committer) {
     let (commands, inbox) = mpsc::channel(QUEUE_REQUESTS);
     let busy = Arc::new(Busy::default());
     let (reader, store_id, sizes) = (log.reader(), log.store_id(), log.sizes());
@@ -96,7 +108,6 @@ pub fn start(log: Box<dyn EventLog>, outbox: Outbox, limits: Limits, metrics: Ar
         publish,
         busy,
         inbox,
-        runtime: tokio::runtime::Handle::current(),
         own: handle.commands.downgrade(),
         is_carrying: false,
         carry_again: None,
@@ -106,11 +117,7 @@ pub fn start(log: Box<dyn EventLog>, outbox: Outbox, limits: Limits, metrics: Ar
     };
     committer.count_awaited();
     committer.publish_progress();
-    std::thread::Builder::new()
-        .name("committer".into())
-        .spawn(move || committer.run())
-        .map_err(|error| RecoverError::Thread(error.to_string()))?;
-    Ok(handle)
+    (handle, committer)
 }
 
 struct Committer {
@@ -131,7 +138,6 @@ struct Committer {
     publish: watch::Sender<Progress>,
     busy: Arc<Busy>,
     inbox: mpsc::Receiver<Command>,
-    runtime: tokio::runtime::Handle,
     own: mpsc::WeakSender<Command>,
     is_carrying: bool,
     /// Not before this time is carrying tried again.
@@ -157,13 +163,13 @@ struct Batch {
 }
 
 impl Committer {
-    fn run(&mut self) {
+    fn run(&mut self, runtime: &tokio::runtime::Handle) {
         let mut last_tick = Instant::now();
         loop {
             let wait = TICK.saturating_sub(last_tick.elapsed());
             let command = match self.next_up.take() {
                 Some(command) => Ok(Some(command)),
-                None => self.runtime.block_on(async { tokio::time::timeout(wait, self.inbox.recv()).await }),
+                None => runtime.block_on(async { tokio::time::timeout(wait, self.inbox.recv()).await }),
             };
             *self.busy.since.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
             let stop = match command {

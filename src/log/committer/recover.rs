@@ -43,6 +43,13 @@ pub fn recover(opened: &Opened) -> Result<Outbox, RecoverError> {
         None => Outbox::new(),
         Some(checkpoint) => decode_checkpoint(checkpoint)?,
     };
+    // That a generation was dropped is no event: the log itself knows best what it still has. Before the events, because a request whose deliveries
+    // went with it may have been accepted anew since, and is not to be taken for the old one.
+    if let Some(lowest) = opened.log.generations().first() {
+        while outbox.oldest_generation().is_some_and(|first| first < lowest.first) {
+            outbox.drop_oldest_generation();
+        }
+    }
     let reader = opened.log.reader();
     while outbox.next() < opened.log.next_seq() {
         let seq = outbox.next();
@@ -52,12 +59,6 @@ pub fn recover(opened: &Opened) -> Result<Outbox, RecoverError> {
         for event in &page.events[skip..] {
             let seq = outbox.next();
             outbox.apply(event).map_err(|error| RecoverError::Fold { seq, error })?;
-        }
-    }
-    // That a generation was dropped is no event: the log itself knows best what it still has.
-    if let Some(lowest) = opened.log.generations().first() {
-        while outbox.oldest_generation().is_some_and(|first| first < lowest.first) {
-            outbox.drop_oldest_generation();
         }
     }
     Ok(outbox)

@@ -1,5 +1,8 @@
 //! Tests of the committer over a log in memory.
 
+use std::future::Future;
+use std::task::{Context, Poll, Waker};
+
 use bytes::Bytes;
 
 use super::*;
@@ -346,4 +349,41 @@ async fn a_backup_holds_what_it_copies_until_it_ends() {
     // Nothing has happened since, and what there is can still be copied.
     let again = log.begin_backup().await.unwrap().expect("the first one has ended");
     assert_eq!((again.position, again.generations.len()), (Seq(4), 1));
+}
+
+/// Asks a committer that is stepped for something, and steps it.
+fn accept(log: &LogHandle, stepped: &mut Stepped, events: Vec<Event>) -> Appended {
+    let mut asking = Box::pin(log.accept(events));
+    let mut look = || asking.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+    assert!(look().is_pending());
+    stepped.step();
+    let Poll::Ready(answer) = look() else { panic!("the step has answered") };
+    answer.unwrap().into_inner()
+}
+
+#[test]
+fn a_request_that_was_accepted_anew_after_its_first_was_deleted_is_recognised_after_a_kill() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let _inside = runtime.enter();
+    let disk = Disk::new(1_500);
+    let start = |disk: &Disk| {
+        let opened = MemoryLog::open(disk).unwrap();
+        let outbox = recover(&opened).unwrap();
+        stepped(opened.log, outbox, LIMITS, Arc::new(Metrics::new()))
+    };
+    let (log, mut committer) = start(&disk);
+    let lanes = Event::LanesChanged { connection: lane().connection, first: 0, count: 1, purpose: LanePurpose::Fresh, at: Millis(0) };
+    accept(&log, &mut committer, vec![lanes]);
+    let Event::Accepted(small) = keyed(7, 1).remove(0) else { panic!("it is a report") };
+    // Nothing that compresses, so that its generation is full.
+    let payload: Vec<u8> = (0..500u64).flat_map(|number| xxhash_rust::xxh3::xxh3_64(&number.to_le_bytes()).to_le_bytes()).collect();
+    let first = accept(&log, &mut committer, vec![Event::Accepted(Box::new(Accepted { payload: Bytes::from(payload), ..*small }))]);
+    accept(&log, &mut committer, vec![delivered(0, 0)]);
+    committer.tick();
+    assert!(matches!(log.page(Seq(1)), Err(crate::log::ReadError::Gone(_))), "the first generation is deleted");
+    let again = accept(&log, &mut committer, keyed(7, 1));
+    assert!(matches!(again, Appended::New { .. }), "its key is forgotten: {first:?}, {again:?}");
+    drop(committer);
+    let (log, mut committer) = start(&disk);
+    assert!(matches!(accept(&log, &mut committer, keyed(7, 1)), Appended::Known(_)));
 }
