@@ -98,6 +98,10 @@ points! {
     BackupManifest = "backup-manifest",
     /// A restored store has all but its identity.
     RestoreIdentity = "restore-identity",
+    /// A repair has made a folder, without its mark.
+    RepairBegun = "repair-begun",
+    /// What an unfinished repair has left is deleted, but for its mark.
+    RepairCleared = "repair-cleared",
     /// A repaired store is whole, beside the damaged one.
     RepairWritten = "repair-written",
     /// A repaired store has taken the place of the damaged one, with the mark of an unfinished one.

@@ -139,14 +139,18 @@ fn content(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 }
 
 #[test]
-fn a_repair_that_is_killed_at_its_swap_leaves_the_damaged_store_or_the_repaired_one() {
-    for point in [Point::RepairWritten, Point::RepairSwapped] {
+fn a_repair_that_is_killed_leaves_the_damaged_store_or_the_repaired_one_and_nothing_else_for_good() {
+    for point in [Point::RepairBegun, Point::RepairCleared, Point::RepairWritten, Point::RepairSwapped] {
         let mut service = Tidings::start(&(connection(1, "") + SOON + PIPELINES));
         let ledger = fill(&service);
         service.kill();
         damage(&service, 8);
         let store = service.store();
         let damaged = content(&store);
+        if point == Point::RepairCleared {
+            // There has to be something to clear away.
+            tidings(&["fsck", "--repair", "--store", text(&store)], Some((Point::RepairWritten, 1)));
+        }
         tidings(&["fsck", "--repair", "--store", text(&store)], Some((point, 1)));
         let is_in_place = point == Point::RepairSwapped;
         assert_eq!(content(&store) == damaged, !is_in_place, "{point:?}");
@@ -154,6 +158,9 @@ fn a_repair_that_is_killed_at_its_swap_leaves_the_damaged_store_or_the_repaired_
         assert_eq!(found.status.code(), Some(i32::from(!is_in_place)), "{point:?}: {found:?}");
         let again = tidings(&["fsck", "--repair", "--store", text(&store)], None);
         assert_eq!(again.status.code(), Some(0), "{point:?}: {again:?}");
+        let beside = fs::read_dir(service.folder()).unwrap().map(|entry| entry.unwrap().path());
+        let beside: Vec<PathBuf> = beside.filter(|path| path.is_dir() && path != &store).collect();
+        assert_eq!(beside.len(), 1, "{point:?}: the damaged store is kept, and nothing that is none: {beside:?}");
         service.run();
         service.assert_balanced();
         let (pending, discarded) = (service.total("pending"), service.total("discarded"));

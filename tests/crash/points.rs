@@ -64,6 +64,8 @@ const POINTS: &[(Point, By, &[u64])] = &[
     (Point::BackupGeneration, Command, &[1, 2]),
     (Point::BackupManifest, Command, &[1]),
     (Point::RestoreIdentity, Command, &[1]),
+    (Point::RepairBegun, Command, &[1]),
+    (Point::RepairCleared, Command, &[1]),
     (Point::RepairWritten, Command, &[1]),
     (Point::RepairSwapped, Command, &[1]),
     (Point::MigrationCopied, Migration, &[1]),

@@ -187,8 +187,8 @@ impl Beside {
         let old = format!("{name}.damaged-");
         for entry in fs::read_dir(parent).map_err(io)? {
             let entry = entry.map_err(io)?;
-            if entry.file_name().to_string_lossy().starts_with(&old) && entry.path().join(UNFINISHED).exists() {
-                fs::remove_dir_all(entry.path()).map_err(io)?;
+            if entry.file_name().to_string_lossy().starts_with(&old) && is_unfinished(&entry.path()) {
+                remove_unfinished(&entry.path()).map_err(io)?;
                 let _ = fs::remove_file(quarantine_of(&entry.path()));
             }
         }
@@ -207,7 +207,29 @@ impl Beside {
     fn clear(&self) {
         // What stays is deleted by the next repair.
         let _ = fs::remove_file(&self.quarantine);
-        let _ = fs::remove_dir_all(&self.other);
+        let _ = remove_unfinished(&self.other);
+    }
+}
+
+/// A repair that was killed has left it: with its mark, or, at its very beginning or end, with nothing in it.
+fn is_unfinished(folder: &Path) -> bool {
+    folder.join(UNFINISHED).exists() || fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none())
+}
+
+/// Deletes what a repair has written, its mark last: what is left by a kill has to be known for what it is.
+fn remove_unfinished(folder: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        match entry.file_type()?.is_dir() {
+            true => fs::remove_dir_all(entry.path())?,
+            false if entry.file_name() == UNFINISHED => {}
+            false => fs::remove_file(entry.path())?,
+        }
+    }
+    failpoint::reach(Point::RepairCleared);
+    match fs::remove_file(folder.join(UNFINISHED)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => fs::remove_dir(folder),
     }
 }
 
@@ -231,6 +253,7 @@ impl Writing<'_> {
         let target = &self.beside.other;
         let mode = fs::metadata(&self.beside.store).map_err(io)?.permissions();
         open::create_private(target).map_err(io)?;
+        failpoint::reach(Point::RepairBegun);
         fs::write(target.join(UNFINISHED), "").map_err(io)?;
         durable::sync_folder(target).map_err(io)?;
 
