@@ -301,11 +301,13 @@ impl Session {
         let mut fresh = Vec::with_capacity(start.fresh.len());
         for delivery in start.fresh {
             let is_released = released.contains(&delivery.send);
-            // Sent strictly in order, and each only when its identifier was free: behind the first that has to wait for another's, nothing was.
-            if ids.contains(&self.packet_id(delivery.send)) && !is_released {
+            let is_held_up = self.queue.holds_up(&delivery);
+            // Sent strictly in order, and each only when its identifier was free: behind the first that has to wait for another's, nothing was. What is
+            // held up by its topic has let others by.
+            if ids.contains(&self.packet_id(delivery.send)) && !is_released && !is_held_up {
                 room = 0;
             }
-            let may_be_sent = had_session && (is_released || (room > 0 && bytes <= DOUBT_BYTES_READ && !self.queue.holds_up(&delivery)));
+            let may_be_sent = had_session && (is_released || (room > 0 && bytes <= DOUBT_BYTES_READ && !is_held_up));
             if may_be_sent {
                 ids.insert(self.packet_id(delivery.send));
             }

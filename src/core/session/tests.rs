@@ -949,6 +949,43 @@ fn a_packet_id_does_not_come_round_while_the_report_that_has_it_is_in_flight() {
 }
 
 #[test]
+fn a_packet_id_does_not_come_round_before_it_is_durable_that_its_report_is_done() {
+    for seed in 1..=60 {
+        let mut world = World::new(Story { seed, ..calm() });
+        let slow = world.accept_for("slow");
+        world.steps_until("it is with the broker", |world| world.arrived_times(slow) == 1);
+        let answer = world.to_client.pop_back().expect("a PUBREC");
+        let others: Vec<Seq> = (0..30).map(|number| world.accept_for(&format!("topic/{number}"))).collect();
+        world.steps_until("all others are done", |world| world.pending() == 1);
+        world.to_client.push_back(answer);
+        // The 32nd, with the identifier of the first.
+        let next = world.accept_for("next");
+        world.steps_until("it is with the broker", |world| world.arrived_times(next) == 1);
+        world.crash();
+        world.steps_until("all is done", |world| world.pending() == 0);
+        assert!(others.into_iter().chain([slow, next]).all(|id| world.arrived_times(id) == 1), "seed {seed}");
+    }
+}
+
+#[test]
+fn nothing_goes_past_a_refusal_before_that_is_durable() {
+    for seed in 1..=60 {
+        let mut world = World::new(Story { seed, ..calm() });
+        let refused = world.accept_for("topic");
+        world.story.refusals = 100;
+        world.steps_until("it is refused", |world| world.refused.contains(&refused));
+        world.story.refusals = 0;
+        // More wait behind it than a restart takes for sent.
+        let behind: Vec<Seq> = (0..20).map(|_| world.accept_for("topic")).collect();
+        let other = world.accept_for("other");
+        world.steps_until("the other topic goes on", |world| world.arrived_times(other) == 1);
+        world.crash();
+        world.steps_until("all is done", |world| world.pending() == 0);
+        assert!(behind.into_iter().chain([refused, other]).all(|id| world.arrived_times(id) == 1), "seed {seed}");
+    }
+}
+
+#[test]
 fn what_was_in_flight_to_another_server_is_sent_under_another_client_id() {
     let (world, _) = cut_in_flight();
     let start = || start_of(&world.log, &world.outbox).0;
@@ -1220,6 +1257,20 @@ fn what_had_to_wait_for_a_packet_id_is_not_taken_for_sent_and_costs_no_session()
     assert!(!said.iter().any(|output| matches!(output, Output::Note(Note::SessionLost { .. }))), "{said:?}");
     assert_eq!(session.in_flight(), 1);
     assert!(matches!(packets[..], [Outgoing::Publish { send: SendNo(0), dup: true, .. }]), "{packets:?}");
+}
+
+#[test]
+fn what_let_others_by_because_its_topic_waits_says_nothing_of_what_is_behind_it() {
+    // The third waits behind the first, as a whole round of identifiers does; the fourth has left long ago.
+    let sends = [(0, "t"), (1, "t"), (32, "t"), (33, "u")].map(|(send, topic)| (send, topic, Qos::ExactlyOnce));
+    let mut start = in_doubt("server-0:1883", &sends);
+    start.waiting = vec![(start.fresh.remove(0), Millis(50), SendNo(1))];
+    let (_, _, packets) = resumed(start);
+    let is_as_it_was = matches!(
+        packets[..],
+        [Outgoing::Publish { send: SendNo(1), dup: true, .. }, Outgoing::Publish { send: SendNo(33), dup: true, .. }]
+    );
+    assert!(is_as_it_was, "{packets:?}");
 }
 
 #[test]
