@@ -236,6 +236,10 @@ impl<'a> Publisher<'a> {
         stream.write_all(&wire::packet(wire::CONNECT << 4, &[wire::text("MQTT"), vec![4, 0, 0, 0], wire::text("publisher")].concat()))?;
         let next = |stream: &mut TcpStream| Frame::read(stream)?.ok_or(io::Error::from(io::ErrorKind::UnexpectedEof));
         let connack = next(&mut stream)?;
+        if connack.body[1] == 3 {
+            // Server unavailable (MQTT 3.1.1 §3.2.2.3): its disk is slow or gone, and a session has to be written down.
+            return Err(io::Error::other("it is not available now"));
+        }
         assert_eq!(connack.body[1], 0, "welcome");
         let is_known = connack.body[0] == 1;
         assert!(
