@@ -43,6 +43,12 @@ macro_rules! metrics {
                 for result in ["ok", "refused"] {
                     metrics.tidings_config_reloads_total.with_label_values(&[result]);
                 }
+                // A service that has taken nothing since its start is to be told from one that is not watched. Of refusals one code
+                // stands for all: a sum over them is there from the start, and sees the first one.
+                for (source, code) in [("http", "internal"), ("mqtt", "internal")] {
+                    metrics.tidings_reports_accepted_total.with_label_values(&[source]);
+                    metrics.tidings_ingest_rejected_total.with_label_values(&[source, code]);
+                }
                 metrics.tidings_config_last_reload_successful.set(1);
                 metrics.tidings_build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
                 metrics
@@ -82,14 +88,20 @@ metrics! {
     tidings_lanes_suspended: IntGaugeVec = gauges(&["connection"]);
     /// Whether a lane is connected to its broker.
     tidings_connection_up: IntGaugeVec = gauges(&["connection", "lane"]);
-    /// Connections to a broker that were lost or failed.
+    /// Connections to a broker that were lost or failed, each failed try included.
     tidings_reconnects_total: IntCounterVec = counters(&["connection"]);
+    /// Connections to a broker that it has accepted.
+    tidings_connects_total: IntCounterVec = counters(&["connection"]);
+    /// When a certificate ends, as a Unix time, by where it is used (place: connection, listener; name: the connection's) and by option.
+    tidings_certificate_expiry_timestamp_seconds: IntGaugeVec = gauges(&["place", "name", "option"]);
     /// Time of one commit: write, flush and sync.
     tidings_commit_seconds: Histogram = histogram(&COMMIT_BUCKETS);
     /// Events in one commit.
     tidings_commit_events: Histogram = histogram(&COMMIT_EVENT_BUCKETS);
     /// What the store takes on disk.
     tidings_store_bytes: IntGauge = gauge;
+    /// What it may take on disk: `store.max_size`.
+    tidings_store_max_bytes: IntGauge = gauge;
     /// Whether accepts are refused because the store is full.
     tidings_store_full: IntGauge = gauge;
     /// Changes of the configuration while running, by what became of them (result: ok, refused).
@@ -98,6 +110,8 @@ metrics! {
     tidings_config_last_reload_successful: IntGauge = gauge;
     /// What is left on the file system of the store.
     tidings_store_free_bytes: IntGauge = gauge;
+    /// What has to be free on the file system of the store for reports to be accepted.
+    tidings_store_reserved_bytes: IntGauge = gauge;
     /// What the store keeps to be given up when the disk is full; 0 if it has been.
     tidings_store_ballast_bytes: IntGauge = gauge;
     /// Outcomes of deliveries that wait for room on the disk.
@@ -126,7 +140,7 @@ impl Metrics {
         for family in [&self.tidings_deliveries_created_total, &self.tidings_possible_duplicates_total] {
             family.with_label_values(&[connection]);
         }
-        for family in [&self.tidings_replayed_total, &self.tidings_reconnects_total] {
+        for family in [&self.tidings_replayed_total, &self.tidings_reconnects_total, &self.tidings_connects_total] {
             family.with_label_values(&[connection]);
         }
         for family in [&self.tidings_backlog_deliveries, &self.tidings_inflight_deliveries, &self.tidings_dead_letters] {
@@ -135,6 +149,11 @@ impl Metrics {
         self.tidings_oldest_pending_age_seconds.with_label_values(&[connection]);
         for outcome in ["acknowledged", "sent", "refused", "lost"] {
             self.tidings_attempts_total.with_label_values(&[connection, outcome]);
+        }
+        for (qos, done) in [("0", "sent"), ("1", "acknowledged"), ("2", "acknowledged")] {
+            for result in [done, "dead", "expired", "discarded"] {
+                self.tidings_deliveries_total.with_label_values(&[connection, qos, result]);
+            }
         }
     }
 }
@@ -182,6 +201,23 @@ fn histograms(labels: &'static [&'static str], buckets: &'static [f64]) -> impl 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_an_alert_counts_is_there_before_there_is_anything_to_count() {
+        let metrics = Metrics::new();
+        metrics.touch_connection("mqtt");
+        let text = metrics.render();
+        for series in [
+            "tidings_reports_accepted_total{source=\"http\"} 0",
+            "tidings_reports_accepted_total{source=\"mqtt\"} 0",
+            "tidings_ingest_rejected_total{code=\"internal\",source=\"mqtt\"} 0",
+            "tidings_connects_total{connection=\"mqtt\"} 0",
+            "tidings_possible_duplicates_total{connection=\"mqtt\"} 0",
+            "tidings_deliveries_total{connection=\"mqtt\",qos=\"2\",result=\"dead\"} 0",
+        ] {
+            assert!(text.contains(series), "{series} is missing: an increase from nothing is none\n{text}");
+        }
+    }
 
     #[test]
     fn every_metric_of_the_table_can_be_rendered() {

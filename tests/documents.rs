@@ -5,8 +5,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use clap::CommandFactory;
+use tidings::cli::Arguments;
 use tidings::config;
+use tidings::core::listener::Close;
 use tidings::core::report::Report;
+use tidings::core::retry::reason_name;
 use tidings::ingest::http::status_of;
 
 fn root() -> PathBuf {
@@ -155,36 +159,193 @@ fn every_message_that_the_runbook_quotes_is_one_of_the_codes() {
     }
 }
 
+/// How a heading is linked to.
+fn anchor(title: &str) -> String {
+    title.to_lowercase().chars().filter(|c| c.is_alphanumeric() || *c == ' ' || *c == '-').collect::<String>().replace(' ', "-")
+}
+
+/// The sections of a document, by their anchors.
+fn sections(document: &str) -> BTreeMap<String, String> {
+    let parts = document.split("\n## ").skip(1).map(|part| part.split_once('\n').unwrap_or((part, "")));
+    parts.map(|(title, text)| (anchor(title), text.to_owned())).collect()
+}
+
+/// The alerts, each with its lines.
+fn alerts() -> BTreeMap<String, String> {
+    let rules = text_of("ops/alerts.rules.yml");
+    let parts = rules.split("      - alert: ").skip(1).map(|part| part.split_once('\n').unwrap());
+    parts.map(|(name, lines)| (name.to_owned(), lines.to_owned())).collect()
+}
+
 #[test]
-fn every_alert_has_its_section_in_the_runbook() {
+fn what_the_table_of_symptoms_quotes_is_what_somebody_sees() {
     let runbook = text_of("ops/runbook.md");
-    let anchor =
-        |title: &str| title.to_lowercase().chars().filter(|c| c.is_alphanumeric() || *c == ' ').collect::<String>().replace(' ', "-");
-    let sections: BTreeSet<String> = runbook.lines().filter_map(|line| line.strip_prefix("## ")).map(anchor).collect();
-    let alerts = text_of("ops/alerts.yml");
-    let named: Vec<&str> = alerts.lines().filter_map(|line| line.trim().strip_prefix("runbook: runbook.md#")).collect();
-    assert_eq!(named.len(), alerts.matches("- alert:").count());
-    for name in named {
-        assert!(sections.contains(name), "the runbook has no section {name}: {sections:?}");
+    let (sources, alerts) = (sources(&root().join("src")), alerts());
+    let cells = runbook.split("\n## ").next().unwrap().lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").next());
+    let quoted: Vec<&str> = cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)).collect();
+    assert!(quoted.len() > 25, "only {quoted:?} were found");
+    for symptom in quoted.into_iter().filter(|quoted| !alerts.contains_key(*quoted)) {
+        for part in symptom.split('…').filter(|part| part.trim().len() > 3) {
+            assert!(sources.contains(part.trim()), "nobody says {part:?}, which is a symptom: {symptom}");
+        }
     }
 }
 
 #[test]
-fn every_metric_that_an_alert_looks_at_exists() {
+fn every_alert_says_what_it_means_and_has_its_section_in_the_runbook() {
+    let runbook = text_of("ops/runbook.md");
+    let (sections, symptoms) = (sections(&runbook), runbook.split("\n## ").next().unwrap());
+    let alerts = alerts();
+    assert!(alerts.len() > 15, "only {} alerts were found", alerts.len());
+    for (alert, lines) in alerts {
+        for needed in ["expr: ", "summary: ", "description: ", "        # "] {
+            assert!(lines.contains(needed), "{alert} has no {needed:?}");
+        }
+        let severity = lines.split("severity: ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap_or_default();
+        assert!(["page", "warn", "info"].contains(&severity), "{alert} has the severity {severity:?}");
+        let named = lines.lines().find_map(|line| line.trim().strip_prefix("runbook_url: runbook.md#")).expect("a section of the runbook");
+        let section = sections.get(named).unwrap_or_else(|| panic!("the runbook has no section {named}: {:?}", sections.keys()));
+        let places = ["- **Means:** ", "- **Look:** ", "- **Do:** "].map(|word| section.find(word));
+        assert!(places.iter().all(Option::is_some) && places.is_sorted(), "{named}: what it means, where to look, what to do");
+        assert!(symptoms.contains(&format!("`{alert}`")), "{alert} is not in the table of symptoms");
+    }
+}
+
+#[test]
+fn every_alert_is_seen_to_fire_and_not_to_fire() {
+    let tests = text_of("ops/alerts.rules.test.yml") + &text_of("ops/alerts.week.test.yml");
+    for alert in alerts().into_keys() {
+        let not = tests.matches(&format!("- {{ alertname: {alert}, eval_time: ")).count();
+        // Once while all is well, and before and after.
+        assert!(not >= 3, "{alert} is looked at {not} times when it should not fire");
+        assert!(tests.contains(&format!("- alertname: {alert}\n")), "{alert} is never seen to fire");
+    }
+}
+
+/// Name and labels of each metric of the table.
+fn metrics_of_the_table() -> BTreeMap<String, Vec<String>> {
     let table = text_of("src/metrics.rs");
-    for file in ["ops/alerts.yml", "ops/alerts.test.yml", "ops/runbook.md"] {
+    let rows = table.lines().filter_map(|line| line.strip_prefix("    tidings_")?.split_once(": "));
+    let labels = |made: &str| match made.split_once("&[\"") {
+        Some((_, labels)) => labels.split(']').next().unwrap().split(", ").map(|label| label.trim_matches('"').to_owned()).collect(),
+        None => Vec::new(),
+    };
+    rows.map(|(name, made)| (format!("tidings_{name}"), labels(made))).collect()
+}
+
+#[test]
+fn every_metric_is_documented_with_its_labels_and_no_other() {
+    let document = text_of("ops/metrics.md");
+    let rows = document.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
+    let row = |(written, _): (&str, &str)| match written.split_once('{') {
+        Some((name, labels)) => (name.to_owned(), labels.trim_end_matches('}').split(',').map(str::to_owned).collect()),
+        None => (written.to_owned(), Vec::new()),
+    };
+    assert_eq!(rows.map(row).collect::<BTreeMap<_, Vec<String>>>(), metrics_of_the_table());
+}
+
+#[test]
+fn every_metric_that_an_alert_looks_at_exists() {
+    let metrics = metrics_of_the_table();
+    for file in
+        ["ops/alerts.rules.yml", "ops/alerts.rules.test.yml", "ops/alerts.week.test.yml", "ops/runbook.md", "ops/grafana-dashboard.json"]
+    {
         let text = text_of(file);
-        let metrics = text.split(|c: char| !(c.is_ascii_lowercase() || c == '_')).filter(|word| word.starts_with("tidings_"));
-        for metric in metrics.map(|name| name.trim_end_matches("_bucket")) {
-            assert!(table.contains(&format!("    {metric}: ")), "{file} names {metric}, which is not a metric");
+        let named = text.split(|c: char| !(c.is_ascii_lowercase() || c == '_')).filter(|word| word.starts_with("tidings_"));
+        for name in named {
+            let plain = ["_bucket", "_sum", "_count"].iter().find_map(|suffix| name.strip_suffix(suffix)).unwrap_or(name);
+            assert!(metrics.contains_key(plain) || metrics.contains_key(name), "{file} names {name}, which is not a metric");
+        }
+    }
+}
+
+/// The codes in the first column of a section's table.
+fn rows_of(section: &str) -> BTreeSet<String> {
+    let first = section.lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").next());
+    first.flat_map(|cell| cell.split(", ")).map(|code| code.trim_matches('`').to_owned()).collect()
+}
+
+#[test]
+fn every_code_that_somebody_can_meet_has_its_row_in_the_runbook() {
+    let sections = sections(&text_of("ops/runbook.md"));
+    let rows = |name: &str| rows_of(sections.get(name).unwrap_or_else(|| panic!("the runbook has no section {name}")));
+    let missing = |name: &str, codes: BTreeSet<String>| {
+        let rows = rows(name);
+        assert!(codes.len() > 2, "{name}: only {codes:?} were found");
+        assert_eq!(codes.difference(&rows).collect::<Vec<_>>(), Vec::<&String>::new(), "not in {name}");
+    };
+    missing("codes-of-http-answers", documented_codes().into_keys().collect());
+    let known = (0x80..=0xffu8).map(|code| (code, reason_name(code))).filter(|(_, name)| *name != "unknown reason");
+    missing("codes-of-brokers", known.map(|(code, name)| format!("0x{code:02x} {name}")).collect());
+    missing("exit-codes", ["0", "1", "2"].map(str::to_owned).into());
+    let ends = ["src/ingest/mqtt", "src/core/listener"].map(|folder| sources(&root().join(folder))).concat();
+    let codes =
+        ends.split("Close::new(").skip(1).filter_map(|call| call.split(')').next()?.trim_start().strip_prefix('"')?.split('"').next());
+    let topics = text_of("src/core/topic/mod.rs");
+    let topics = topics.split("TopicError::").filter_map(|arm| arm.split_once("=> \"")?.1.split('"').next());
+    let codes = codes.chain(topics).chain(["malformed_packet", "store_full", "invalid_topic"]);
+    let codes = codes.filter(|code| Close::new(known_code(code), 0, "").is_clients_fault());
+    missing("codes-of-the-mqtt-listener", codes.map(str::to_owned).collect());
+}
+
+/// The code as text that lives for as long as it has to.
+fn known_code(code: &str) -> &'static str {
+    code.to_owned().leak()
+}
+
+#[test]
+fn every_command_in_the_runbook_is_one() {
+    let runbook = text_of("ops/runbook.md");
+    let blocks = blocks(&runbook, "sh");
+    let in_blocks = blocks.iter().flat_map(|block| block.lines()).map(|line| line.split('#').next().unwrap_or_default().trim());
+    let without_blocks = runbook.split("```").step_by(2).collect::<Vec<_>>().concat();
+    let in_text: Vec<&str> = without_blocks.split('`').skip(1).step_by(2).collect();
+    let commands: Vec<&str> = in_blocks.chain(in_text).filter(|command| command.starts_with("tidings ")).collect();
+    assert!(commands.len() > 30, "only {} commands were found", commands.len());
+    for written in commands {
+        let mut command = Arguments::command();
+        command.build();
+        let mut is_named = false;
+        for word in written.split_whitespace().skip(1) {
+            if let Some(next) = command.find_subcommand(word).cloned() {
+                (command, is_named) = (next, true);
+            } else if let Some(option) = word.strip_prefix("--") {
+                let has_it = command.get_arguments().any(|argument| argument.get_long() == Some(option));
+                assert!(has_it, "`{written}`: there is no --{option}");
+            } else {
+                assert!(is_named, "`{written}`: there is no command {word}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_link_into_the_runbook_leads_to_a_section() {
+    let mut sections: BTreeSet<String> = sections(&text_of("ops/runbook.md")).into_keys().collect();
+    // Whatever leads to the document as a whole.
+    sections.insert(String::new());
+    for (document, link) in
+        [("ops/runbook.md", "](#"), ("ops/http.md", "](runbook.md#"), ("ops/zuul.md", "](runbook.md#"), ("ops/metrics.md", "](runbook.md#")]
+    {
+        let text = text_of(document);
+        for target in text.split(link).skip(1).map(|rest| rest.split(')').next().unwrap_or_default()) {
+            assert!(sections.contains(target), "{document} links to {target}, which is no section of the runbook");
         }
     }
 }
 
 #[test]
 fn every_link_between_documents_leads_somewhere() {
-    for document in ["README.md", "CHANGELOG.md", "ops/http.md", "ops/runbook.md", "ops/zuul.md", "migrations/README.md", "tests/README.md"]
-    {
+    for document in [
+        "README.md",
+        "CHANGELOG.md",
+        "ops/http.md",
+        "ops/metrics.md",
+        "ops/runbook.md",
+        "ops/zuul.md",
+        "migrations/README.md",
+        "tests/README.md",
+    ] {
         let text = text_of(document);
         let here = root().join(document).parent().unwrap().to_owned();
         for (at, _) in text.match_indices("](") {

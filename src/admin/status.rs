@@ -1,4 +1,10 @@
 //! `GET /v1/status`: everything at a glance. The same types are what `tidings status` reads.
+//!
+//! | Module | Says |
+//! |---|---|
+//! | [`verdict`] | whether reports flow, and if not, why and since when |
+
+pub mod verdict;
 
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
@@ -8,6 +14,7 @@ use axum::extract::State;
 use axum::http::{Response, StatusCode};
 use serde::{Deserialize, Serialize};
 
+use self::verdict::Verdict;
 use super::settings::Settings;
 use super::{Admin, View};
 use crate::core::outbox::Totals;
@@ -40,6 +47,9 @@ pub struct Status {
     pub connections: Vec<Connection>,
     /// Replay jobs under way.
     pub replays: usize,
+    /// Whether reports flow, and why not: [`Verdict::of`] this status. None from an older service.
+    #[serde(default)]
+    pub verdict: Option<Verdict>,
 }
 
 /// The MQTT listener.
@@ -58,6 +68,9 @@ pub struct Store {
     pub bytes: u64,
     /// What is left on its file system for it.
     pub free_bytes: u64,
+    /// Reports are refused when less than so much is free.
+    #[serde(default)]
+    pub reserved_bytes: u64,
     /// Reports are refused beyond so many bytes.
     pub max_bytes: u64,
     /// How long delivered reports stay.
@@ -68,6 +81,9 @@ pub struct Store {
     pub full: bool,
     /// Why.
     pub full_reason: Option<String>,
+    /// Since when (RFC 3339).
+    #[serde(default)]
+    pub full_since: Option<String>,
     /// Why it is dead, if it is.
     pub failed: Option<String>,
 }
@@ -147,6 +163,9 @@ pub struct Lane {
     pub lane: u32,
     /// What it is doing: idle, connecting, connected, backing_off, suspended, stopped.
     pub state: String,
+    /// Since when it is connected, or since when it is not (RFC 3339); null for one that is not at work.
+    #[serde(default)]
+    pub since: Option<String>,
     /// The MQTT version of its session, once there is one.
     pub protocol: Option<String>,
     /// The server that it was connected to last.
@@ -172,7 +191,10 @@ pub struct LaneError {
 }
 
 pub(super) async fn status(State(admin): State<Arc<Admin>>) -> Response<Body> {
-    json(StatusCode::OK, &admin.status(now()))
+    let mut status = admin.status(now());
+    // At last: it quotes what the status says, and nothing that has been left out.
+    status.verdict = Some(Verdict::of(&status));
+    json(StatusCode::OK, &status)
 }
 
 impl Admin {
@@ -182,11 +204,13 @@ impl Admin {
         let store = Store {
             bytes: progress.space.used,
             free_bytes: progress.space.free,
+            reserved_bytes: progress.reserved,
             max_bytes: progress.limits.max_size,
             retention_seconds: progress.limits.retention_ms / 1_000,
             committed: progress.committed.to_string(),
             full: progress.full.is_some(),
             full_reason: progress.full,
+            full_since: progress.full_since.map(rfc3339),
             failed: progress.failed,
         };
         Status {
@@ -203,6 +227,7 @@ impl Admin {
             }),
             connections: self.views().into_iter().map(|(name, view)| connection(&name, &view, now)).collect(),
             replays: progress.replays,
+            verdict: None,
         }
     }
 }
@@ -244,6 +269,7 @@ fn lane(number: u32, pending: u64, status: LaneStatus) -> Lane {
     Lane {
         lane: number,
         state: status.state.name().to_owned(),
+        since: status.since.map(rfc3339),
         protocol: status.protocol.map(|protocol: Protocol| protocol.name().to_owned()),
         server: status.server,
         pending,

@@ -14,8 +14,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::MissedTickBehavior;
 
 use super::StartError;
+use super::certificates::{self, Certificates};
 use super::lanes::{self, Newest};
 use super::pools::Pools;
 use super::reload::{Changes, ReloadError};
@@ -62,8 +64,12 @@ impl Control {
         mut moves: mpsc::Receiver<Ask>,
         mut repairs: mpsc::Receiver<repairs::Ask>,
     ) {
+        let mut certificates = Certificates::new(Arc::clone(&self.metrics));
+        let mut look = tokio::time::interval(certificates::EVERY);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
+                _ = look.tick() => certificates.look(&self.config),
                 command = commands.recv() => match command {
                     Some(Command::Reload { read, reply }) => {
                         // Who asked may have been told to stop meanwhile; the log has what came of it.

@@ -10,12 +10,14 @@
 //! | [`control`] | the one task that changes what runs |
 //! | [`reload`] | another configuration, while the service runs |
 //! | [`files`] | whether a certificate was renewed |
+//! | [`certificates`] | when certificates end |
 //! | [`moving`] | what is pending on one connection is given to another |
 //! | [`repairing`] | dead letters go back or are given up, and so is what is pending |
 //! | [`listener`] | the MQTT listener's place: bound first, served once the store is open |
 //! | [`lanes`] | which lanes a connection has, and that each of them runs |
 //! | [`pools`] | the lanes at work, and how they stop |
 
+mod certificates;
 mod control;
 mod files;
 mod lanes;

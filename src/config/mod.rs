@@ -16,6 +16,7 @@
 
 mod checked;
 mod connection;
+mod expiry;
 mod listener;
 mod mistake;
 pub mod own_listener;
@@ -36,9 +37,12 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+pub use expiry::End;
 pub use listener::{ListenerConfig, ListenerTls};
 pub use mistake::{ConfigErrors, Mistake};
 pub use secret::Secret;
+#[cfg(test)]
+pub(crate) use tls::tests::certificates;
 pub use tls::{Identity, TlsConfig, TlsFault, TlsFaults};
 pub use units::{format_duration, format_size};
 

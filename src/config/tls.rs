@@ -143,7 +143,7 @@ fn use_ciphers(context: &mut SslContextBuilder, ciphers: &str) -> Result<(), Str
 
 /// The authorities in a file, or in every certificate file of a folder.
 fn authorities(path: &Path) -> Result<X509Store, String> {
-    let found = if path.is_dir() { folder(path)? } else { certificates(path)? };
+    let found = authorities_in(path)?;
     if found.is_empty() {
         return Err(format!("{} holds no certificate in PEM", path.display()));
     }
@@ -152,6 +152,10 @@ fn authorities(path: &Path) -> Result<X509Store, String> {
         Ok(store.build())
     });
     made.map_err(|error| format!("{} can't be used: {}", path.display(), reason(&error)))
+}
+
+pub(super) fn authorities_in(path: &Path) -> Result<Vec<X509>, String> {
+    if path.is_dir() { folder(path) } else { certificates(path) }
 }
 
 /// Every certificate in the files of a folder that are called as certificates are.
@@ -181,7 +185,7 @@ fn is_certificate_file(path: &Path) -> bool {
     ["pem", "crt", "cer"].contains(&ending) || (ending.bytes().all(|byte| byte.is_ascii_digit()) && is_hashed())
 }
 
-fn certificates(path: &Path) -> Result<Vec<X509>, String> {
+pub(super) fn certificates(path: &Path) -> Result<Vec<X509>, String> {
     let pem = read(path)?;
     X509::stack_from_pem(&pem).map_err(|error| format!("{} holds a certificate that can't be read: {}", path.display(), reason(&error)))
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use crate::core::types::{LaneKey, Millis, Protocol};
+use crate::log::committer::now;
 
 /// What a lane is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -42,6 +43,8 @@ impl LaneState {
 pub struct LaneStatus {
     /// What it is doing.
     pub state: LaneState,
+    /// Since when it is connected, or since when it is not. The board keeps it.
+    pub since: Option<Millis>,
     /// The protocol of its session, once there is one.
     pub protocol: Option<Protocol>,
     /// The server that it was connected to last.
@@ -66,9 +69,15 @@ impl Board {
     /// Changes the entry of a lane.
     pub fn post(&self, lane: &LaneKey, change: impl FnOnce(&mut LaneStatus)) {
         let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
-        match lanes.get_mut(lane) {
-            Some(status) => change(status),
-            None => change(lanes.entry(lane.clone()).or_default()),
+        let status = match lanes.get_mut(lane) {
+            Some(status) => status,
+            None => lanes.entry(lane.clone()).or_default(),
+        };
+        let was_connected = status.state == LaneState::Connected;
+        change(status);
+        // An outage begins once, however often the lane tries to connect meanwhile.
+        if status.since.is_none() || was_connected != (status.state == LaneState::Connected) {
+            status.since = Some(now());
         }
     }
 
@@ -80,5 +89,30 @@ impl Board {
     /// All entries.
     pub fn snapshot(&self) -> BTreeMap<LaneKey, LaneStatus> {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::types::ConnectionName;
+
+    #[test]
+    fn an_outage_has_begun_when_the_connection_went_and_not_at_the_last_try() {
+        let (board, lane) = (Board::default(), LaneKey { connection: ConnectionName::from("mqtt"), lane: 0 });
+        let at = Some(Millis(7));
+        let step = |state| {
+            let mut before = None;
+            board.post(&lane, |status| (before, status.state) = (status.since, state));
+            let after = board.snapshot()[&lane].since;
+            board.post(&lane, |status| status.since = at);
+            (before, after)
+        };
+        assert!(step(LaneState::Connecting).1.is_some_and(|since| Some(since) != at));
+        assert_eq!(step(LaneState::BackingOff), (at, at));
+        assert_ne!(step(LaneState::Connected).1, at);
+        assert_eq!(step(LaneState::Connected), (at, at));
+        assert_ne!(step(LaneState::BackingOff).1, at);
+        assert_eq!(step(LaneState::Suspended), (at, at));
     }
 }

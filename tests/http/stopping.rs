@@ -67,9 +67,12 @@ fn a_full_store_refuses_reports_and_takes_them_again_when_there_is_room() {
     wait_until("readyz says so", || service.get("/readyz").status == 503);
     assert!(service.get("/readyz").json()["reason"].as_str().unwrap().contains("full"));
     assert_eq!(service.get("/healthz").status, 200, "a restart would not help");
-    assert!(service.get("/v1/status").json()["store"]["full"].as_bool().unwrap());
+    let status = service.get("/v1/status").json();
+    assert!(status["store"]["full"].as_bool().unwrap() && status["store"]["full_since"].is_string(), "{status}");
+    assert_eq!((&status["verdict"]["flow"], &status["verdict"]["reasons"][0]["code"]), (&"not_flowing".into(), &"store_full".into()));
     service.disk.fill(0);
     assert_eq!(post(&service, "k1").status, 202);
+    wait_until("it is over", || service.get("/v1/status").json()["store"]["full_since"].is_null());
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! What works, and how it is taken up when it is renewed.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use openssl::dh::Dh;
 
 use crate::bridge::{Bridge, Manners};
@@ -93,6 +95,10 @@ fn certificates_that_were_renewed_on_disk_are_used_at_the_next_connect() {
     site.write(&renewed, "client");
     tidings.wait_until_delivered();
     ledger.assert_kept(&broker.subscriber.arrivals());
+    // The broker's was seen at the handshake, and is good for a month.
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
+    let ends = tidings.metric("tidings_certificate_expiry_timestamp_seconds{name=\"mqtt\",option=\"server\",place=\"connection\"}");
+    assert!((29.0..31.0).contains(&((ends - now) / 86_400.0)), "{ends}");
 }
 
 /// Large reports at every QoS, to a broker that reads nothing for a while: what waits is written in pieces, and read meanwhile.

@@ -8,7 +8,7 @@ use crate::core::address::Address;
 
 #[path = "../../../tests/support/certificates.rs"]
 #[allow(dead_code, reason = "other tests use the rest")]
-pub(in crate::config) mod certificates;
+pub(crate) mod certificates;
 
 use certificates::{Authority, LOCAL};
 

@@ -281,6 +281,10 @@ impl<'a> Lane<'a> {
             Event::Opened(stream) => {
                 if let Some(tls) = stream.encryption() {
                     tracing::debug!(lane = %self.key, version = tls.version, cipher = tls.cipher, "TLS is agreed on");
+                    if let Some(end) = tls.ends {
+                        let labels = ["connection", self.key.connection.as_str(), "server"];
+                        self.around.metrics.tidings_certificate_expiry_timestamp_seconds.with_label_values(&labels).set(end);
+                    }
                 }
                 self.connection = Connection::Open(Box::new(Socket::new(stream)));
                 self.give(Input::Opened).await

@@ -16,6 +16,7 @@ impl Lane<'_> {
             Note::Connected { protocol, resumed, server } => {
                 let server = self.server(server);
                 tracing::info!(lane = %key, protocol = protocol.name(), resumed, server, "connected");
+                metrics.tidings_connects_total.with_label_values(&[connection]).inc();
                 self.set_state(LaneState::Connected);
                 self.around.board.post(&self.key, |status| (status.protocol, status.server) = (Some(protocol), Some(server)));
             }

@@ -54,6 +54,8 @@ pub struct Encryption {
     pub version: &'static str,
     /// The cipher suite, by OpenSSL's name.
     pub cipher: &'static str,
+    /// When the broker's certificate ends, as a Unix time.
+    pub ends: Option<i64>,
 }
 
 impl Stream {

@@ -67,7 +67,11 @@ pub(super) async fn handshake(
         return Err(error::of_handshake(&error, &seen.lock().unwrap_or_else(PoisonError::into_inner), has_identity, host));
     }
     let ssl = stream.ssl();
-    let agreed = Encryption { version: ssl.version_str(), cipher: ssl.current_cipher().map_or("none", |cipher| cipher.name()) };
+    let agreed = Encryption {
+        version: ssl.version_str(),
+        cipher: ssl.current_cipher().map_or("none", |cipher| cipher.name()),
+        ends: ssl.peer_certificate().and_then(|certificate| TlsConfig::end(certificate.not_after())),
+    };
     Ok((stream, agreed))
 }
 

@@ -71,8 +71,12 @@ pub struct Progress {
     pub space: Space,
     /// The limits in force.
     pub limits: Limits,
+    /// What has to be free for accepts, in bytes.
+    pub reserved: u64,
     /// Why accepts are refused, if they are.
     pub full: Option<String>,
+    /// Since when.
+    pub full_since: Option<Millis>,
     /// Outcomes that wait for room on the disk.
     pub held: usize,
     /// Why the log is dead, if it is.

@@ -409,9 +409,11 @@ impl Committer {
 
     fn publish_progress(&mut self) {
         let space = self.log.as_ref().map(|log| log.space()).unwrap_or_default();
-        let full = self.full();
+        let (full, reserved) = (self.full(), self.reserve());
         self.metrics.tidings_store_bytes.set(i64::try_from(space.used).unwrap_or(i64::MAX));
+        self.metrics.tidings_store_max_bytes.set(i64::try_from(self.limits.max_size).unwrap_or(i64::MAX));
         self.metrics.tidings_store_full.set(i64::from(full.is_some()));
+        self.metrics.tidings_store_reserved_bytes.set(i64::try_from(reserved).unwrap_or(i64::MAX));
         self.metrics.tidings_store_free_bytes.set(i64::try_from(space.free).unwrap_or(i64::MAX));
         self.metrics.tidings_store_ballast_bytes.set(i64::try_from(space.ballast).unwrap_or(i64::MAX));
         self.metrics.tidings_store_held_outcomes.set(i64::try_from(self.held.len()).unwrap_or(i64::MAX));
@@ -424,6 +426,7 @@ impl Committer {
                 }
             }
             if progress.full.is_some() != full.is_some() {
+                progress.full_since = full.is_some().then(now);
                 match &full {
                     Some(reason) => tracing::warn!(reason, "the store is full: reports are refused, deliveries go on"),
                     None => tracing::info!("the store has room again: reports are accepted"),
@@ -432,6 +435,7 @@ impl Committer {
             progress.committed = Seq(outbox.next().0 - 1);
             progress.space = space;
             progress.limits = limits;
+            progress.reserved = reserved;
             progress.full = full;
             progress.held = self.held.len();
             progress.replays = outbox.replays().len();

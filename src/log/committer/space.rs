@@ -43,7 +43,7 @@ impl Held {
 
 impl Committer {
     /// What has to be free for reports to be accepted: see [`Sizes::reserve`](crate::log::sizes::Sizes::reserve).
-    fn reserve(&self) -> u64 {
+    pub(super) fn reserve(&self) -> u64 {
         self.sizes.reserve(self.awaited)
     }
 
