@@ -130,8 +130,10 @@ fn outlet(connection: &Connection) -> Vec<Reason> {
     let of_lanes =
         |code, message, lanes: &[&Lane]| Reason { since: first_since(lanes), detail: last_error(lanes), ..reason(code, message) };
     if !connection.configured {
-        let message = format!("{name} is no longer configured, and nobody delivers what waits for it");
-        return if connection.backlog > 0 { vec![reason("not_configured", message)] } else { Vec::new() };
+        let message = format!("{} deliveries wait for {name}, which is no longer configured", connection.backlog);
+        let advice = format!("configure it again, or `tidings move --from {name} --to CONNECTION`");
+        let reason = Reason { detail: Some(advice), ..reason("not_configured", message) };
+        return if connection.backlog > 0 { vec![reason] } else { Vec::new() };
     }
     let in_state = |states: &[&str]| connection.lanes.iter().filter(|lane| states.contains(&lane.state.as_str())).collect::<Vec<_>>();
     let (stopped, suspended) = (in_state(&["stopped"]), in_state(&["suspended"]));

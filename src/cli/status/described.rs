@@ -89,13 +89,8 @@ fn since_and_why(status: &Status, reason: &Reason) -> String {
 /// A further reason.
 fn said(status: &Status, reason: &Reason) -> String {
     let since = reason.lasts(&status.now).map(|lasts| format!(", for {}", output::age(lasts))).unwrap_or_default();
-    let whereto = reason.connection.as_ref().filter(|_| reason.code == "not_configured").map(|name| whereto(name));
-    let detail = reason.detail.clone().or(whereto).map(|detail| format!(": {detail}")).unwrap_or_default();
+    let detail = reason.detail.as_ref().map(|detail| format!(": {detail}")).unwrap_or_default();
     format!("{}{since}{detail}", reason.message)
-}
-
-fn whereto(name: &str) -> String {
-    format!("configure it again, or `tidings move --from {name} --to CONNECTION`")
 }
 
 fn waiting(status: &Status) -> String {
@@ -280,7 +275,7 @@ mqtt/1  connecting   3m 5s  -     -            0        0          0        1s a
         let expected = "NOT FLOWING for 1m: the store is full, and reports are refused; 2406 deliveries wait, the oldest for 3m 4s
   it takes too much
 ! no lane of mqtt is connected to its broker, for 3m 5s: connection refused
-! old is no longer configured, and nobody delivers what waits for it: configure it again, or `tidings move --from old --to CONNECTION`
+! 1203 deliveries wait for old, which is no longer configured: configure it again, or `tidings move --from old --to CONNECTION`
 ! the configuration was not reloaded: tidings.toml:3: store.max_size: wrong
 ! restart needed for: store.path, http.listen";
         assert_eq!(lines[..6].join("\n"), expected);
