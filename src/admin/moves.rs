@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::Admin;
 use crate::core::types::ConnectionName;
 use crate::server::error::{ApiError, json};
+use crate::server::object::Object;
 
 /// A request is three names.
 const LARGEST_BODY: usize = 4 << 10;
@@ -141,7 +142,7 @@ async fn read(body: Body) -> Result<(ConnectionName, ConnectionName, String), Ap
     let bytes = bytes.map_err(|_| {
         ApiError::new(StatusCode::BAD_REQUEST, "invalid_body", "the body is broken off, or larger than three names are").closing()
     })?;
-    let Wanted { from, to, by } = serde_json::from_slice(&bytes).map_err(|error| {
+    let Object(Wanted { from, to, by }) = serde_json::from_slice(&bytes).map_err(|error| {
         let message = format!(r#"expected {{"from":"CONNECTION","to":"CONNECTION","by":"NAME"}}: {error}"#);
         ApiError::new(StatusCode::BAD_REQUEST, "invalid_json", message)
     })?;

@@ -25,6 +25,7 @@ use crate::core::search::Filter;
 use crate::core::types::Seq;
 use crate::log::committer::now;
 use crate::server::error::{ApiError, json};
+use crate::server::object::Object;
 
 /// A body: ten thousand ids have less than 250 KiB.
 const LARGEST_BODY: usize = 1 << 20;
@@ -125,7 +126,7 @@ pub enum RepairError {
 #[serde(deny_unknown_fields)]
 struct Wanted {
     ids: Option<Vec<String>>,
-    filter: Option<Asked>,
+    filter: Option<Object<Asked>>,
     by: String,
     #[serde(default)]
     reason: Option<String>,
@@ -199,7 +200,8 @@ async fn read(body: Body) -> Result<Wanted, ApiError> {
             true => too_large(),
             false => ApiError::new(StatusCode::BAD_REQUEST, "invalid_body", "the body is broken off").closing(),
         })?;
-    serde_json::from_slice(&bytes).map_err(|error| {
+    let read: Result<Object<Wanted>, _> = serde_json::from_slice(&bytes);
+    read.map(|Object(wanted)| wanted).map_err(|error| {
         let message = format!(r#"expected {{"ids":["17"],"by":"NAME"}}, or "filter":{{…}} instead of "ids": {error}"#);
         ApiError::new(StatusCode::BAD_REQUEST, "invalid_json", message)
     })
@@ -229,7 +231,7 @@ fn decision(act: Act, wanted: Wanted) -> Result<Decision, ApiError> {
             Which::Ids(ids.iter().map(read).collect::<Result<_, _>>()?)
         }
         (Some(_), None) => return Err(invalid("ids", format!("expected 1 to {MOST_IDS} ids"))),
-        (None, Some(asked)) => Which::Filter(asked.filter(now())?),
+        (None, Some(Object(asked))) => Which::Filter(asked.filter(now())?),
         _ => return Err(invalid("filter", "expected either ids or a filter; an empty filter, {}, means all")),
     };
     let reason = reason.unwrap_or_else(|| "an operator's decision".to_owned());

@@ -16,11 +16,13 @@
 //! | [`error`] | the one shape of every error |
 //! | [`guard`] | Host and Origin: no web page talks to a service on loopback |
 //! | [`time`] | times in questions and answers |
+//! | [`object`] | JSON objects in questions, and nothing that only passes for one |
 //! | [`connection`] | one socket: stalled writes, and closing without losing the last answer |
 
 pub mod connection;
 pub mod error;
 pub mod guard;
+pub mod object;
 pub mod time;
 
 use std::convert::Infallible;

@@ -253,6 +253,7 @@ fn a_move_that_makes_no_sense_is_refused_and_moves_nothing() {
         (json!({ "from": "old", "to": "new", "by": " " }), 422, "invalid_move", "by"),
         (json!({ "from": "old", "to": "new", "by": long }), 422, "invalid_move", "by"),
         (json!({ "from": "old", "to": "new" }), 400, "invalid_json", ""),
+        (json!(["old", "new", "ops"]), 400, "invalid_json", ""),
         (json!({ "from": "old", "to": "new", "by": "ops", "limit": 3 }), 400, "invalid_json", ""),
         (json!({ "from": "old", "to": "new", "by": "x".repeat(5_000) }), 400, "invalid_body", ""),
     ] {
