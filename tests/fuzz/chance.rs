@@ -1,5 +1,8 @@
-//! Chance that can be repeated (splitmix64, so that neighbouring seeds have nothing in common).
+//! Chance that can be repeated.
 
+use crate::support::splitmix;
+
+/// SplitMix64, so that neighbouring cases have nothing in common.
 pub struct Chance(u64);
 
 impl Chance {
@@ -12,11 +15,7 @@ impl Chance {
     }
 
     pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
+        splitmix::next(&mut self.0)
     }
 
     /// Below the bound; 0 if that is 0.

@@ -1,6 +1,9 @@
 //! All chance of a run: one seed tells the whole story.
 
-/// SplitMix64: small, fast, and every seed is a good one.
+#[path = "../support/splitmix.rs"]
+mod splitmix;
+
+/// SplitMix64, so that every seed is a good one.
 pub struct Chance(u64);
 
 impl Chance {
@@ -9,11 +12,7 @@ impl Chance {
     }
 
     pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        splitmix::next(&mut self.0)
     }
 
     /// A number below `bound`; 0 if that is 0.

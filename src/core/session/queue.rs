@@ -227,7 +227,11 @@ impl Queue {
     /// What was in flight before a resent one of its topic, and was given back when its session was lost, is older than that; and fresh ones go in
     /// their order.
     fn is_fresh_next(&self, untried_first: bool) -> bool {
-        let is_older = |resent: &Delivery| self.fresh.iter().any(|fresh| fresh.topic == resent.topic && fresh.id < resent.id);
+        // Fresh ones stand by their sends, and so by their ids: the look ends at the first that came later.
+        let is_older = |resent: &Delivery| {
+            let mut before = self.fresh.iter().take_while(|fresh| fresh.id < resent.id);
+            before.any(|fresh| fresh.topic == resent.topic)
+        };
         untried_first || self.resent.front().is_some_and(is_older)
     }
 
@@ -293,23 +297,8 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::session::tests::delivery;
     use crate::core::types::Qos;
-
-    fn delivery(send: u64, topic: &str, qos: Qos) -> Delivery {
-        Delivery {
-            send: SendNo(send),
-            id: Seq(send + 1),
-            located: Seq(send + 1),
-            topic: Arc::from(topic),
-            qos,
-            retain: false,
-            accepted_at: Millis(0),
-            expires_at: None,
-            attempts: 0,
-            size: 10,
-            is_resent: false,
-        }
-    }
 
     /// What may go, in order, as ids.
     fn all(queue: &mut Queue) -> Vec<u64> {

@@ -1202,9 +1202,9 @@ fn what_has_expired_before_it_is_sent_is_not_sent_and_is_counted() {
     assert!(totals.expired >= at_once as u64 / 2, "{totals:?}, {at_once} had expired when they came");
 }
 
-/// What the log says at a start: these sends of QoS and topic are pending, and nothing else is known of them.
-fn in_doubt(endpoint: &str, sends: &[(u64, &str, Qos)]) -> Start {
-    let delivery = |&(send, topic, qos): &(u64, &str, Qos)| Delivery {
+/// A small delivery, accepted with the event after its send's number.
+pub(super) fn delivery(send: u64, topic: &str, qos: Qos) -> Delivery {
+    Delivery {
         send: SendNo(send),
         id: Seq(send + 1),
         located: Seq(send + 1),
@@ -1216,8 +1216,12 @@ fn in_doubt(endpoint: &str, sends: &[(u64, &str, Qos)]) -> Start {
         attempts: 0,
         size: 10,
         is_resent: false,
-    };
-    let fresh = sends.iter().map(delivery).collect();
+    }
+}
+
+/// What the log says at a start: these sends of QoS and topic are pending, and nothing else is known of them.
+fn in_doubt(endpoint: &str, sends: &[(u64, &str, Qos)]) -> Start {
+    let fresh = sends.iter().map(|(send, topic, qos)| delivery(*send, topic, *qos)).collect();
     Start { endpoint: endpoint.into(), protocol: Some(Protocol::V5), doubt: 16, fresh, ..Start::default() }
 }
 
