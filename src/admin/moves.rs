@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Extension;
 use axum::body::{Body, to_bytes};
 use axum::extract::State;
 use axum::http::{Request, Response, StatusCode};
@@ -14,6 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::Admin;
 use crate::core::types::ConnectionName;
+use crate::server::caller::Caller;
 use crate::server::error::{ApiError, json};
 use crate::server::object::Object;
 
@@ -106,19 +108,19 @@ pub enum MoveError {
 struct Wanted {
     from: String,
     to: String,
-    by: String,
+    by: Option<String>,
 }
 
-pub(super) async fn post(State(admin): State<Arc<Admin>>, request: Request<Body>) -> Response<Body> {
-    match admin.moves(request.into_body()).await {
+pub(super) async fn post(State(admin): State<Arc<Admin>>, Extension(caller): Extension<Caller>, request: Request<Body>) -> Response<Body> {
+    match admin.moves(&caller, request.into_body()).await {
         Ok(moved) => json(StatusCode::OK, &moved),
         Err(error) => error.into_response(),
     }
 }
 
 impl Admin {
-    async fn moves(&self, body: Body) -> Result<Moved, ApiError> {
-        let (from, to, by) = read(body).await?;
+    async fn moves(&self, caller: &Caller, body: Body) -> Result<Moved, ApiError> {
+        let (from, to, by) = read(caller, body).await?;
         let (reply, answer) = oneshot::channel();
         let ask = Ask { from, to, by, reply };
         match self.moves.try_send(ask) {
@@ -136,7 +138,7 @@ impl Admin {
     }
 }
 
-async fn read(body: Body) -> Result<(ConnectionName, ConnectionName, String), ApiError> {
+async fn read(caller: &Caller, body: Body) -> Result<(ConnectionName, ConnectionName, String), ApiError> {
     let bytes = tokio::time::timeout(BODY_TIMEOUT, to_bytes(body, LARGEST_BODY)).await;
     let bytes = bytes.map_err(|_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", "the body did not arrive").closing())?;
     let bytes = bytes.map_err(|_| {
@@ -146,7 +148,7 @@ async fn read(body: Body) -> Result<(ConnectionName, ConnectionName, String), Ap
         let message = format!(r#"expected {{"from":"CONNECTION","to":"CONNECTION","by":"NAME"}}: {error}"#);
         ApiError::new(StatusCode::BAD_REQUEST, "invalid_json", message)
     })?;
-    for (field, name) in [("from", &from), ("to", &to), ("by", &by)] {
+    for (field, name) in [("from", &from), ("to", &to)] {
         if name.trim().is_empty() || name.len() > LONGEST_NAME || name.chars().any(char::is_control) {
             let message = format!("{field}: expected a name of 1 to {LONGEST_NAME} bytes");
             return Err(ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_move", message).field(Some(field.to_owned())));
@@ -156,7 +158,7 @@ async fn read(body: Body) -> Result<(ConnectionName, ConnectionName, String), Ap
         let message = format!("what waits for {from} can't be moved to {to}: these are one connection");
         return Err(ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_move", message).field(Some("to".to_owned())));
     }
-    Ok((from.as_str().into(), to.as_str().into(), by))
+    Ok((from.as_str().into(), to.as_str().into(), caller.decides(by.as_deref())?))
 }
 
 impl From<MoveError> for ApiError {

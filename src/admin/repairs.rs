@@ -11,12 +11,12 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::{Body, HttpBody, to_bytes};
 use axum::extract::State;
 use axum::http::{Request, Response, StatusCode};
 use axum::response::IntoResponse;
 use axum::routing::post;
+use axum::{Extension, Router};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
@@ -24,6 +24,7 @@ use super::deliveries::query::{Asked, invalid};
 use crate::core::search::Filter;
 use crate::core::types::Seq;
 use crate::log::committer::now;
+use crate::server::caller::Caller;
 use crate::server::error::{ApiError, json};
 use crate::server::object::Object;
 
@@ -33,8 +34,7 @@ const LARGEST_BODY: usize = 1 << 20;
 /// It has to arrive within this.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A name or a reason in the history, in bytes.
-const LONGEST_NAME: usize = 64;
+/// A reason in the history, in bytes.
 const LONGEST_REASON: usize = 500;
 
 /// So many ids may be named in one request.
@@ -127,7 +127,7 @@ pub enum RepairError {
 struct Wanted {
     ids: Option<Vec<String>>,
     filter: Option<Object<Asked>>,
-    by: String,
+    by: Option<String>,
     #[serde(default)]
     reason: Option<String>,
     #[serde(default)]
@@ -149,27 +149,27 @@ pub fn routes(repairs: mpsc::Sender<Ask>) -> Router {
 
 type Repairs = State<Arc<mpsc::Sender<Ask>>>;
 
-async fn requeue(State(repairs): Repairs, request: Request<Body>) -> Response<Body> {
-    answer(&repairs, Act::Requeue, request).await
+async fn requeue(State(repairs): Repairs, Extension(caller): Extension<Caller>, request: Request<Body>) -> Response<Body> {
+    answer(&repairs, Act::Requeue, &caller, request).await
 }
 
-async fn discard_dead(State(repairs): Repairs, request: Request<Body>) -> Response<Body> {
-    answer(&repairs, Act::DiscardDead, request).await
+async fn discard_dead(State(repairs): Repairs, Extension(caller): Extension<Caller>, request: Request<Body>) -> Response<Body> {
+    answer(&repairs, Act::DiscardDead, &caller, request).await
 }
 
-async fn discard_pending(State(repairs): Repairs, request: Request<Body>) -> Response<Body> {
-    answer(&repairs, Act::DiscardPending, request).await
+async fn discard_pending(State(repairs): Repairs, Extension(caller): Extension<Caller>, request: Request<Body>) -> Response<Body> {
+    answer(&repairs, Act::DiscardPending, &caller, request).await
 }
 
-async fn answer(repairs: &mpsc::Sender<Ask>, act: Act, request: Request<Body>) -> Response<Body> {
-    match carry_out(repairs, act, request.into_body()).await {
+async fn answer(repairs: &mpsc::Sender<Ask>, act: Act, caller: &Caller, request: Request<Body>) -> Response<Body> {
+    match carry_out(repairs, act, caller, request.into_body()).await {
         Ok(repaired) => json(StatusCode::OK, &repaired),
         Err(error) => error.into_response(),
     }
 }
 
-async fn carry_out(repairs: &mpsc::Sender<Ask>, act: Act, body: Body) -> Result<Repaired, ApiError> {
-    let decision = decision(act, read(body).await?)?;
+async fn carry_out(repairs: &mpsc::Sender<Ask>, act: Act, caller: &Caller, body: Body) -> Result<Repaired, ApiError> {
+    let decision = decision(act, caller, read(body).await?)?;
     let (reply, answer) = oneshot::channel();
     match repairs.try_send(Ask { decision, reply }) {
         Ok(()) => {}
@@ -207,12 +207,10 @@ async fn read(body: Body) -> Result<Wanted, ApiError> {
     })
 }
 
-fn decision(act: Act, wanted: Wanted) -> Result<Decision, ApiError> {
+fn decision(act: Act, caller: &Caller, wanted: Wanted) -> Result<Decision, ApiError> {
     let Wanted { ids, filter, by, reason, dry_run, even_in_flight, state } = wanted;
     let is_text = |text: &str, longest: usize| !text.trim().is_empty() && text.len() <= longest && !text.chars().any(char::is_control);
-    if !is_text(&by, LONGEST_NAME) {
-        return Err(invalid("by", format!("expected a name of 1 to {LONGEST_NAME} bytes")));
-    }
+    let by = caller.decides(by.as_deref())?;
     if reason.as_ref().is_some_and(|reason| !is_text(reason, LONGEST_REASON)) {
         return Err(invalid("reason", format!("expected 1 to {LONGEST_REASON} bytes of text in one line")));
     }

@@ -339,7 +339,7 @@ pub enum OpenError {
         what: String,
     },
     /// The disk failed, is full, or denies access.
-    #[error("opening the store {path} failed: {what}")]
+    #[error("opening the store {path} failed: {what}; look at the disk (space, health, rights), then start again")]
     Io {
         /// The store.
         path: PathBuf,

@@ -15,10 +15,12 @@
 //! |---|---|
 //! | [`error`] | the one shape of every error |
 //! | [`guard`] | Host and Origin: no web page talks to a service on loopback |
+//! | [`caller`] | who asks, and what that allows |
 //! | [`time`] | times in questions and answers |
 //! | [`object`] | JSON objects in questions, and nothing that only passes for one |
 //! | [`connection`] | one socket: stalled writes, and closing without losing the last answer |
 
+pub mod caller;
 pub mod connection;
 pub mod error;
 pub mod guard;
@@ -50,6 +52,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 
+use caller::Caller;
 use connection::Patient;
 use error::ApiError;
 use guard::Guard;
@@ -123,9 +126,12 @@ pub async fn serve(listener: TcpListener, app: Router, limits: Limits, shutdown:
 /// What holds for every route: the guard, JSON for what is not there, and an answer even if a handler panics.
 fn finish(app: Router, guard: Guard) -> Router {
     app.fallback(async || ApiError::not_found()).method_not_allowed_fallback(async || ApiError::method_not_allowed()).layer(
-        middleware::from_fn(move |request: Request<Body>, next: middleware::Next| async move {
+        middleware::from_fn(move |mut request: Request<Body>, next: middleware::Next| async move {
             match guard.check(&request) {
-                Ok(()) => survive(next.run(request)).await,
+                Ok(()) => {
+                    request.extensions_mut().insert(Caller::local());
+                    survive(next.run(request)).await
+                }
                 Err(error) => error.into_response(),
             }
         }),
