@@ -16,6 +16,8 @@ pub const VERSION: u32 = 1;
 /// What the fixture holds: at least one of every variant, with every field in use. Must not change.
 #[cfg(test)]
 pub(super) fn events() -> Vec<crate::core::event::Event> {
+    use std::sync::Arc;
+
     use bytes::Bytes;
 
     use crate::core::event::{Accepted, Carried, DeadReason, Dedupe, DeliveryRef, Event, LanePurpose, Proof, Properties, Source};
@@ -67,9 +69,9 @@ pub(super) fn events() -> Vec<crate::core::event::Event> {
     let reason = DeadReason { code: "refused".into(), broker_code: Some(0x87), message: "not authorized; grant the topic".into() };
     let by = || "operator".to_owned();
     vec![
-        Event::Accepted(Box::new(accepted(1, br#"{"action":"success"}"#.to_vec()))),
-        Event::Accepted(Box::new(bare)),
-        Event::Accepted(Box::new(internal)),
+        Event::Accepted(Arc::new(accepted(1, br#"{"action":"success"}"#.to_vec()))),
+        Event::Accepted(Arc::new(bare)),
+        Event::Accepted(Arc::new(internal)),
         Event::Released { lane: lane(), sends: vec![SendNo(3), SendNo(1)] },
         delivered(Proof::Flushed, 4),
         delivered(Proof::PubAck, 5),

@@ -18,6 +18,8 @@
 //!                └─ Carried (copied forward out of a generation that is to be deleted; same id, same number)
 //! ```
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -27,8 +29,9 @@ use super::types::{ConnectionName, LaneKey, Millis, Protocol, Qos, SendNo, Seq};
 /// One entry of the log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {
-    /// A report was bound to one connection, topic and qos: a delivery exists. Takes the next send number of its lane.
-    Accepted(Box<Accepted>),
+    /// A report was bound to one connection, topic and qos: a delivery exists. Takes the next send number of its lane. Shared, because it goes from
+    /// the request to the page, to whoever reads that, and to the socket, and nobody changes it on the way.
+    Accepted(Arc<Accepted>),
     /// QoS 2: the broker's PUBREC for these sends has been seen, in this order. Only once this is durable may PUBREL leave.
     Released {
         /// The lane.

@@ -12,6 +12,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use super::event::{Accepted, Event};
 use super::ranges::RangeSet;
@@ -60,7 +61,7 @@ impl Handover {
         });
         let begun = given.into_iter().map(|given| {
             let lane = LaneKey { connection: to.clone(), lane: lane_of(&given.accepted.topic) };
-            Event::Accepted(Box::new(Accepted { lane, dedupe: None, ..given.accepted }))
+            Event::Accepted(Arc::new(Accepted { lane, dedupe: None, ..given.accepted }))
         });
         std::iter::once(Event::Audit { who: by.clone(), what, at }).chain(ended).chain(begun).collect()
     }
@@ -116,7 +117,7 @@ mod tests {
             at: Millis(99),
         };
         let begun = |given: &Given, lane: u32| {
-            Event::Accepted(Box::new(Accepted { lane: key("new", lane), dedupe: None, ..given.accepted.clone() }))
+            Event::Accepted(Arc::new(Accepted { lane: key("new", lane), dedupe: None, ..given.accepted.clone() }))
         };
         let expected = [
             Event::Audit { who: "ops".into(), what: "moved 3 deliveries from old to new: 17-18, 25".into(), at: Millis(99) },

@@ -187,7 +187,7 @@ mod tests {
             let connection = if number % 4 == 3 { "other" } else { "old" };
             let lane = LaneKey { connection: connection.into(), lane: u32::try_from(number % 3).unwrap() };
             let accepted = Accepted::plain(lane, format!("topic {number}"), Qos::AtLeastOnce, Millis(number));
-            log.accept(vec![Event::Accepted(Box::new(accepted))]).await.unwrap();
+            log.accept(vec![Event::Accepted(Arc::new(accepted))]).await.unwrap();
         }
         log
     }
@@ -223,13 +223,13 @@ mod tests {
         }
         // Of one commit, and so of one page.
         let together = (200..210).map(|number| Accepted::plain(key(1), format!("topic {number}"), Qos::AtLeastOnce, Millis(number)));
-        log.accept(together.map(|accepted| Event::Accepted(Box::new(accepted))).collect()).await.unwrap();
+        log.accept(together.map(|accepted| Event::Accepted(Arc::new(accepted))).collect()).await.unwrap();
         let expected: Vec<u64> = expected.into_iter().chain(200..210).collect();
         assert_eq!(numbers(&read_all(&mut reader(&log).await, 7).unwrap()), expected);
         // What comes later is not of this backlog.
         let mut before = reader(&log).await;
         let later = Accepted::plain(key(1), "topic 999", Qos::AtLeastOnce, Millis(0));
-        log.accept(vec![Event::Accepted(Box::new(later))]).await.unwrap();
+        log.accept(vec![Event::Accepted(Arc::new(later))]).await.unwrap();
         assert_eq!(numbers(&read_all(&mut before, 100).unwrap()), expected);
     }
 

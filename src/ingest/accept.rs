@@ -224,7 +224,7 @@ impl Ingest {
                 if size > MAX_EVENT {
                     return Err(AcceptError::TooLarge { line, size, limit: MAX_EVENT });
                 }
-                draft.events.push(Event::Accepted(Box::new(accepted)));
+                draft.events.push(Event::Accepted(Arc::new(accepted)));
             }
         }
         Ok(draft)

@@ -1,5 +1,7 @@
 //! Events for the log's tests.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use crate::core::event::{Accepted, Dedupe, Event, Properties, Source};
@@ -17,7 +19,7 @@ pub(super) fn report(n: u64) -> Event {
 
 /// A report with this payload.
 pub(super) fn with_payload(n: u64, payload: Vec<u8>) -> Event {
-    Event::Accepted(Box::new(Accepted {
+    Event::Accepted(Arc::new(Accepted {
         at: Millis(1_767_225_600_000 + n),
         source: Source::Http,
         user: "zuul".into(),

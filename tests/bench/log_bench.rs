@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -130,7 +131,7 @@ fn report(n: u64) -> Event {
         build("lint", 1),
         build("integration-postgresql", 2)
     );
-    Event::Accepted(Box::new(Accepted {
+    Event::Accepted(Arc::new(Accepted {
         at: Millis(1_767_225_600_000 + n),
         source: Source::Http,
         user: "zuul".into(),

@@ -5,6 +5,7 @@
 //! read again, or is an error; and memory stays within what a page may hold, whatever its header says.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use tidings::core::event::{Accepted, Event, Proof, Properties, Source};
@@ -24,7 +25,7 @@ fn lane(lane: u32) -> LaneKey {
 }
 
 fn report(number: u64, payload: Vec<u8>) -> Event {
-    Event::Accepted(Box::new(Accepted {
+    Event::Accepted(Arc::new(Accepted {
         at: Millis(1_767_225_600_000 + number),
         source: Source::Http,
         user: "zuul".into(),

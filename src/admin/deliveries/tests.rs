@@ -122,7 +122,7 @@ async fn play(log: &LogHandle, steps: &[Step]) -> Vec<Known> {
                 let send = take(&lane);
                 let (state, story) = (State::Pending, vec!["accepted"]);
                 known.push(Known { id: next, lane, send, accepted: accepted.clone(), state, is_waiting: false, story });
-                Some(Event::Accepted(Box::new(accepted)))
+                Some(Event::Accepted(Arc::new(accepted)))
             }
             Step::Deliver(index) => chosen(index, &is_sent).map(|at_index| {
                 let one = &mut known[at_index];
@@ -287,7 +287,7 @@ fn what_was_carried_forward_is_listed_once_and_shown_and_what_is_past_its_retent
         log.record(vec![Event::LanesChanged { connection: "mqtt".into(), first: 0, count: 1, purpose, at: Millis(0) }]).await.unwrap();
         for number in 0..300 {
             let accepted = Accepted::plain(lane.clone(), format!("t/{number}"), Qos::AtLeastOnce, Millis(number));
-            log.accept(vec![Event::Accepted(Box::new(accepted))]).await.unwrap();
+            log.accept(vec![Event::Accepted(Arc::new(accepted))]).await.unwrap();
         }
         // All but the first three are done; of these one waits, and one is dead.
         let reference = |send: u64| DeliveryRef { lane: lane.clone(), send: SendNo(send), id: Seq(send + 2), located: Seq(send + 2) };

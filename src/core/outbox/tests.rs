@@ -1,5 +1,7 @@
 //! Tests of the fold: the books balance, what is pending is found again, and nothing that does not fit is folded.
 
+use std::sync::Arc;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -60,7 +62,7 @@ fn play(steps: &[(u8, u32, usize)]) -> (Outbox, Plain) {
         match step {
             0..=4 => {
                 let send = outbox.next_send(&key(*lane)).0;
-                let seq = outbox.apply(&Event::Accepted(Box::new(accepted(*lane, at.0)))).unwrap();
+                let seq = outbox.apply(&Event::Accepted(Arc::new(accepted(*lane, at.0)))).unwrap();
                 plain.pending.insert((*lane, send), (seq, seq));
             }
             5 | 6 => {
@@ -233,7 +235,7 @@ proptest! {
 #[test]
 fn an_outcome_for_what_is_not_pending_is_refused_and_changes_nothing() {
     let mut outbox = with_lanes();
-    outbox.apply(&Event::Accepted(Box::new(accepted(0, 0)))).unwrap();
+    outbox.apply(&Event::Accepted(Arc::new(accepted(0, 0)))).unwrap();
     outbox.apply(&delivered(0, 0)).unwrap();
     let before = outbox.clone();
     for event in [delivered(0, 0), delivered(0, 1), delivered(9, 0), Event::Released { lane: key(1), sends: vec![SendNo(0)] }] {
@@ -251,7 +253,7 @@ fn session_opened(doubt: u32) -> Event {
 fn what_may_have_arrived_is_what_a_session_would_take_for_sent() {
     let mut outbox = with_lanes();
     for at in 0..6 {
-        outbox.apply(&Event::Accepted(Box::new(accepted(0, at)))).unwrap();
+        outbox.apply(&Event::Accepted(Arc::new(accepted(0, at)))).unwrap();
     }
     let ask = |outbox: &Outbox, topic: &str, qos: Qos| {
         let mut backlog = outbox.connections()[&key(0).connection].backlog();
@@ -275,7 +277,7 @@ fn a_request_is_recognised_within_its_window_and_not_after() {
     let mut outbox = with_lanes();
     let with_key = |key: u128, at: u64| {
         let dedupe = Some(Dedupe { key, body: 7, line: 0, lines: 1, batch: false });
-        Event::Accepted(Box::new(Accepted { dedupe, ..accepted(0, at) }))
+        Event::Accepted(Arc::new(Accepted { dedupe, ..accepted(0, at) }))
     };
     let first = outbox.apply(&with_key(1, 0)).unwrap();
     let last = outbox.apply(&with_key(1, 0)).unwrap();
@@ -290,7 +292,7 @@ fn a_request_is_recognised_within_its_window_and_not_after() {
 #[test]
 fn a_copied_store_gives_every_lane_another_epoch_and_no_session() {
     let mut outbox = with_lanes();
-    outbox.apply(&Event::Accepted(Box::new(accepted(0, 0)))).unwrap();
+    outbox.apply(&Event::Accepted(Arc::new(accepted(0, 0)))).unwrap();
     let (lane, endpoint) = (key(0), "broker:1883".to_owned());
     let (protocol, repeated) = (Protocol::V5, Ranges::default());
     outbox.apply(&Event::SessionOpened { lane, epoch: 3, protocol, endpoint, doubt: 200, repeated, at: Millis(0) }).unwrap();
@@ -304,7 +306,7 @@ fn a_copied_store_gives_every_lane_another_epoch_and_no_session() {
 #[test]
 fn a_million_pending_deliveries_take_little_memory() {
     let mut outbox = with_lanes();
-    let event = Event::Accepted(Box::new(accepted(0, 0)));
+    let event = Event::Accepted(Arc::new(accepted(0, 0)));
     for _ in 0..1_000_000 {
         outbox.apply(&event).unwrap();
     }

@@ -4,6 +4,7 @@
 //! otherwise, and delivers QoS 2 at PUBLISH or at PUBREL (MQTT 5.0 §4.3.3 allows both).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
 
 use proptest::prelude::*;
 
@@ -154,7 +155,7 @@ fn accepted(number: u64, random: &mut Random) -> Event {
     // Mostly one QoS a topic, as in life; sometimes it changes.
     let level = if random.chance(10) { random.below(3) } else { (topic + 1) % 3 };
     let qos = Qos::try_from(level).unwrap();
-    Event::Accepted(Box::new(Accepted::plain(lane_key(), format!("topic/{topic}"), qos, Millis(number))))
+    Event::Accepted(Arc::new(Accepted::plain(lane_key(), format!("topic/{topic}"), qos, Millis(number))))
 }
 
 /// The lane's part of a log: what a start reads, done the plain way.
@@ -437,6 +438,7 @@ impl World {
         if let Event::Accepted(accepted) = &mut event
             && number * 37 % 100 < self.story.expiring
         {
+            let accepted = Arc::make_mut(accepted);
             (accepted.at, accepted.expiry_s) = (self.now, Some(u32::try_from(number % 5).unwrap()));
         }
         if self.random.chance(self.story.poison) {
@@ -901,7 +903,7 @@ fn an_outage_is_no_attempt() {
 fn what_is_in_flight_does_not_expire_when_its_session_is_lost() {
     let mut world = World::new(calm());
     let plain = Accepted::plain(lane_key(), "topic", Qos::ExactlyOnce, world.now);
-    let event = Event::Accepted(Box::new(Accepted { expiry_s: Some(1), ..plain }));
+    let event = Event::Accepted(Arc::new(Accepted { expiry_s: Some(1), ..plain }));
     let id = world.outbox.apply(&event).unwrap();
     world.log.push(event);
     world.steps_until("it is with the broker", |world| world.arrived_times(id) == 1);
@@ -1059,7 +1061,7 @@ impl World {
 
     /// Accepts a report of QoS 2 for a topic.
     fn accept_for(&mut self, topic: &str) -> Seq {
-        let event = Event::Accepted(Box::new(Accepted::plain(lane_key(), topic, Qos::ExactlyOnce, self.now)));
+        let event = Event::Accepted(Arc::new(Accepted::plain(lane_key(), topic, Qos::ExactlyOnce, self.now)));
         let id = self.outbox.apply(&event).unwrap();
         self.log.push(event);
         id
@@ -1100,7 +1102,7 @@ fn a_broker_that_hangs_up_at_everything_costs_two_reports_and_all_others_arrive_
 fn what_a_broker_does_not_take_is_held_uncharged_until_it_does_and_others_go_on() {
     let mut world = World::new(Story { maximum_qos: Qos::AtLeastOnce, ..calm() });
     let held = world.accept_for("held");
-    let event = Event::Accepted(Box::new(Accepted::plain(lane_key(), "free", Qos::AtLeastOnce, Millis(1))));
+    let event = Event::Accepted(Arc::new(Accepted::plain(lane_key(), "free", Qos::AtLeastOnce, Millis(1))));
     let free = world.outbox.apply(&event).unwrap();
     world.log.push(event);
     world.steps_until("the other topic goes on", |world| world.arrived_times(free) == 1 && world.pending() == 1);

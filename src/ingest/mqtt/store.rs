@@ -81,7 +81,7 @@ impl Store {
         let looks_like_one = publish.payload.trim_ascii_start().first() == Some(&b'{');
         let report = looks_like_one.then(|| Report::parse(publish.payload.clone()).ok()).flatten();
         let named = |name: fn(&Report) -> Option<&str>| report.as_ref().and_then(name).unwrap_or_default().to_owned();
-        Event::Accepted(Box::new(Accepted {
+        Event::Accepted(Arc::new(Accepted {
             at,
             source: Source::Mqtt,
             user: user.to_owned(),
@@ -119,7 +119,8 @@ impl Store {
             if let Event::Accepted(accepted) = event {
                 let lane = routing.lanes.lane(&self.connection, &accepted.topic);
                 // A reload that takes the listener's connection away is refused.
-                accepted.lane = lane.ok_or_else(|| CommitError::Full(format!("the connection {} has no lanes", self.connection)))?;
+                Arc::make_mut(accepted).lane =
+                    lane.ok_or_else(|| CommitError::Full(format!("the connection {} has no lanes", self.connection)))?;
                 count += 1;
             }
         }

@@ -63,14 +63,15 @@ impl Encoder {
         for (at, event) in events.iter().enumerate() {
             let before = self.raw.len();
             self.push(event)?;
-            let fits = self.raw.len() <= self.limits.body && self.index.bound_with(event) <= self.limits.index;
+            let mut bound = self.index.bound_with(event);
+            let fits = self.raw.len() <= self.limits.body && bound <= self.limits.index;
             if !fits && start < at {
                 let tail = self.raw.split_off(before);
                 self.cut(&mut commit, Seq(first.0 + start as u64), &events[start..at])?;
                 self.raw = tail;
                 start = at;
+                bound = self.index.bound_with(event);
             }
-            let bound = self.index.bound_with(event);
             if bound > self.limits.index {
                 return Err(AppendError::TooLarge { size: bound, limit: self.limits.index });
             }

@@ -159,6 +159,8 @@ struct Batch {
     sends: BTreeMap<LaneKey, SendNo>,
     /// The log has room for so many bytes.
     room: usize,
+    /// Why reports are refused, once it was asked: the disk is looked at once a commit, not once a report.
+    full: Option<Option<String>>,
     places: Vec<OwnedSemaphorePermit>,
 }
 
@@ -269,7 +271,7 @@ impl Committer {
             return Ok(());
         }
         if append.is_accept
-            && let Some(reason) = self.full()
+            && let Some(reason) = self.full_for(batch)
         {
             self.refuse(append, CommitError::Full(reason));
             return Ok(());
@@ -409,7 +411,7 @@ impl Committer {
 
     fn publish_progress(&mut self) {
         let space = self.log.as_ref().map(|log| log.space()).unwrap_or_default();
-        let (full, reserved) = (self.full(), self.reserve());
+        let (full, reserved) = (self.full_with(space), self.reserve());
         self.metrics.tidings_store_bytes.set(i64::try_from(space.used).unwrap_or(i64::MAX));
         self.metrics.tidings_store_max_bytes.set(i64::try_from(self.limits.max_size).unwrap_or(i64::MAX));
         self.metrics.tidings_store_full.set(i64::from(full.is_some()));

@@ -14,7 +14,7 @@ use std::collections::VecDeque;
 
 use super::handle::{Append, Command};
 use super::{Batch, COMMIT_BYTES, COMMIT_EVENTS, CommitError, Committer};
-use crate::log::Urgency;
+use crate::log::{Space, Urgency};
 
 /// So many outcomes are held when there is no room for them: the windows of some hundred lanes. What is more is refused; the lane that it
 /// came from starts anew later.
@@ -60,9 +60,17 @@ impl Committer {
         space.used >= self.limits.max_size / 10 * 9 || space.free.saturating_add(freed) < self.sizes.tight(self.reserve())
     }
 
-    /// Why reports are refused.
-    pub(super) fn full(&self) -> Option<String> {
-        let space = self.log.as_ref()?.space();
+    /// Why reports are refused, as of when the batch was begun. What is held since then counts at once.
+    pub(super) fn full_for(&self, batch: &mut Batch) -> Option<String> {
+        if !self.held.is_empty() {
+            return self.full_with(Space::default());
+        }
+        batch.full.get_or_insert_with(|| self.log.as_ref().and_then(|log| self.full_with(log.space()))).clone()
+    }
+
+    /// Why reports are refused where the disk looks so.
+    pub(super) fn full_with(&self, space: Space) -> Option<String> {
+        self.log.as_ref()?;
         if !self.held.is_empty() {
             return Some(format!(
                 "the disk is so full that {} outcomes of deliveries wait for room, and deliveries with them; free some space, and all goes on",

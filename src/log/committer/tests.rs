@@ -1,6 +1,7 @@
 //! Tests of the committer over a log in memory.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
@@ -23,7 +24,7 @@ fn lane() -> LaneKey {
 
 fn accepted(number: u64, dedupe: Option<Dedupe>) -> Event {
     let plain = Accepted::plain(lane(), format!("topic/{}", number % 3), Qos::AtLeastOnce, Millis(number));
-    Event::Accepted(Box::new(Accepted { payload: Bytes::from(format!("report {number}")), dedupe, ..plain }))
+    Event::Accepted(Arc::new(Accepted { payload: Bytes::from(format!("report {number}")), dedupe, ..plain }))
 }
 
 fn keyed(key: u128, body: u64) -> Vec<Event> {
@@ -210,7 +211,7 @@ async fn a_dead_letter_goes_from_generation_to_generation_and_keeps_its_id() {
 async fn a_report_beyond_what_the_log_takes_is_refused_alone() {
     let log = with_lane(&Disk::new(1 << 20)).await;
     let Event::Accepted(mut huge) = accepted(1, None) else { unreachable!("that is what it makes") };
-    huge.payload = Bytes::from(vec![0; LARGEST_EVENT + 1]);
+    Arc::make_mut(&mut huge).payload = Bytes::from(vec![0; LARGEST_EVENT + 1]);
     let refused = log.accept(vec![Event::Accepted(huge)]).await;
     assert!(matches!(refused, Err(CommitError::Store(AppendError::TooLarge { .. }))), "{refused:?}");
     log.accept(vec![accepted(2, None)]).await.unwrap();
@@ -377,7 +378,11 @@ fn a_request_that_was_accepted_anew_after_its_first_was_deleted_is_recognised_af
     let Event::Accepted(small) = keyed(7, 1).remove(0) else { panic!("it is a report") };
     // Nothing that compresses, so that its generation is full.
     let payload: Vec<u8> = (0..500u64).flat_map(|number| xxhash_rust::xxh3::xxh3_64(&number.to_le_bytes()).to_le_bytes()).collect();
-    let first = accept(&log, &mut committer, vec![Event::Accepted(Box::new(Accepted { payload: Bytes::from(payload), ..*small }))]);
+    let first = accept(
+        &log,
+        &mut committer,
+        vec![Event::Accepted(Arc::new(Accepted { payload: Bytes::from(payload), ..Accepted::clone(&small) }))],
+    );
     accept(&log, &mut committer, vec![delivered(0, 0)]);
     committer.tick();
     assert!(matches!(log.page(Seq(1)), Err(crate::log::ReadError::Gone(_))), "the first generation is deleted");

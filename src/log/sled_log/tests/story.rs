@@ -199,7 +199,8 @@ impl Story {
 
     pub(super) fn report(&mut self) -> Event {
         self.accepted += 1;
-        let Event::Accepted(mut accepted) = report(self.accepted) else { unreachable!() };
+        let Event::Accepted(mut made) = report(self.accepted) else { unreachable!() };
+        let accepted = Arc::make_mut(&mut made);
         accepted.replay_of = None;
         accepted.lane = lane(self.dice.below(u64::from(LANES)) as u32);
         accepted.qos = Qos::ExactlyOnce;
@@ -210,7 +211,7 @@ impl Story {
             noise.iter_mut().for_each(|byte| *byte = self.dice.below(256) as u8);
             accepted.payload = noise.into();
         }
-        Event::Accepted(accepted)
+        Event::Accepted(made)
     }
 
     fn reference(&mut self, key: &LaneKey, send: SendNo) -> DeliveryRef {
