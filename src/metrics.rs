@@ -66,6 +66,8 @@ metrics! {
     tidings_reports_unrouted_total: IntCounter = counter;
     /// Requests and packets refused, by the way they came in and by the error's code.
     tidings_ingest_rejected_total: IntCounterVec = counters(&["source", "code"]);
+    /// Requests over HTTP that were not let in, by why (code: unauthorized, forbidden, forbidden_tenant, too_many_attempts, rate_limited, tls).
+    tidings_http_refused_total: IntCounterVec = counters(&["code"]);
     /// Deliveries that are pending.
     tidings_backlog_deliveries: IntGaugeVec = gauges(&["connection"]);
     /// Age of the oldest pending delivery.
@@ -92,7 +94,7 @@ metrics! {
     tidings_reconnects_total: IntCounterVec = counters(&["connection"]);
     /// Connections to a broker that it has accepted.
     tidings_connects_total: IntCounterVec = counters(&["connection"]);
-    /// When a certificate ends, as a Unix time, by where it is used (place: connection, listener; name: the connection's) and by option.
+    /// When a certificate ends, as a Unix time, by where it is used (place: connection, listener, http; name: the connection's) and by option.
     tidings_certificate_expiry_timestamp_seconds: IntGaugeVec = gauges(&["place", "name", "option"]);
     /// Time of one commit: write, flush and sync.
     tidings_commit_seconds: Histogram = histogram(&COMMIT_BUCKETS);

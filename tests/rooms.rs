@@ -10,7 +10,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("core", &[]),
     ("metrics", &[]),
     ("telemetry", &[]),
-    ("server", &[]),
+    // A role and the hash of a token: plain types that the configuration reads, and the door compares.
+    ("server", &["core::access"]),
     ("failpoint", &[]),
     ("config", &["core"]),
     ("migrations", &["core"]),
@@ -75,8 +76,8 @@ const USED_IN: &[(&str, &[&str])] = &[
     ("toml", &["config"]),
     ("saphyr_parser", &["config"]),
     // Contexts are made where keys are checked; streams where they are used.
-    ("openssl", &["config", "delivery", "ingest"]),
-    ("tokio_openssl", &["delivery", "ingest"]),
+    ("openssl", &["config", "delivery", "ingest", "server", "cli"]),
+    ("tokio_openssl", &["delivery", "server"]),
     ("tokio_tungstenite", &["delivery"]),
     ("listenfd", &["app"]),
     ("sd_notify", &["cli"]),

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 
-use crate::config::{Config, ConnectionConfig, End, ListenerConfig};
+use crate::config::{Config, ConnectionConfig, End, ListenerTls};
 use crate::metrics::Metrics;
 
 /// How often the files are looked at.
@@ -37,17 +37,19 @@ impl Certificates {
         if self.looking.as_ref().is_some_and(|looking| !looking.is_finished()) {
             return;
         }
-        let (metrics, connections, listener) = (Arc::clone(&self.metrics), config.connections.clone(), config.listener.clone());
+        let (metrics, connections) = (Arc::clone(&self.metrics), config.connections.clone());
+        let listeners =
+            [("listener", config.listener.as_ref().and_then(|listener| listener.tls.clone())), ("http", config.http.tls.clone())];
         let names: BTreeSet<String> = connections.iter().map(|connection| connection.name.to_string()).collect();
         for gone in self.known.difference(&names) {
             forget(&metrics, gone, &OF_CONNECTION);
         }
         self.known = names;
-        self.looking = Some(tokio::task::spawn_blocking(move || show(&metrics, &connections, listener.as_ref())));
+        self.looking = Some(tokio::task::spawn_blocking(move || show(&metrics, &connections, &listeners)));
     }
 }
 
-fn show(metrics: &Metrics, connections: &[ConnectionConfig], listener: Option<&ListenerConfig>) {
+fn show(metrics: &Metrics, connections: &[ConnectionConfig], listeners: &[(&str, Option<ListenerTls>)]) {
     for connection in connections {
         let name = connection.name.as_str();
         match &connection.tls {
@@ -55,8 +57,10 @@ fn show(metrics: &Metrics, connections: &[ConnectionConfig], listener: Option<&L
             Some(tls) => set(metrics, "connection", name, &["ca_certs", "certfile"], &tls.ends()),
         }
     }
-    let ends = listener.and_then(|listener| listener.tls.as_ref()).map(|tls| tls.ends()).unwrap_or_default();
-    set(metrics, "listener", "", &["certfile", "client_ca"], &ends);
+    for (place, tls) in listeners {
+        let ends = tls.as_ref().map(ListenerTls::ends).unwrap_or_default();
+        set(metrics, place, "", &["certfile", "client_ca"], &ends);
+    }
 }
 
 /// Sets what there is of these options, and takes away what there is no more: a file that can't be read has no end.

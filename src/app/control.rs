@@ -29,6 +29,7 @@ use crate::core::types::ConnectionName;
 use crate::ingest::routing::{InForce, Routing};
 use crate::log::committer::{Limits, LogHandle, now};
 use crate::metrics::Metrics;
+use crate::server::door::Rules;
 
 /// So many commands wait. Who asks waits for its answer, so there are never more than a few.
 pub(super) const COMMANDS: usize = 4;
@@ -51,6 +52,8 @@ pub(super) struct Control {
     pub(super) metrics: Arc<Metrics>,
     pub(super) routing: InForce,
     pub(super) settings: watch::Sender<Settings>,
+    /// What is asked of whoever comes over HTTP.
+    pub(super) rules: watch::Sender<Arc<Rules>>,
     pub(super) pools: Pools,
     /// True once the service stops.
     pub(super) stopping: watch::Receiver<bool>,

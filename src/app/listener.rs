@@ -9,10 +9,11 @@ use tokio::task::JoinHandle;
 
 use super::{StartError, lanes};
 use crate::config::{Config, ListenerConfig};
-use crate::ingest::mqtt::{self, MakeAcceptor, Settings, Surroundings, access::Access};
+use crate::ingest::mqtt::{self, Settings, Surroundings, access::Access};
 use crate::ingest::routing::InForce;
 use crate::log::committer::LogHandle;
 use crate::metrics::Metrics;
+use crate::server::tls::MakeAcceptor;
 
 /// A socket that is bound: who connects now is answered later.
 pub(super) struct Bound {

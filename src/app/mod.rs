@@ -11,12 +11,14 @@
 //! | [`reload`] | another configuration, while the service runs |
 //! | [`files`] | whether a certificate was renewed |
 //! | [`certificates`] | when certificates end |
+//! | [`access`] | who may come in over HTTP |
 //! | [`moving`] | what is pending on one connection is given to another |
 //! | [`repairing`] | dead letters go back or are given up, and so is what is pending |
 //! | [`listener`] | the MQTT listener's place: bound first, served once the store is open |
 //! | [`lanes`] | which lanes a connection has, and that each of them runs |
 //! | [`pools`] | the lanes at work, and how they stop |
 
+mod access;
 mod certificates;
 mod control;
 mod files;
@@ -149,16 +151,20 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         let _ = told.wait_for(|stopping| *stopping).await;
     };
     let listening = bound.map(|bound| (bound.address, listener::serve(bound, &config, &log, routing.clone(), &metrics, stop.clone())));
-    let http = tokio::spawn(server::serve(listener, app, server::Limits::default(), shutdown));
+    let (door, rules) = access::door(&config, &metrics);
+    access::warn(&config.http);
+    let http = tokio::spawn(server::serve_behind(door, listener, app, server::Limits::default(), shutdown));
     let mut pools = Pools::new(log.clone(), Arc::clone(&board), Arc::clone(&metrics));
     for (connection, newest) in config.connections.iter().zip(&newest) {
         pools.start(&connection.name, lanes::to_run(connection, &config.retry, newest, &log).await?);
     }
     let store = config.store.path.clone();
-    tracing::info!(%address, store = %store.display(), store_id = %log.store_id(), "tidings is accepting reports");
+    let is_encrypted = config.http.tls.is_some();
+    tracing::info!(%address, tls = is_encrypted, store = %store.display(), store_id = %log.store_id(), "tidings is accepting reports");
     let (commands, told) = mpsc::channel(control::COMMANDS);
     let files = read_files(&config).await;
-    let control = Control { config, files, log: log.clone(), metrics: Arc::clone(&metrics), routing, settings, pools, stopping: stop };
+    let control =
+        Control { config, files, log: log.clone(), metrics: Arc::clone(&metrics), routing, settings, rules, pools, stopping: stop };
     let mut tasks = JoinSet::new();
     tasks.spawn(control.run(told, asked_moves, asked_repairs));
     Ok(Running { address, log, board, metrics, stopping, http, listener: listening, control: tasks, commands, store })

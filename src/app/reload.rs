@@ -17,14 +17,18 @@ use std::time::Duration;
 
 use super::control::{Control, limits, routing, settings};
 use super::lanes::{self, Newest};
-use super::{StartError, read_files};
+use super::{StartError, access, read_files};
 use crate::admin::settings::Refused;
 use crate::config::{Config, ConnectionConfig, HttpConfig, StoreConfig};
+use crate::core::event::Event;
 use crate::core::types::ConnectionName;
 use crate::log::committer::now;
 
 /// New requests wait for those under way no longer than this: longer than a commit takes on any disk that works.
 const REPLACE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Who has the configuration read again, in the history.
+const BY_SIGNAL: &str = "SIGHUP";
 
 /// What was changed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -104,6 +108,11 @@ impl Control {
 
     async fn put_in_force(&mut self, mut config: Config) -> Result<Changes, ReloadError> {
         let restart_needed = keep_until_restart(&self.config, &mut config);
+        // The file was read for its own address; where the service listens until a restart, it may lack what is needed.
+        if let Some(message) = config.http.exposure(config.http.listen) {
+            let message = format!("http.listen: {}, until a restart, is {message}", config.http.listen);
+            return Err(ReloadError::Mistakes(message));
+        }
         if let Some(listener) = &config.listener
             && !config.connections.iter().any(|connection| connection.name == listener.connection)
         {
@@ -134,6 +143,9 @@ impl Control {
             // The next start begins with the file as it is then.
             _ = stopping.wait_for(|stopping| *stopping) => return Err(ReloadError::Stopping),
         }
+        let what = differences(&self.config, &config, &changes);
+        self.rules.send_replace(access::rules(&config.http));
+        access::warn(&config.http);
         self.log.limit(limits(&config)).await.map_err(StartError::from)?;
         self.settings.send_replace(settings(&config, changes.restart_needed.clone()));
         (self.config, self.files) = (config, files);
@@ -146,15 +158,54 @@ impl Control {
             let lanes = lanes::to_run(connection, &self.config.retry, newest, &self.log).await?;
             self.pools.start(&newest.connection, lanes);
         }
+        self.audit(&what).await;
         Ok(changes)
     }
+
+    /// For the history: that it was changed, and what. Who sends a signal nobody can know.
+    async fn audit(&self, what: &[String]) {
+        let what = if what.is_empty() { "no difference".to_owned() } else { what.join("; ") };
+        let event = Event::Audit { who: BY_SIGNAL.to_owned(), what: format!("reloaded the configuration: {what}"), at: now() };
+        if let Err(error) = self.log.record(vec![event]).await {
+            tracing::error!(%error, "the history does not say that the configuration was reloaded");
+        }
+    }
+}
+
+/// What differs, in words for the history. Whoever adds a setting decides here what is said of it.
+fn differences(old: &Config, new: &Config, changes: &Changes) -> Vec<String> {
+    let Config { store, http, listener: _, connections: _, retry, routes, file: _, zuul: _, notes: _ } = new;
+    let StoreConfig { path: _, retention_ms, max_size } = store;
+    let HttpConfig { listen: _, max_report, max_batch, tokens, open_metrics, rate, anonymous, tls, notes: _ } = http;
+    let Changes { added, changed, removed, restart_needed: _ } = changes;
+    let connections = [("added", added), ("changed", changed), ("removed", removed)];
+    let mut found: Vec<String> = connections
+        .iter()
+        .filter(|(_, names)| !names.is_empty())
+        .map(|(how, list)| format!("connections {how}: {}", names(list)))
+        .collect();
+    found.extend(access::differences(&old.http.tokens, tokens));
+    let settings = [
+        ("the pipelines", routes.entries() != old.routes.entries()),
+        ("retry", *retry != old.retry),
+        ("store.retention", *retention_ms != old.store.retention_ms),
+        ("store.max_size", *max_size != old.store.max_size),
+        ("http.max_report", *max_report != old.http.max_report),
+        ("http.max_batch", *max_batch != old.http.max_batch),
+        ("http.metrics", *open_metrics != old.http.open_metrics),
+        ("http.rate", *rate != old.http.rate),
+        ("http.anonymous", *anonymous != old.http.anonymous),
+        ("http.certfile and http.keyfile", *tls != old.http.tls),
+    ];
+    found.extend(settings.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name.to_owned()));
+    found
 }
 
 /// What can't change while the service runs keeps its old value; says which keys that are. Whoever adds a setting decides here.
 fn keep_until_restart(old: &Config, new: &mut Config) -> Vec<&'static str> {
     let Config { store, http, listener, connections: _, retry: _, routes: _, file: _, zuul: _, notes: _ } = new;
     let StoreConfig { path, retention_ms: _, max_size: _ } = store;
-    let HttpConfig { listen, max_report: _, max_batch: _ } = http;
+    let HttpConfig { listen, max_report: _, max_batch: _, tokens: _, open_metrics: _, rate: _, anonymous: _, tls: _, notes: _ } = http;
     let mut keys = Vec::new();
     let mut keep = |key, differs| {
         if differs {

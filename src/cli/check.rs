@@ -11,7 +11,10 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::{FAILED, connect};
-use crate::config::{self, Config, ConfigErrors, ConnectionConfig, Identity, ListenerConfig, TlsConfig, format_duration, format_size};
+use crate::config::{
+    self, Config, ConfigErrors, ConnectionConfig, HttpConfig, Identity, ListenerConfig, TlsConfig, TokenConfig, format_duration,
+    format_size,
+};
 use crate::core::address::Address;
 use crate::core::route::{PipelineRoutes, Reporter};
 
@@ -90,7 +93,7 @@ fn mistakes_as_json(errors: &ConfigErrors) -> Value {
 
 /// What is right but probably not meant.
 fn notes(config: &Config) -> Vec<String> {
-    let mut notes = config.notes.clone();
+    let mut notes = [config.http.notes.clone(), config.notes.clone()].concat();
     let listener = config.listener.as_ref();
     if let Some(listener) =
         listener.filter(|listener| listener.login.is_some() && listener.tls.is_none() && !listener.listen.ip().is_loopback())
@@ -130,7 +133,9 @@ fn write_text(text: &mut String, config: &Config) -> std::fmt::Result {
     let (retention, max_size) = (format_duration(store.retention_ms), format_size(store.max_size));
     writeln!(text, "store       {}, at most {max_size}; delivered reports stay {retention}", store.path.display())?;
     let (report, batch) = (format_size(http.max_report as u64), format_size(http.max_batch as u64));
-    writeln!(text, "http        {}; reports up to {report}, bodies up to {batch}", http.listen)?;
+    let encrypted = if http.tls.is_some() { ", over TLS" } else { "" };
+    writeln!(text, "http        {}{encrypted}; reports up to {report}, bodies up to {batch}", http.listen)?;
+    write_tokens(text, http)?;
     if let Some(listener) = &config.listener {
         write_listener(text, listener)?;
     }
@@ -152,6 +157,21 @@ fn write_text(text: &mut String, config: &Config) -> std::fmt::Result {
         writeln!(text, "{}note: {note}", if place == 0 { "\n" } else { "" })?;
     }
     Ok(())
+}
+
+/// Names and roles; there is nothing else to show.
+fn write_tokens(text: &mut String, http: &HttpConfig) -> std::fmt::Result {
+    for TokenConfig { name, role, tenants, hash: _ } in &http.tokens {
+        let of = tenants.as_ref().map(|tenants| format!(" of {}", tenants.iter().map(String::as_str).collect::<Vec<_>>().join(", ")));
+        writeln!(text, "  token     {name}: {}{}", role.name(), of.unwrap_or_default())?;
+    }
+    if !http.tokens.is_empty() && http.open_metrics {
+        writeln!(text, "  metrics   for anyone who reaches the port")?;
+    }
+    match http.rate {
+        Some(rate) => writeln!(text, "  rate      {rate} requests a second of each"),
+        None => Ok(()),
+    }
 }
 
 fn write_listener(text: &mut String, listener: &ListenerConfig) -> std::fmt::Result {
@@ -274,6 +294,12 @@ fn as_json(config: &Config) -> Value {
             "listen": http.listen,
             "max_report": format_size(http.max_report as u64),
             "max_batch": format_size(http.max_batch as u64),
+            "tokens": http.tokens.iter().map(|token| json!({ "name": token.name, "role": token.role.name(), "tenants": token.tenants })).collect::<Value>(),
+            "metrics": if http.open_metrics { "anyone" } else { "token" },
+            "rate": http.rate,
+            "anonymous": http.anonymous,
+            "certfile": http.tls.as_ref().map(|tls| &tls.certfile),
+            "keyfile": http.tls.as_ref().map(|tls| &tls.keyfile),
         },
         "listener": config.listener.as_ref().map(|listener| json!({
             "listen": listener.listen,
@@ -368,6 +394,23 @@ merge-failure.mqtt = { topic = "{tenant}/{ref}", qos = 2, retain = true }
         assert_eq!(shown["connections"][1]["password"], Value::Null);
         assert_eq!(shown["pipelines"][0]["reporters"][1]["action"], "merge-conflict");
         assert_eq!(shown["pipelines"][0]["reporters"][1]["topic"], "{tenant}/{ref}");
+    }
+
+    #[test]
+    fn tokens_are_shown_by_name_and_role() {
+        let (one, other) = ("a".repeat(64), "b".repeat(64));
+        let text = format!(
+            "http.tokens = [{{ name = 'ci', role = 'ingest', tenants = ['x', 'y'], sha256 = '{one}' }}, {{ name = 'ops', role = 'admin', sha256 = '{other}' }}]"
+        );
+        let outcome = checked(&text, false);
+        for line in ["  token     ci: ingest of x, y", "  token     ops: admin"] {
+            assert!(outcome.stdout.lines().any(|shown| shown == line), "{line:?} is not in\n{}", outcome.stdout);
+        }
+        assert!(!outcome.stdout.contains(&one));
+        let outcome = checked(&text, true);
+        let shown: Value = serde_json::from_str(&outcome.stdout).unwrap();
+        assert_eq!(shown["http"]["tokens"][0], json!({ "name": "ci", "role": "ingest", "tenants": ["x", "y"] }));
+        assert_eq!((&shown["http"]["metrics"], outcome.stdout.contains(&one)), (&json!("token"), false));
     }
 
     #[test]

@@ -1,15 +1,13 @@
 //! The sections of the file, each read into its checked form. Bounds stand here with their reasons.
 
-use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use super::raw::Table;
-use super::{Config, HttpConfig, RetryConfig, StoreConfig, connection, listener, pipeline, zuul};
+use super::{Config, RetryConfig, StoreConfig, connection, http, listener, pipeline, zuul};
 
 const SECOND: u64 = 1_000;
 const DAY: u64 = 24 * 3_600 * SECOND;
-const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const TIB: u64 = 1 << 40;
 
@@ -17,10 +15,6 @@ const TIB: u64 = 1 << 40;
 const RETENTION_MS: RangeInclusive<u64> = SECOND..=3_650 * DAY;
 /// The least that a store's parts are laid out for, see `log::sizes`.
 const MAX_SIZE: RangeInclusive<u64> = 32 * MIB..=16 * TIB;
-/// A report of a start is about half a KiB. A report is one MQTT packet and is held whole in memory, on both sides.
-const MAX_REPORT: RangeInclusive<u64> = KIB..=16 * MIB;
-/// A body is one commit, and everything that waits, waits for it.
-const MAX_BATCH: RangeInclusive<u64> = KIB..=64 * MIB;
 /// Shorter than a round trip, a retry is only noise to the broker.
 const RETRY_INITIAL_MS: RangeInclusive<u64> = 1..=3_600 * SECOND;
 /// A longest wait of more than a day would look like a loss.
@@ -31,7 +25,7 @@ const RETRY_ATTEMPTS: RangeInclusive<u64> = 1..=1_000;
 /// The whole file. What it returns counts only if no mistake was noted.
 pub(super) fn config(mut root: Table<'_>, environment: &dyn Fn(&str) -> Option<String>) -> Config {
     let store = store(root.table("store"));
-    let http = http(root.table("http"));
+    let http = http::http(root.table("http"), environment);
     let retry = retry(root.table("retry"));
     let (mut connections, mut names) = connection::all(root.table("connection"), environment);
     let mut zuul = root.table("zuul").map(|table| zuul::section(table, &names, environment)).unwrap_or_default();
@@ -63,40 +57,6 @@ fn store(table: Option<Table<'_>>) -> StoreConfig {
     let max_size = table.size("max_size", MAX_SIZE, default.max_size).value;
     table.finish();
     StoreConfig { path, retention_ms, max_size }
-}
-
-fn http(table: Option<Table<'_>>) -> HttpConfig {
-    let default = HttpConfig::default();
-    let Some(mut table) = table else { return default };
-    let listen = match table.take("listen") {
-        None => default.listen,
-        Some(item) => {
-            let expected = format!("an address and a port such as \"{}\"", default.listen);
-            let listen = item.read(expected, |item| item.as_text()?.parse::<SocketAddr>().ok());
-            if listen.is_some_and(|listen| !listen.ip().is_loopback()) {
-                item.mistake("only loopback (127.0.0.1 or [::1]) can be listened on as long as there are no tokens, which are not available in this version: anyone who reaches the port could publish");
-            }
-            listen.unwrap_or(default.listen)
-        }
-    };
-    table.not_yet("tokens", "access by token");
-    table.not_yet("certfile", "TLS");
-    table.not_yet("keyfile", "TLS");
-    let max_report = table.size("max_report", MAX_REPORT, default.max_report as u64);
-    let max_batch = table.size("max_batch", MAX_BATCH, default.max_batch as u64);
-    if !max_report.wrong && !max_batch.wrong && max_report.value > max_batch.value {
-        let (culprit, line) = if max_report.line.is_some() { ("max_report", max_report.line) } else { ("max_batch", max_batch.line) };
-        let sizes = (super::format_size(max_report.value), super::format_size(max_batch.value));
-        table.mistake(
-            culprit,
-            line,
-            format_args!("`max_report` ({}) can't be larger than `max_batch` ({}), the largest body", sizes.0, sizes.1),
-        );
-    }
-    table.finish();
-    // The bounds above fit any usize that Tidings can be built for.
-    let bytes = |size: u64| usize::try_from(size).unwrap_or(usize::MAX);
-    HttpConfig { listen, max_report: bytes(max_report.value), max_batch: bytes(max_batch.value) }
 }
 
 fn retry(table: Option<Table<'_>>) -> RetryConfig {

@@ -220,6 +220,7 @@ fn bounded_secret(item: &Item<'_>, text: &str) -> Option<Secret> {
     None
 }
 
-fn is_plain(text: &str, most: usize) -> bool {
+/// Letters, digits, `-`, `_` and `.`.
+pub(super) fn is_plain(text: &str, most: usize) -> bool {
     (1..=most).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
 }

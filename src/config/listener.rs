@@ -35,7 +35,7 @@ pub struct ListenerConfig {
     pub anonymous: bool,
 }
 
-/// The listener's certificate.
+/// A certificate to be known by: the MQTT listener's, or that of HTTPS.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListenerTls {
     /// A PEM file: the certificate, and after it those that lead to its authority.
@@ -130,7 +130,7 @@ pub(super) fn listener(
         }
         Some(text)
     });
-    let (tls, has_client_ca) = tls(&mut table);
+    let (tls, has_client_ca) = tls(&mut table, true);
     let anonymous = table.field("anonymous", false, "true or false", |item| item.as_flag());
     if anonymous.value && (has_login || has_client_ca) {
         table.mistake("anonymous", anonymous.line, "says that anybody may publish, and `user` or `client_ca` say who may: leave one out");
@@ -173,12 +173,14 @@ pub(super) fn listener(
     Some(ListenerConfig { listen: listen.value?, connection: connection?.as_str().into(), login, tls, anonymous: anonymous.value })
 }
 
-/// The keys of TLS, held against OpenSSL; and whether publishers are asked for certificates.
-fn tls(table: &mut Table<'_>) -> (Option<ListenerTls>, bool) {
-    let [certfile, keyfile, client_ca] = ["certfile", "keyfile", "client_ca"].map(|key| {
+/// The keys of TLS, held against OpenSSL; and whether clients are asked for certificates, where they can be.
+pub(super) fn tls(table: &mut Table<'_>, may_ask_clients: bool) -> (Option<ListenerTls>, bool) {
+    let mut take = |key: &'static str| {
         let item = table.take(key)?;
         Some((item.line(), item.text().map(PathBuf::from)))
-    });
+    };
+    let (certfile, keyfile) = (take("certfile"), take("keyfile"));
+    let client_ca = if may_ask_clients { take("client_ca") } else { None };
     let has_client_ca = client_ca.is_some();
     let line_of = |given: &Option<(usize, Option<PathBuf>)>| given.as_ref().map(|(line, _)| *line);
     let lines = [line_of(&certfile), line_of(&keyfile), line_of(&client_ca)];

@@ -17,6 +17,7 @@
 mod checked;
 mod connection;
 mod expiry;
+mod http;
 mod listener;
 mod mistake;
 pub mod own_listener;
@@ -25,6 +26,7 @@ mod raw;
 mod reach;
 mod secret;
 mod tls;
+mod tokens;
 mod units;
 pub mod zuul;
 
@@ -32,18 +34,19 @@ pub mod zuul;
 mod tests;
 
 use std::ffi::OsStr;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
 pub use expiry::End;
+pub use http::HttpConfig;
 pub use listener::{ListenerConfig, ListenerTls};
 pub use mistake::{ConfigErrors, Mistake};
 pub use secret::Secret;
 #[cfg(test)]
 pub(crate) use tls::tests::certificates;
 pub use tls::{Identity, TlsConfig, TlsFault, TlsFaults};
+pub use tokens::TokenConfig;
 pub use units::{format_duration, format_size};
 
 use crate::core::address::{Address, DEFAULT_PORT};
@@ -88,17 +91,6 @@ pub struct StoreConfig {
     pub retention_ms: u64,
     /// How large the store may grow, in bytes. Accepts are refused beyond it.
     pub max_size: u64,
-}
-
-/// `[http]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HttpConfig {
-    /// Where the API, metrics and dashboard are served. Loopback only, as long as there are no tokens.
-    pub listen: SocketAddr,
-    /// The largest report, in bytes.
-    pub max_report: usize,
-    /// The largest request body, in bytes; at least `max_report`.
-    pub max_batch: usize,
 }
 
 /// `[connection.NAME]`.
@@ -168,12 +160,6 @@ pub struct RetryConfig {
 impl Default for StoreConfig {
     fn default() -> Self {
         StoreConfig { path: PathBuf::from("/var/lib/tidings"), retention_ms: 7 * 24 * 3_600 * 1_000, max_size: 10 << 30 }
-    }
-}
-
-impl Default for HttpConfig {
-    fn default() -> Self {
-        HttpConfig { listen: SocketAddr::from(([127, 0, 0, 1], 8470)), max_report: 1 << 20, max_batch: 4 << 20 }
     }
 }
 

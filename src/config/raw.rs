@@ -137,6 +137,11 @@ impl<'f> Item<'f> {
         self.value.is_array()
     }
 
+    /// How many entries a list has; none if it is something else.
+    pub(super) fn count(&self) -> usize {
+        self.value.as_array().map_or(0, |list| list.len())
+    }
+
     /// The text, which may not be empty.
     pub(super) fn text(&self) -> Option<String> {
         let text = self.as_text().filter(|text| !text.is_empty());

@@ -6,6 +6,7 @@
 //! | Module | Holds |
 //! |---|---|
 //! | [`types`] | the small types that everything speaks in: [`Seq`](types::Seq), [`SendNo`](types::SendNo), [`Qos`](types::Qos), [`Millis`](types::Millis) |
+//! | [`access`] | what a token allows, and what is kept of it |
 //! | [`address`] | where a broker is, parsed once |
 //! | [`report`] | the message schema, checked and named precisely |
 //! | [`topic`] | topic templates, and topics that are valid by construction |
@@ -21,6 +22,7 @@
 //! | [`session`] | the MQTT publisher session as a state machine |
 //! | [`retry`] | backoff, and what a refusal means |
 
+pub mod access;
 pub mod address;
 pub mod decision;
 pub mod event;

@@ -19,6 +19,7 @@ use crate::log::ReadError;
 use crate::log::codec::MAX_EVENT;
 use crate::log::committer::{Appended, CommitError, Committed, LogHandle};
 use crate::metrics::Metrics;
+use crate::server::caller::Caller;
 
 /// The way of a report from its bytes to the log. Cheap to clone.
 #[derive(Clone)]
@@ -40,8 +41,15 @@ pub struct Post {
     pub shape: Shape,
     /// By what it is recognised when it comes again.
     pub key: Option<IdempotencyKey>,
-    /// Who posted it; empty when nobody had to say.
-    pub user: String,
+    /// Who posted it.
+    pub by: Caller,
+}
+
+impl Post {
+    /// The name of whoever posted it; empty when nobody had to say. It is also whose the idempotency keys are.
+    fn user(&self) -> &str {
+        self.by.token().unwrap_or_default()
+    }
 }
 
 /// What a request has led to: the deliveries of each report, in the order posted.
@@ -106,6 +114,14 @@ pub enum AcceptError {
         /// What is missing.
         error: RenderError,
     },
+    /// A report has a tenant that its poster may not post for.
+    #[error("{}the token is not for the tenant {tenant:?}; nothing was accepted", line_prefix(*line))]
+    Tenant {
+        /// Its line, in a batch.
+        line: Option<usize>,
+        /// Its tenant.
+        tenant: String,
+    },
     /// A report is larger, with what is kept beside it, than the log takes as one event. The log would fail for good on it.
     #[error("{}the report and its names have {size} bytes, and the store takes {limit}", line_prefix(*line))]
     TooLarge {
@@ -134,6 +150,7 @@ impl AcceptError {
             AcceptError::Batch(error) => error.code(),
             AcceptError::Report { error, .. } => error.code(),
             AcceptError::Topic { error, .. } => error.code(),
+            AcceptError::Tenant { .. } => "forbidden_tenant",
             AcceptError::TooLarge { .. } => "too_large",
             AcceptError::NoLanes(_) => "internal",
             AcceptError::Commit(error) => error.code(),
@@ -146,6 +163,7 @@ impl AcceptError {
         let (line, field) = match self {
             AcceptError::Batch(BatchError::TooLarge { line, .. }) | AcceptError::TooLarge { line, .. } => (*line, None),
             AcceptError::Report { line, error } => (*line, error.field()),
+            AcceptError::Tenant { line, .. } => (*line, Some("tenant".into())),
             AcceptError::Topic { line, error } => (*line, error.field()),
             _ => return None,
         };
@@ -173,8 +191,8 @@ impl Ingest {
         // Held to the end: see `routing`.
         let routing = self.routing.current().await;
         let pieces = pieces(&post.body, post.shape, routing.max_report)?;
-        let dedupe = post.key.as_ref().map(|key| key.recognise(&post.user, &post.body, pieces.len(), post.shape));
-        let draft = self.draft(&routing, &pieces, &post.user, dedupe, now);
+        let dedupe = post.key.as_ref().map(|key| key.recognise(post.user(), &post.body, pieces.len(), post.shape));
+        let draft = self.draft(&routing, &pieces, &post, dedupe, now);
         // The log recognises a request by its deliveries. One that makes none *now*, because the routes have changed since, may have made some before.
         if let Some(dedupe) = dedupe
             && draft.as_ref().map_or(true, |draft| draft.events.is_empty())
@@ -208,18 +226,21 @@ impl Ingest {
         Ok(Some(first_answer(&self.log, dedupe.key, known.map(|_| request)).await?))
     }
 
-    fn draft(&self, routing: &Routing, pieces: &[Piece], user: &str, dedupe: Option<Dedupe>, now: Millis) -> Result<Draft, AcceptError> {
+    fn draft(&self, routing: &Routing, pieces: &[Piece], post: &Post, dedupe: Option<Dedupe>, now: Millis) -> Result<Draft, AcceptError> {
         let mut draft = Draft { events: Vec::new(), counts: Vec::with_capacity(pieces.len()) };
         for (number, piece) in (0..).zip(pieces) {
             let line = piece.line;
             let report = Report::parse(piece.bytes.clone()).map_err(|error| AcceptError::Report { line, error })?;
+            if !post.by.may_see(report.tenant()) {
+                return Err(AcceptError::Tenant { line, tenant: report.tenant().to_owned() });
+            }
             let routed = routing.routes.route(&report).map_err(|error| AcceptError::Topic { line, error })?;
             draft.counts.push(routed.len());
             let dedupe = dedupe.map(|dedupe| Dedupe { line: number, ..dedupe });
             for way in routed {
                 let lane = routing.lanes.lane(&way.connection, way.topic.as_str());
                 let lane = lane.ok_or_else(|| AcceptError::NoLanes(way.connection.clone()))?;
-                let accepted = Self::bind(&report, way, lane, user, dedupe, now);
+                let accepted = Self::bind(&report, way, lane, post.user(), dedupe, now);
                 let size = size_bound(&accepted);
                 if size > MAX_EVENT {
                     return Err(AcceptError::TooLarge { line, size, limit: MAX_EVENT });

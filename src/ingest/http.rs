@@ -15,13 +15,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use axum::http::{HeaderMap, Request, Response, StatusCode};
 use axum::response::IntoResponse;
 use axum::routing::post;
+use axum::{Extension, Router};
 use serde::Serialize;
 use tokio::sync::Semaphore;
 
@@ -31,6 +31,7 @@ use super::body::{self, BodyError, Measure};
 use super::repeat::{IdempotencyKey, InvalidKey};
 use crate::core::event::Source;
 use crate::log::committer::{Committed, now};
+use crate::server::caller::Caller;
 use crate::server::error::{ApiError, json};
 
 /// Limits of a request.
@@ -97,6 +98,7 @@ pub fn status_of(code: &str) -> (StatusCode, Option<Duration>) {
     match code {
         "invalid_json" | "invalid_body" | "empty_batch" | "invalid_idempotency_key" => (StatusCode::BAD_REQUEST, None),
         "body_timeout" => (StatusCode::REQUEST_TIMEOUT, None),
+        "forbidden_tenant" => (StatusCode::FORBIDDEN, None),
         "idempotency_conflict" => (StatusCode::CONFLICT, None),
         "too_large" | "too_many_reports" => (StatusCode::PAYLOAD_TOO_LARGE, None),
         "unsupported_media_type" => (StatusCode::UNSUPPORTED_MEDIA_TYPE, None),
@@ -121,8 +123,8 @@ pub fn routes(ingest: Ingest, limits: Limits) -> Router {
     Router::new().route("/v1/reports", post(take)).with_state(door)
 }
 
-async fn take(State(door): State<Arc<Door>>, request: Request<Body>) -> Response<Body> {
-    match door.take(request).await {
+async fn take(State(door): State<Arc<Door>>, Extension(caller): Extension<Caller>, request: Request<Body>) -> Response<Body> {
+    match door.take(caller, request).await {
         Ok(answer) => accepted(&answer),
         Err(refusal) => {
             let code = refusal.code();
@@ -133,7 +135,7 @@ async fn take(State(door): State<Arc<Door>>, request: Request<Body>) -> Response
 }
 
 impl Door {
-    async fn take(&self, request: Request<Body>) -> Result<Committed<Answer>, Refusal> {
+    async fn take(&self, by: Caller, request: Request<Body>) -> Result<Committed<Answer>, Refusal> {
         let (head, body) = request.into_parts();
         let shape = shape_of(&head.headers)?;
         let key = key_of(&head.headers)?;
@@ -141,7 +143,7 @@ impl Door {
         let ingest = self.ingest.clone();
         // On a task of its own: a client that goes away must not leave a commit behind that nobody counts.
         let accepting = tokio::spawn(async move {
-            let post = Post { body: held.bytes.clone(), shape, key, user: String::new() };
+            let post = Post { body: held.bytes.clone(), shape, key, by };
             ingest.accept(post, now()).await
         });
         match tokio::time::timeout(self.limits.commit_timeout, accepting).await {

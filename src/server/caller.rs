@@ -8,31 +8,10 @@ use std::sync::Arc;
 use axum::http::StatusCode;
 
 use super::error::ApiError;
+pub use crate::core::access::Role;
 
 /// The name of whoever decides may have so many bytes.
 const LONGEST_NAME: usize = 64;
-
-/// What a caller may do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Role {
-    /// Posts reports.
-    Ingest,
-    /// Reads everything, and changes nothing.
-    Read,
-    /// Posts, reads, and decides.
-    Admin,
-}
-
-impl Role {
-    /// Its name in the configuration.
-    pub fn name(self) -> &'static str {
-        match self {
-            Role::Ingest => "ingest",
-            Role::Read => "read",
-            Role::Admin => "admin",
-        }
-    }
-}
 
 /// Who asks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,6 +34,11 @@ impl Caller {
         Caller { name: Some(name.into()), role, tenants: tenants.map(Arc::new) }
     }
 
+    /// Who has shown nothing, where nothing is asked for: whatever belongs to a tenant is as if it were not there.
+    pub fn nobody() -> Self {
+        Caller { name: None, role: Role::Read, tenants: Some(Arc::default()) }
+    }
+
     /// The name of the token, if one was shown.
     pub fn token(&self) -> Option<&str> {
         self.name.as_deref()
@@ -66,8 +50,8 @@ impl Caller {
     }
 
     /// The only tenants that the caller may see; none for all.
-    pub fn tenants(&self) -> Option<&BTreeSet<String>> {
-        self.tenants.as_deref()
+    pub fn tenants(&self) -> Option<&Arc<BTreeSet<String>>> {
+        self.tenants.as_ref()
     }
 
     /// Whether the caller may post for, and see, this tenant.

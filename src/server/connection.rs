@@ -14,16 +14,20 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
 
 /// After an early answer so much of the request is read and thrown away at most: enough for whoever is somewhat over a limit, not
 /// enough to make work of.
 const LINGER_BYTES: usize = 16 << 20;
 
+/// What bytes come and go by: a socket, or TLS over one.
+pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
 /// A socket whose client has only so much time.
 pub struct Patient {
-    stream: TcpStream,
+    stream: Box<dyn Stream>,
     write_timeout: Duration,
     /// Runs while a write is stalled.
     stalled: Option<Pin<Box<Sleep>>>,
@@ -40,7 +44,7 @@ struct Closing {
 
 impl Patient {
     /// Wraps a socket. `is_body_unread` says, when it is to be closed, whether a part of the last request may still be on its way.
-    pub fn new(stream: TcpStream, write_timeout: Duration, linger: Duration, is_body_unread: Arc<AtomicBool>) -> Self {
+    pub fn new(stream: Box<dyn Stream>, write_timeout: Duration, linger: Duration, is_body_unread: Arc<AtomicBool>) -> Self {
         Patient { stream, write_timeout, stalled: None, linger, is_body_unread, closing: None }
     }
 

@@ -1,9 +1,9 @@
 //! HTTP itself: connections, their limits, who may ask, and errors in JSON. Knows nothing of reports.
 //!
 //! ```text
-//!   listener ─▶ connection (at most so many) ─▶ guard: Host, Origin ─▶ a room's routes ─▶ answer
-//!                │ time for the head, for a stalled write,               │ panic: 500
-//!                └ and to listen on after an early answer                └ no such route: 404 or 405
+//!   listener ─▶ connection (at most so many) ─▶ guard: Host, Origin ─▶ door: token, role ─▶ a room's routes ─▶ answer
+//!                │ TLS, time for the head, for a stalled write,                               │ panic: 500
+//!                └ and to listen on after an early answer                                     └ no such route: 404 or 405
 //! ```
 //!
 //! The rooms that serve something over HTTP give a `Router` each; [`serve`] runs them together on one listener. Whatever a client
@@ -15,22 +15,29 @@
 //! |---|---|
 //! | [`error`] | the one shape of every error |
 //! | [`guard`] | Host and Origin: no web page talks to a service on loopback |
+//! | [`door`] | tokens, and the table of which opens what |
 //! | [`caller`] | who asks, and what that allows |
 //! | [`time`] | times in questions and answers |
 //! | [`object`] | JSON objects in questions, and nothing that only passes for one |
 //! | [`connection`] | one socket: stalled writes, and closing without losing the last answer |
+//! | [`tls`] | certificates, and the handshake |
+//! | [`tally`], [`lines`] | what is counted of each client, and how much of it is logged |
 
 pub mod caller;
 pub mod connection;
+pub mod door;
 pub mod error;
 pub mod guard;
+pub mod lines;
 pub mod object;
+pub mod tally;
 pub mod time;
+pub mod tls;
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -52,8 +59,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 
-use caller::Caller;
-use connection::Patient;
+use connection::{Patient, Stream};
+use door::{Door, Peer};
 use error::ApiError;
 use guard::Guard;
 
@@ -67,6 +74,8 @@ pub struct Limits {
     pub head_timeout: Duration,
     /// A request's head may be so large, in bytes; the buffer of a connection, too.
     pub head_bytes: usize,
+    /// TLS is agreed on within this.
+    pub handshake_timeout: Duration,
     /// A client that takes nothing of an answer for so long is let go.
     pub write_timeout: Duration,
     /// After an answer given before the whole request was read, so long the rest is listened to, so that the client reads the answer.
@@ -81,6 +90,7 @@ impl Default for Limits {
             connections: 1_024,
             head_timeout: Duration::from_secs(30),
             head_bytes: 16 << 10,
+            handshake_timeout: Duration::from_secs(10),
             write_timeout: Duration::from_secs(20),
             linger: Duration::from_secs(2),
             stop_timeout: Duration::from_secs(15),
@@ -88,10 +98,16 @@ impl Default for Limits {
     }
 }
 
-/// Serves `app` until `shutdown`; then takes no more connections, finishes the requests under way, and returns.
+/// Serves `app` to whoever comes until `shutdown`; then takes no more connections, finishes the requests under way, and returns.
 pub async fn serve(listener: TcpListener, app: Router, limits: Limits, shutdown: impl Future<Output = ()>) {
+    serve_behind(Door::open(), listener, app, limits, shutdown).await;
+}
+
+/// The same, to those whom the door lets in.
+pub async fn serve_behind(door: Door, listener: TcpListener, app: Router, limits: Limits, shutdown: impl Future<Output = ()>) {
     let guard = Guard::of(listener.local_addr().ok().as_ref().map(SocketAddr::ip));
-    let app = finish(app, guard);
+    let door = Arc::new(door);
+    let app = finish(app, guard, Arc::clone(&door));
     let places = Arc::new(Semaphore::new(limits.connections));
     let (stop, stopping) = watch::channel(false);
     let mut connections = JoinSet::new();
@@ -100,8 +116,8 @@ pub async fn serve(listener: TcpListener, app: Router, limits: Limits, shutdown:
         tokio::select! {
             () = &mut shutdown => break,
             accepted = accept(&listener, &places) => match accepted {
-                Ok((stream, place)) => {
-                    connections.spawn(converse(stream, app.clone(), limits, stopping.clone(), place));
+                Ok((stream, peer, place)) => {
+                    connections.spawn(receive(stream, peer, Arc::clone(&door), app.clone(), limits, stopping.clone(), place));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
@@ -123,16 +139,19 @@ pub async fn serve(listener: TcpListener, app: Router, limits: Limits, shutdown:
     }
 }
 
-/// What holds for every route: the guard, JSON for what is not there, and an answer even if a handler panics.
-fn finish(app: Router, guard: Guard) -> Router {
+/// What holds for every route: the guard, the door, JSON for what is not there, and an answer even if a handler panics.
+fn finish(app: Router, guard: Guard, door: Arc<Door>) -> Router {
     app.fallback(async || ApiError::not_found()).method_not_allowed_fallback(async || ApiError::method_not_allowed()).layer(
-        middleware::from_fn(move |mut request: Request<Body>, next: middleware::Next| async move {
-            match guard.check(&request) {
-                Ok(()) => {
-                    request.extensions_mut().insert(Caller::local());
-                    survive(next.run(request)).await
+        middleware::from_fn(move |mut request: Request<Body>, next: middleware::Next| {
+            let door = Arc::clone(&door);
+            async move {
+                match guard.check(&request).and_then(|()| door.admit(&request)) {
+                    Ok(caller) => {
+                        request.extensions_mut().insert(caller);
+                        survive(next.run(request)).await
+                    }
+                    Err(error) => error.into_response(),
                 }
-                Err(error) => error.into_response(),
             }
         }),
     )
@@ -155,11 +174,11 @@ async fn survive(answering: impl Future<Output = Response<Body>>) -> Response<Bo
     }
 }
 
-async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
+async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
     let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => return Ok((stream, place)),
+            Ok((stream, peer)) => return Ok((stream, peer, place)),
             // The client went away while it waited.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => return Err(error),
@@ -170,15 +189,45 @@ async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> io::Result<(
 type Answering = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
 /// One connection, from its first byte to its last.
-async fn converse(stream: TcpStream, app: Router, limits: Limits, mut stopping: watch::Receiver<bool>, _place: OwnedSemaphorePermit) {
+async fn receive(
+    stream: TcpStream,
+    peer: SocketAddr,
+    door: Arc<Door>,
+    app: Router,
+    limits: Limits,
+    stopping: watch::Receiver<bool>,
+    _place: OwnedSemaphorePermit,
+) {
     // Answers are small, and a producer waits for each one.
     let _ = stream.set_nodelay(true);
+    let peer = peer.ip();
+    let Some(acceptor) = door.acceptor() else { return converse(Box::new(stream), peer, app, limits, stopping).await };
+    let ssl = match acceptor.ssl() {
+        Ok(ssl) => ssl,
+        Err(reason) => return tracing::error!(reason, "TLS can't be served; an HTTPS connection was closed"),
+    };
+    let mut told = stopping.clone();
+    let secured = tokio::select! {
+        secured = tokio::time::timeout(limits.handshake_timeout, tls::handshake(ssl, stream)) => secured,
+        _ = told.wait_for(|stopping| *stopping) => return,
+    };
+    match secured {
+        Ok(Ok(stream)) => converse(Box::new(stream), peer, app, limits, stopping).await,
+        Ok(Err(reason)) => door.without_tls(peer, &reason),
+        Err(_) => door.without_tls(peer, "the TLS handshake took too long"),
+    }
+}
+
+/// What is said on it.
+async fn converse(stream: Box<dyn Stream>, peer: IpAddr, app: Router, limits: Limits, mut stopping: watch::Receiver<bool>) {
     let is_body_unread = Arc::new(AtomicBool::new(false));
     let socket = Patient::new(stream, limits.write_timeout, limits.linger, Arc::clone(&is_body_unread));
     let app = TowerToHyperService::new(app);
     let service = service_fn(move |request: Request<Incoming>| -> Answering {
         let (has_body, is_body_unread) = (!request.body().is_end_stream(), Arc::clone(&is_body_unread));
-        let answering = app.call(request.map(Body::new));
+        let mut request = request.map(Body::new);
+        request.extensions_mut().insert(Peer(peer));
+        let answering = app.call(request);
         Box::pin(async move {
             let response = answering.await?;
             // Refusals may come before the whole body was read.

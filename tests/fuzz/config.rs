@@ -105,8 +105,9 @@ fn check_config(bytes: &[u8]) -> Outcome {
         }
     };
     config.notes.iter().for_each(|note| assert_readable(note));
-    let config::HttpConfig { listen, max_report, max_batch } = config.http;
-    assert!(listen.ip().is_loopback() && max_report >= 1 && max_batch >= max_report);
+    let config::HttpConfig { listen, max_report, max_batch, tokens, anonymous, .. } = config.http;
+    assert!((listen.ip().is_loopback() || anonymous || !tokens.is_empty()) && max_report >= 1 && max_batch >= max_report);
+    assert!(are_distinct(tokens.iter().map(|token| token.name.clone())));
     assert!(config.retry.initial_ms > 0 && config.retry.max_ms >= config.retry.initial_ms && config.retry.attempts > 0);
     assert!(are_distinct(config.connections.iter().map(|connection| connection.name.clone())));
     for connection in &config.connections {

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use tidings::core::access::Role;
 use tidings::core::route::{Action, PipelineRoutes, Reporter, Routes};
 use tidings::core::topic::TopicTemplate;
 use tidings::core::types::{ConnectionName, Qos};
@@ -13,6 +14,7 @@ use tidings::ingest::accept::{AcceptError, Answer, Post};
 use tidings::ingest::batch::Shape;
 use tidings::ingest::repeat::IdempotencyKey;
 use tidings::log::committer::{CommitError, Committed};
+use tidings::server::caller::Caller;
 
 use crate::lane::look;
 use crate::process::Posted;
@@ -96,7 +98,12 @@ impl World {
         }
         request.attempt += 1;
         let (attempt, now) = (request.attempt, self.now);
-        let post = Post { body: request.body.clone(), shape: request.shape, key: request.key.clone(), user: "ci".into() };
+        let post = Post {
+            body: request.body.clone(),
+            shape: request.shape,
+            key: request.key.clone(),
+            by: Caller::of_token("ci", Role::Ingest, None),
+        };
         say!(self, "producer: request {number} of reports {:?} is posted, attempt {attempt}", self.requests[number].numbers);
         let again = now + self.chance.within(300, 4_000);
         self.at(again, What::Post { request: number });

@@ -18,7 +18,7 @@
 //! | answers that nobody reads | 64 KiB, 30 s | not read; closed |
 //! | packet ids of QoS 2 that wait for PUBREL | [`MAX_RECEIVED`], in all [`MAX_RECEIVED_IN_ALL`] | closed, MQTT 5: 0x97 |
 //! | sessions that outlive their connections | [`sessions::MAX_SESSIONS`], [`sessions::SESSION_EXPIRY_S`] | the idlest is ended |
-//! | log lines about clients | [`LINES`] in [`LINES_EVERY`] | counted, and said later |
+//! | log lines about clients | [`LINES`](crate::server::lines::LINES) a minute | counted, and said later |
 //!
 //! | Module | Holds |
 //! |---|---|
@@ -42,16 +42,14 @@ pub mod wills;
 
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use openssl::ssl::{Ssl, SslAcceptor};
+use openssl::ssl::Ssl;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio_openssl::SslStream;
 
 use access::Access;
 use codec::write::Told;
@@ -69,6 +67,8 @@ use crate::ingest::routing::InForce;
 use crate::log::codec::MAX_EVENT;
 use crate::log::committer::{CommitError, LogHandle, now};
 use crate::metrics::Metrics;
+use crate::server::lines::Lines;
+use crate::server::tls::{self, Acceptor, MakeAcceptor};
 
 /// So many connections at once. One that does nothing takes about 10 KiB; the largest Zuul has some dozens.
 pub const MAX_CONNECTIONS: usize = 2_048;
@@ -97,20 +97,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 /// At a stop, connections get so long to store and acknowledge what was read.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// So many log lines about what clients do wrong.
-pub const LINES: u32 = 20;
-
-/// In this time.
-pub const LINES_EVERY: Duration = Duration::from_secs(60);
-
 /// How often it is looked whether a reload has changed what is taken.
 const LIMITS_EVERY: Duration = Duration::from_secs(2);
-
-/// A certificate that was renewed is taken up within this time.
-const CERTIFICATE_EVERY: Duration = Duration::from_secs(60);
-
-/// Reads certificate and key, and makes what connections are accepted with.
-pub type MakeAcceptor = dyn Fn() -> Result<SslAcceptor, String> + Send + Sync;
 
 /// What the listener is told.
 pub struct Settings {
@@ -340,61 +328,9 @@ impl Shared {
     }
 }
 
-/// A bounded rate of log lines.
-#[derive(Debug, Default)]
-struct Lines {
-    since: Option<Instant>,
-    said: u32,
-    unsaid: u32,
-}
-
-impl Lines {
-    /// Whether a line may be written; with how many were not written before.
-    fn take(&mut self) -> Option<u32> {
-        if self.since.is_none_or(|since| since.elapsed() >= LINES_EVERY) {
-            (self.since, self.said) = (Some(Instant::now()), 0);
-        }
-        if self.said < LINES {
-            self.said += 1;
-            return Some(std::mem::take(&mut self.unsaid));
-        }
-        self.unsaid = self.unsaid.saturating_add(1);
-        None
-    }
-}
-
-/// What TLS connections are accepted with, read anew now and then.
-struct Acceptor {
-    make: Box<MakeAcceptor>,
-    made: Mutex<Option<(Instant, SslAcceptor)>>,
-}
-
-impl Acceptor {
-    fn new(make: Box<MakeAcceptor>) -> Self {
-        Acceptor { make, made: Mutex::new(None) }
-    }
-
-    fn ssl(&self) -> Result<Ssl, String> {
-        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        if made.as_ref().is_none_or(|(at, _)| at.elapsed() >= CERTIFICATE_EVERY) {
-            match ((self.make)(), made.as_mut()) {
-                (Ok(fresh), _) => *made = Some((Instant::now(), fresh)),
-                (Err(reason), Some((at, _))) => {
-                    tracing::error!(reason, "the listener's certificate can't be read; the one from before is used");
-                    *at = Instant::now();
-                }
-                (Err(reason), None) => return Err(reason),
-            }
-        }
-        let (_, acceptor) = made.as_ref().ok_or("there is no certificate")?;
-        Ssl::new(acceptor.context()).map_err(|error| error.to_string())
-    }
-}
-
 /// The TLS handshake; the name in the client's certificate, if it has shown one.
 async fn handshake(ssl: Ssl, stream: TcpStream) -> Result<(Box<dyn Stream>, Option<String>), String> {
-    let mut stream = SslStream::new(ssl, stream).map_err(|error| error.to_string())?;
-    Pin::new(&mut stream).accept().await.map_err(|error| format!("the TLS handshake failed: {error}"))?;
+    let stream = tls::handshake(ssl, stream).await?;
     let certified = match stream.ssl().peer_certificate() {
         None => None,
         Some(certificate) => Some(name_in(&certificate).ok_or("its certificate has no common name to know it by")?),
