@@ -47,6 +47,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             STORE,
             STORE_ERROR,
             "admin::backups",
+            "admin::audit",
         ],
     ),
 ];

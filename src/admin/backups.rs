@@ -9,15 +9,17 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::{Response, StatusCode};
 use axum::response::IntoResponse;
 use axum::routing::{post, put};
+use axum::{Extension, Router};
 use serde::{Deserialize, Serialize};
 
-use crate::log::committer::{BACKUP_HOLDS, CommitError, LogHandle};
+use crate::core::event::Event;
+use crate::log::committer::{BACKUP_HOLDS, CommitError, LogHandle, now};
+use crate::server::caller::Caller;
 use crate::server::error::{ApiError, json};
 
 /// `POST /v1/backups`: what to copy.
@@ -62,9 +64,15 @@ pub fn routes(log: LogHandle, store: PathBuf) -> Router {
         .with_state(Arc::new(Backups { log, store }))
 }
 
-async fn begin(State(backups): State<Arc<Backups>>) -> Response<Body> {
+async fn begin(State(backups): State<Arc<Backups>>, Extension(caller): Extension<Caller>) -> Response<Body> {
     match backups.log.begin_backup().await {
         Ok(Some(begun)) => {
+            // Whoever needs no token has no name here.
+            let who = caller.token().unwrap_or("tidings backup").to_owned();
+            let what = format!("began a backup of everything up to event {}", begun.position);
+            if let Err(error) = backups.log.record(vec![Event::Audit { who, what, at: now() }]).await {
+                return unavailable(&error);
+            }
             let generations = begun.generations.iter().map(|(first, bytes)| BackupGeneration { first: first.0, bytes: *bytes }).collect();
             let answer = BackupBegun {
                 id: format!("{:016x}", begun.id),

@@ -13,13 +13,13 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderValue, Response, StatusCode};
 use axum::response::IntoResponse;
 use axum::routing::get;
+use axum::{Extension, Router};
 use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -29,10 +29,12 @@ use super::deliveries::query::invalid;
 use super::deliveries::scan::take_number;
 use super::deliveries::story::proof_of;
 use crate::core::event::{DeliveryRef, Event};
+use crate::core::ranges::Ranges;
 use crate::core::types::{LaneKey, Millis, SendNo, Seq};
 use crate::delivery::board::{Board, LaneState};
 use crate::log::committer::{LogHandle, Progress};
 use crate::log::{Page, ReadError};
+use crate::server::caller::Caller;
 use crate::server::error::ApiError;
 use crate::server::time::rfc3339;
 
@@ -70,7 +72,7 @@ pub fn routes(log: LogHandle, board: Arc<Board>, stopping: watch::Receiver<bool>
     Router::new().route("/v1/events", get(events)).with_state(Arc::new(feeding))
 }
 
-async fn events(State(feeding): State<Arc<Feeding>>, headers: HeaderMap) -> Response<Body> {
+async fn events(State(feeding): State<Arc<Feeding>>, Extension(caller): Extension<Caller>, headers: HeaderMap) -> Response<Body> {
     let committed = feeding.log.progress().borrow().committed;
     let at = match headers.get("last-event-id").map(|id| id.to_str().ok().and_then(|id| id.trim().parse::<u64>().ok())) {
         None => committed.next(),
@@ -93,6 +95,7 @@ async fn events(State(feeding): State<Arc<Feeding>>, headers: HeaderMap) -> Resp
         lanes: BTreeMap::new(),
         look_at: Instant::now(),
         recent: HashMap::new(),
+        caller,
         _place: place,
     };
     let stream = futures_util::stream::unfold(follower, |mut follower| async move {
@@ -122,6 +125,8 @@ struct Follower {
     look_at: Instant,
     /// Ids by send number, as far as they went by.
     recent: HashMap<LaneKey, BTreeMap<SendNo, Seq>>,
+    /// Who follows. One who may see some tenants only is told of these: of what was accepted, and of outcomes of what he has seen accepted.
+    caller: Caller,
     _place: OwnedSemaphorePermit,
 }
 
@@ -204,7 +209,8 @@ impl Follower {
         let now = self.board.snapshot();
         for (key, status) in &now {
             if self.lanes.get(key) != Some(&status.state) {
-                let error = status.last_error.as_ref().filter(|_| status.state != LaneState::Connected).map(|(_, error)| error);
+                let is_told = status.state != LaneState::Connected && self.caller.tenants().is_none();
+                let error = status.last_error.as_ref().filter(|_| is_told).map(|(_, error)| error);
                 let data = json!({
                     "connection": key.connection.as_str(), "lane": key.lane, "state": status.state.name(), "server": status.server, "error": error,
                 });
@@ -229,7 +235,7 @@ impl Follower {
                 Event::Resent { delivery, .. } => take_number(&mut next, &delivery.lane).map(|send| (&delivery.lane, send, delivery.id)),
                 _ => None,
             };
-            if at < self.at {
+            if at < self.at || !self.is_for_caller(what) {
                 continue;
             }
             if let Some((lane, send, id)) = number {
@@ -246,18 +252,45 @@ impl Follower {
         text
     }
 
+    /// Whether the follower may be told of it.
+    fn is_for_caller(&self, what: &Event) -> bool {
+        if self.caller.tenants().is_none() {
+            return true;
+        }
+        let knows =
+            |delivery: &DeliveryRef| self.recent.get(&delivery.lane).is_some_and(|known| known.values().any(|id| *id == delivery.id));
+        match what {
+            Event::Accepted(accepted) => self.caller.may_see(&accepted.tenant),
+            Event::Delivered { lane, sends, .. } | Event::Expired { lane, sends, .. } | Event::Discarded { lane, sends, .. } => {
+                self.known_of(lane, sends).next().is_some()
+            }
+            Event::Refused { delivery, .. }
+            | Event::Resent { delivery, .. }
+            | Event::DeadLettered { delivery, .. }
+            | Event::Requeued { delivery, .. } => knows(delivery),
+            // The rest concerns the whole service, or names what belongs to others.
+            _ => false,
+        }
+    }
+
+    /// The deliveries among these sends whose acceptance has gone by here.
+    fn known_of<'a>(&'a self, lane: &LaneKey, sends: &'a Ranges) -> impl Iterator<Item = Seq> + 'a {
+        let known = self.recent.get(lane);
+        sends.0.iter().flat_map(move |(first, last)| {
+            known.into_iter().flat_map(move |known| known.range(SendNo(*first)..=SendNo(*last)).map(|(_, id)| *id))
+        })
+    }
+
     /// The name and the data of an event; none for those that are of no interest outside.
     fn describe(&self, position: Seq, what: &Event) -> Option<(&'static str, Value)> {
         let of_lane = |lane: &LaneKey| json!({ "at": what.at().map(time), "connection": lane.connection.as_str(), "lane": lane.lane });
         let of_one =
             |delivery: &DeliveryRef, more: Value| with(with(of_lane(&delivery.lane), json!({ "id": delivery.id.to_string() })), more);
-        let of_many = |lane: &LaneKey, ranges: &crate::core::ranges::Ranges, more: Value| {
-            let known = self.recent.get(lane);
-            let found = ranges.0.iter().flat_map(|(first, last)| {
-                known.into_iter().flat_map(move |known| known.range(SendNo(*first)..=SendNo(*last)).map(|(_, id)| id.to_string()))
-            });
-            let ids: Vec<String> = found.take(NAMED).collect();
-            with(with(of_lane(lane), json!({ "count": ranges.count(), "ids": ids })), more)
+        let of_many = |lane: &LaneKey, ranges: &Ranges, more: Value| {
+            let ids: Vec<String> = self.known_of(lane, ranges).take(NAMED).map(|id| id.to_string()).collect();
+            // Of others even the number is theirs.
+            let count = if self.caller.tenants().is_some() { self.known_of(lane, ranges).count() as u64 } else { ranges.count() };
+            with(with(of_lane(lane), json!({ "count": count, "ids": ids })), more)
         };
         Some(match what {
             Event::Accepted(accepted) => {

@@ -14,8 +14,10 @@
 //! | [`deliveries`] | `GET /v1/deliveries`, `…/{id}`, `…/{id}/payload` | which there are, and the history of each; reads the log |
 //! | [`events`] | `GET /v1/events` | what happens, live; reads the log as it grows |
 //! | [`repairs`] | `POST /v1/dead/requeue`, `/v1/dead/discard`, `/v1/deliveries/discard` | what operators decide about deliveries; the app does it |
+//! | [`audit`] | `GET /v1/audit` | who did what; reads the log |
 //! | [`backups`] | `POST /v1/backups` | what to copy for a backup, and keeps it meanwhile; asks the committer |
 
+pub mod audit;
 pub mod backups;
 pub mod deliveries;
 pub mod events;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Extension;
-use axum::body::{Body, to_bytes};
+use axum::body::{Body, HttpBody, to_bytes};
 use axum::extract::State;
 use axum::http::{Request, Response, StatusCode};
 use axum::response::IntoResponse;
@@ -139,6 +139,10 @@ impl Admin {
 }
 
 async fn read(caller: &Caller, body: Body) -> Result<(ConnectionName, ConnectionName, String), ApiError> {
+    if body.size_hint().lower() > LARGEST_BODY as u64 {
+        let message = format!("a body of more than {LARGEST_BODY} bytes: it is three names");
+        return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message).closing());
+    }
     let bytes = tokio::time::timeout(BODY_TIMEOUT, to_bytes(body, LARGEST_BODY)).await;
     let bytes = bytes.map_err(|_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", "the body did not arrive").closing())?;
     let bytes = bytes.map_err(|_| {

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use super::deliveries::query::{Asked, invalid};
+use crate::core::event::Accepted;
 use crate::core::search::Filter;
 use crate::core::types::Seq;
 use crate::log::committer::now;
@@ -81,6 +82,15 @@ pub struct Decision {
     pub is_dry_run: bool,
     /// Also with what may be in flight.
     pub even_in_flight: bool,
+    /// Of these tenants only: what has another is as if it were not there. None: of all.
+    pub tenants: Option<Arc<BTreeSet<String>>>,
+}
+
+impl Decision {
+    /// Whether the decision can be about this delivery.
+    pub fn may_touch(&self, accepted: &Accepted) -> bool {
+        self.tenants.as_ref().is_none_or(|tenants| tenants.contains(&accepted.tenant))
+    }
 }
 
 /// A decision that waits to be carried out.
@@ -233,7 +243,7 @@ fn decision(act: Act, caller: &Caller, wanted: Wanted) -> Result<Decision, ApiEr
         _ => return Err(invalid("filter", "expected either ids or a filter; an empty filter, {}, means all")),
     };
     let reason = reason.unwrap_or_else(|| "an operator's decision".to_owned());
-    Ok(Decision { act, which, by, reason, is_dry_run: dry_run, even_in_flight })
+    Ok(Decision { act, which, by, reason, is_dry_run: dry_run, even_in_flight, tenants: caller.tenants().cloned() })
 }
 
 impl From<RepairError> for ApiError {

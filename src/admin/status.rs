@@ -9,6 +9,7 @@ pub mod verdict;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
+use axum::Extension;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{Response, StatusCode};
@@ -21,6 +22,7 @@ use crate::core::outbox::Totals;
 use crate::core::types::{ConnectionName, Millis, Protocol};
 use crate::delivery::board::LaneStatus;
 use crate::log::committer::now;
+use crate::server::caller::Caller;
 use crate::server::error::json;
 
 /// The service.
@@ -190,11 +192,26 @@ pub struct LaneError {
     pub message: String,
 }
 
-pub(super) async fn status(State(admin): State<Arc<Admin>>) -> Response<Body> {
+pub(super) async fn status(State(admin): State<Arc<Admin>>, Extension(caller): Extension<Caller>) -> Response<Body> {
     let mut status = admin.status(now());
+    if caller.tenants().is_some() {
+        status.leave_out_what_others_wrote();
+    }
     // At last: it quotes what the status says, and nothing that has been left out.
     status.verdict = Some(Verdict::of(&status));
     json(StatusCode::OK, &status)
+}
+
+impl Status {
+    /// For a caller who may see some tenants only: numbers and states stay, and every text goes in which a topic, a report or a setting of another tenant
+    /// might be quoted.
+    fn leave_out_what_others_wrote(&mut self) {
+        self.config.file = None;
+        self.config.mistakes.clear();
+        for lane in self.connections.iter_mut().flat_map(|connection| &mut connection.lanes) {
+            lane.last_error = None;
+        }
+    }
 }
 
 impl Admin {

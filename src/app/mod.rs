@@ -145,6 +145,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let app = http::routes(ingest, http::Limits::default()).merge(admin::routes(admin)).merge(backups);
     let app = app.merge(admin::deliveries::routes(log.clone())).merge(admin::repairs::routes(repairs));
     let app = app.merge(admin::events::routes(log.clone(), Arc::clone(&board), stop.clone()));
+    let app = app.merge(admin::audit::routes(log.clone()));
     let mut told = stop.clone();
     let shutdown = async move {
         // The sender going away is a stop, too.

@@ -273,6 +273,15 @@ mod tests {
     }
 
     #[test]
+    fn where_it_listens_until_a_restart_decides_whether_tokens_are_needed() {
+        let old = config("http.listen = '192.0.2.1:1'\nhttp.anonymous = true");
+        let mut new = config("http.listen = '127.0.0.1:1'");
+        assert_eq!(new.http.exposure(new.http.listen), None);
+        keep_until_restart(&old, &mut new);
+        assert!(new.http.exposure(new.http.listen).is_some());
+    }
+
+    #[test]
     fn only_connections_that_differ_are_stopped() {
         let [a, b, b_other, c] = ["a.driver = 'mqtt'", "b.driver = 'mqtt'", "b = { driver = 'mqtt', port = 2 }", "c.driver = 'mqtt'"]
             .map(|text| format!("connection.{text}\n"));

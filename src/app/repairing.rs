@@ -101,9 +101,9 @@ impl Control {
     }
 
     async fn discard_pending(&mut self, decision: &Decision) -> Result<Repaired, RepairError> {
-        let (log, which) = (self.log.clone(), decision.which.clone());
+        let (log, wanted) = (self.log.clone(), decision.clone());
         let snapshot = self.snapshot(connection_of(&decision.which)).await?;
-        let concerned = tokio::task::spawn_blocking(move || concerned(&log, &snapshot, &which));
+        let concerned = tokio::task::spawn_blocking(move || concerned(&log, &snapshot, &wanted));
         let (connections, skipped) = concerned.await.map_err(|error| failed(&error))?.map_err(|error| failed(&error))?;
         if decision.is_dry_run {
             // The lanes go on: what they send meanwhile may be among what is counted.
@@ -261,10 +261,13 @@ fn choose_dead(log: &LogHandle, snapshot: &Snapshot, decision: &Decision) -> Res
             choice.remaining += 1;
             continue;
         };
-        if let Which::Filter(filter) = &decision.which
-            && !filter.matches(accepted)
-        {
-            continue;
+        match &decision.which {
+            Which::Filter(filter) if !filter.matches(accepted) || !decision.may_touch(accepted) => continue,
+            Which::Ids(_) if !decision.may_touch(accepted) => {
+                choice.skipped.push(id);
+                continue;
+            }
+            _ => {}
         }
         let is_taking =
             *is_taking.entry(lane.connection.clone()).or_insert_with(|| !is_requeue || snapshot.waiting(&lane.connection) < WAITING_ENOUGH);
@@ -281,11 +284,12 @@ fn choose_dead(log: &LogHandle, snapshot: &Snapshot, decision: &Decision) -> Res
 }
 
 /// The connections whose backlog has to be looked through, and which of the named deliveries are not pending. Blocks on the disk.
-fn concerned(log: &LogHandle, snapshot: &Snapshot, which: &Which) -> Result<(Vec<ConnectionName>, Vec<Seq>), ReadError> {
-    let Which::Ids(ids) = which else { return Ok((snapshot.with_pending(), Vec::new())) };
+fn concerned(log: &LogHandle, snapshot: &Snapshot, decision: &Decision) -> Result<(Vec<ConnectionName>, Vec<Seq>), ReadError> {
+    let Which::Ids(ids) = &decision.which else { return Ok((snapshot.with_pending(), Vec::new())) };
     let (mut connections, mut skipped) = (BTreeSet::new(), Vec::new());
     for id in ids {
         match story::find(log, snapshot, *id) {
+            Ok(held) if !decision.may_touch(&held.accepted) => skipped.push(*id),
             Ok(held) if snapshot.standing(*id, &held.accepted.lane, held.send).state == State::Pending => {
                 connections.insert(held.accepted.lane.connection);
             }
@@ -309,7 +313,7 @@ fn choose_from(mut reader: BacklogReader, decision: &Decision, connection: &Conn
                 Which::Ids(ids) => ids.contains(&given.id),
                 Which::Filter(filter) => filter.matches(&given.accepted),
             };
-            if !is_meant {
+            if !is_meant || !decision.may_touch(&given.accepted) {
                 continue;
             }
             if !decision.even_in_flight && piece.doubtful.contains(&given.id) {

@@ -7,7 +7,11 @@ use std::time::Duration;
 
 use clap::Args;
 use ureq::http::{Request, Response, StatusCode};
-use ureq::{AsSendBody, Body};
+use ureq::unversioned::resolver::DefaultResolver;
+use ureq::unversioned::transport::{Connector, DefaultConnector};
+use ureq::{Agent, AsSendBody, Body};
+
+use super::secure::{NotSecured, Secure};
 
 use crate::server::error::{ErrorAnswer, ErrorBody};
 
@@ -29,11 +33,14 @@ pub struct ServiceArgs {
     /// A file with the token to show; TIDINGS_TOKEN may hold the token itself
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
+    /// The authorities that the certificate of an https:// service may come from, in PEM [default: those that the system trusts]
+    #[arg(long, env = "TIDINGS_CA_FILE", value_name = "FILE")]
+    pub ca_file: Option<PathBuf>,
 }
 
 /// A running service.
 pub struct Client {
-    agent: ureq::Agent,
+    agent: Agent,
     url: String,
     token: Option<String>,
     timeout: Duration,
@@ -55,6 +62,19 @@ pub enum ClientError {
         path: PathBuf,
         /// Why.
         error: io::Error,
+    },
+    /// The authorities can't be used.
+    #[error("--ca-file (TIDINGS_CA_FILE): {0}")]
+    Authorities(String),
+    /// TLS did not come about.
+    #[error(
+        "TLS with {url} failed: {what}; its certificate has to name that host, and to come from an authority that this system trusts or that is in --ca-file (TIDINGS_CA_FILE)"
+    )]
+    Tls {
+        /// Where.
+        url: String,
+        /// What happened.
+        what: String,
     },
     /// The request can't be made from what was given.
     #[error("{0}; check --url (TIDINGS_URL), which looks like http://127.0.0.1:8470, and the token")]
@@ -93,6 +113,11 @@ fn describe(status: u16, answer: &ErrorBody) -> String {
     if let Some(field) = &answer.field {
         text.push_str(&format!("\n  field: {field}"));
     }
+    match (status, answer.code.as_ref()) {
+        (401, _) => text.push_str("\n  do:    give a token with --token-file FILE, or in TIDINGS_TOKEN; `tidings check` beside the service names those that there are"),
+        (403, "forbidden") => text.push_str("\n  do:    use another token, or give this one another role in http.tokens and reload the service"),
+        _ => {}
+    }
     text
 }
 
@@ -100,21 +125,24 @@ impl Client {
     /// Gets ready to talk to a service. `token` is what stands in `TIDINGS_TOKEN`.
     ///
     /// # Errors
-    /// If the token file can't be read.
+    /// If the token file or the authorities can't be read.
     pub fn new(args: &ServiceArgs, token: Option<String>) -> Result<Self, ClientError> {
         let token = match &args.token_file {
             None => token,
             Some(path) => Some(fs::read_to_string(path).map_err(|error| ClientError::Token { path: path.clone(), error })?),
         };
-        let token = token.map(|token| token.trim().to_owned()).filter(|token| !token.is_empty());
-        let config = ureq::Agent::config_builder()
+        // The service reads the first line of such a file, too.
+        let token = token.map(|token| token.trim().lines().next().unwrap_or_default().trim().to_owned()).filter(|token| !token.is_empty());
+        let secure = Secure::by(args.ca_file.as_deref()).map_err(ClientError::Authorities)?;
+        let config = Agent::config_builder()
             .http_status_as_error(false)
             // A service on loopback is not reached through a proxy, whatever the environment says.
             .proxy(None)
             .max_redirects(0)
             .timeout_connect(Some(CONNECT_TIMEOUT))
             .build();
-        Ok(Client { agent: config.new_agent(), url: args.url.trim_end_matches('/').to_owned(), token, timeout: TIMEOUT })
+        let agent = Agent::with_parts(config, DefaultConnector::new().chain(secure), DefaultResolver::default());
+        Ok(Client { agent, url: args.url.trim_end_matches('/').to_owned(), token, timeout: TIMEOUT })
     }
 
     /// The same, for what takes longer than most.
@@ -207,6 +235,7 @@ impl Client {
             ureq::Error::HostNotFound | ureq::Error::ConnectionFailed => ClientError::Unreachable { url, what },
             ureq::Error::Timeout(ureq::Timeout::Connect | ureq::Timeout::Resolve) => ClientError::Unreachable { url, what },
             ureq::Error::Io(_) | ureq::Error::Timeout(_) | ureq::Error::Protocol(_) => ClientError::Broken { url, what },
+            ureq::Error::Other(error) if error.is::<NotSecured>() => ClientError::Tls { url, what: error.to_string() },
             _ => ClientError::Request(what),
         }
     }

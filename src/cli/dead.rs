@@ -46,9 +46,9 @@ pub struct DecideArgs {
     /// Which ones.
     #[command(flatten)]
     pub filter: FilterArgs,
-    /// Who decides this; the name stands in the history of each delivery [default: $USER]
+    /// Who decides this; the name stands in the history of each delivery [default: $USER, or the token's name]
     #[arg(long, value_name = "NAME", env = "USER", hide_env = true)]
-    pub by: String,
+    pub by: Option<String>,
     /// Why; it stands in the history, too
     #[arg(long, value_name = "TEXT")]
     pub reason: Option<String>,

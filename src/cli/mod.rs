@@ -15,16 +15,18 @@
 //! | [`list`], [`show`] | deliveries, and one with its history |
 //! | [`tail`] | what happens, live |
 //! | [`dead`] | dead letters go back or are given up, and so is what is pending |
+//! | [`audit`] | who did what |
 //! | [`moving`] | gives what is pending on one connection to another |
 //! | [`fsck`] | whether a store is whole, and its repair |
 //! | [`migrate`] | a store of an older format |
 //! | [`backup`], [`restore`] | a copy of a store, and a store out of it |
 //! | [`completions`] | completions for a shell |
-//! | [`client`] | the way to a running service |
+//! | [`client`], `secure` | the way to a running service, also over TLS |
 //! | [`store`] | which folder the store is, and how far a long job is |
 //! | [`shown`] | deliveries on the terminal |
 //! | [`output`] | tables, ages, and pipes that may be closed |
 
+pub mod audit;
 pub mod backup;
 pub mod check;
 pub mod client;
@@ -40,6 +42,7 @@ pub mod moving;
 pub mod output;
 pub mod report;
 pub mod restore;
+mod secure;
 pub mod serve;
 pub mod show;
 pub mod shown;
@@ -101,6 +104,8 @@ pub enum Command {
     Discard(dead::DiscardArgs),
     /// Give what is pending on one connection to another
     Move(moving::MoveArgs),
+    /// List who did what: requeues, moves, replays, backups, reloads
+    Audit(audit::AuditArgs),
     /// Check the store, or repair it; the service must not run
     Fsck(fsck::FsckArgs),
     /// Bring the store of an older release up to date; `serve` does the same at its start
@@ -138,6 +143,7 @@ pub fn run(command: &Command) -> ExitCode {
         Command::Dead(args) => dead::run(args),
         Command::Discard(args) => dead::discard(args),
         Command::Move(args) => moving::run(args),
+        Command::Audit(args) => audit::run(args),
         Command::Fsck(args) => fsck::run(args),
         Command::Migrate(args) => migrate::run(args),
         Command::Backup(args) => backup::run(args),

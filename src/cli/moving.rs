@@ -28,9 +28,9 @@ pub struct MoveArgs {
     /// The connection that gets them; it has to be configured
     #[arg(long, value_name = "CONNECTION")]
     pub to: String,
-    /// Who decides this; the name stands in the history of each delivery [default: $USER]
+    /// Who decides this; the name stands in the history of each delivery [default: $USER, or the token's name]
     #[arg(long, value_name = "NAME", env = "USER", hide_env = true)]
-    pub by: String,
+    pub by: Option<String>,
     /// Print what the service says, as JSON
     #[arg(long)]
     pub json: bool,

@@ -27,7 +27,6 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::Body;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
@@ -35,6 +34,7 @@ use axum::http::header::{CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_SECURITY_PO
 use axum::http::{HeaderValue, Response, StatusCode};
 use axum::response::IntoResponse;
 use axum::routing::get;
+use axum::{Extension, Router};
 use serde::Deserialize;
 use tokio::sync::Semaphore;
 
@@ -48,6 +48,7 @@ use crate::core::search::Snapshot;
 use crate::core::types::{ConnectionName, Seq};
 use crate::log::ReadError;
 use crate::log::committer::{LogHandle, now};
+use crate::server::caller::Caller;
 use crate::server::error::{ApiError, json};
 
 /// So many searches at once: each keeps a thread and the disk busy for up to some seconds.
@@ -96,9 +97,14 @@ impl Reading {
     }
 }
 
-async fn list(State(reading): State<Arc<Reading>>, query: Result<Query<ListQuery>, QueryRejection>) -> Response<Body> {
+async fn list(
+    State(reading): State<Arc<Reading>>,
+    Extension(caller): Extension<Caller>,
+    query: Result<Query<ListQuery>, QueryRejection>,
+) -> Response<Body> {
     let answer = async {
-        let wanted = read_query(query)?.wanted(now())?;
+        let mut wanted = read_query(query)?.wanted(now())?;
+        wanted.filter.within = caller.tenants().cloned();
         let connection = wanted.filter.connection.clone();
         let search =
             move |log: &LogHandle, snapshot: &Snapshot| scan::list(log, snapshot, &wanted, Budget::of_a_request()).map_err(unreadable);
@@ -116,6 +122,7 @@ struct ShowQuery {
 
 async fn show(
     State(reading): State<Arc<Reading>>,
+    Extension(caller): Extension<Caller>,
     id: Result<Path<String>, PathRejection>,
     query: Result<Query<ShowQuery>, QueryRejection>,
 ) -> Response<Body> {
@@ -125,16 +132,28 @@ async fn show(
             Some(text) => Some(text.parse().map_err(|()| invalid("from", "expected the next_from of an earlier answer"))?),
         };
         let id = read_id(id)?;
-        let tell = move |log: &LogHandle, snapshot: &Snapshot| Ok(story::tell(log, snapshot, id, from, Budget::of_a_request())?);
+        let tell = move |log: &LogHandle, snapshot: &Snapshot| {
+            let story = story::tell(log, snapshot, id, from, Budget::of_a_request())?;
+            if caller.may_see(&story.row.tenant) { Ok(story) } else { Err(NoStory::Unknown(id).into()) }
+        };
         reading.search::<Story>(None, tell).await
     };
     answer.await.map_or_else(ApiError::into_response, |story| json(StatusCode::OK, &story))
 }
 
-async fn payload(State(reading): State<Arc<Reading>>, id: Result<Path<String>, PathRejection>) -> Response<Body> {
+async fn payload(
+    State(reading): State<Arc<Reading>>,
+    Extension(caller): Extension<Caller>,
+    id: Result<Path<String>, PathRejection>,
+) -> Response<Body> {
     let answer = async {
         let id = read_id(id)?;
-        reading.search(None, move |log: &LogHandle, snapshot: &Snapshot| Ok(story::find(log, snapshot, id)?.accepted)).await
+        let find = move |log: &LogHandle, snapshot: &Snapshot| {
+            let accepted = story::find(log, snapshot, id)?.accepted;
+            // What belongs to others is as if it were not there.
+            if caller.may_see(&accepted.tenant) { Ok(accepted) } else { Err(NoStory::Unknown(id).into()) }
+        };
+        reading.search(None, find).await
     };
     let accepted = match answer.await {
         Ok(accepted) => accepted,
@@ -183,7 +202,7 @@ fn read_query<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, ApiError>
 }
 
 /// The log can't be read, as an answer.
-fn unreadable(error: ReadError) -> ApiError {
+pub(super) fn unreadable(error: ReadError) -> ApiError {
     let message = error.to_string();
     match error {
         ReadError::Damaged { .. } => ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "store_damaged", message),

@@ -94,6 +94,7 @@ impl Asked {
             topic,
             since,
             until,
+            within: None,
         })
     }
 }
@@ -126,11 +127,12 @@ impl ListQuery {
 }
 
 /// A position as a cursor. Clients have no use for what it means.
-pub(super) fn cursor(at: Seq) -> String {
+pub fn cursor(at: Seq) -> String {
     format!("c{:x}", at.0)
 }
 
-fn read_cursor(text: &str) -> Option<Seq> {
+/// The position of a cursor, if it is one.
+pub fn read_cursor(text: &str) -> Option<Seq> {
     let digits = text.strip_prefix('c').filter(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()))?;
     u64::from_str_radix(digits, 16).ok().map(Seq)
 }

@@ -5,7 +5,8 @@
 
 mod topic_filter;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +15,10 @@ pub use topic_filter::{InvalidTopicFilter, TopicFilter};
 use super::event::{Accepted, Event};
 use super::outbox::{Lane, Outbox};
 use super::types::{ConnectionName, LaneKey, Millis, SendNo, Seq};
+
+/// The key of a page's filter that a page has which holds an [audit](Event::Audit). Pages of a store that was written before there was this key don't
+/// have it: what was done then is still in `GET /v1/events`, and in each delivery's history.
+pub const AUDIT_KEY: &str = "e:audit";
 
 /// What was accepted: everything that is set has to be so.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -34,6 +39,8 @@ pub struct Filter {
     pub since: Option<Millis>,
     /// Accepted before then.
     pub until: Option<Millis>,
+    /// Of one of these tenants: those that whoever asks may see. None: of any.
+    pub within: Option<Arc<BTreeSet<String>>>,
 }
 
 impl Filter {
@@ -53,12 +60,15 @@ impl Filter {
             && self.topic.as_ref().is_none_or(|topic| topic.matches(&accepted.topic))
             && self.since.is_none_or(|since| accepted.at >= since)
             && self.until.is_none_or(|until| accepted.at < until)
+            && self.within.as_ref().is_none_or(|tenants| tenants.contains(&accepted.tenant))
     }
 
     /// The keys of a page's filter that a page with such a delivery has, all of them.
     pub fn keys(&self) -> Vec<String> {
         let exact = self.topic.as_ref().and_then(|topic| topic.exact());
-        let named = [("t:", self.tenant.as_deref()), ("p:", self.pipeline.as_deref()), ("a:", self.action.as_deref())];
+        let only = self.within.as_ref().filter(|tenants| tenants.len() == 1).and_then(|tenants| tenants.first());
+        let named =
+            [("t:", self.tenant.as_ref().or(only).map(String::as_str)), ("p:", self.pipeline.as_deref()), ("a:", self.action.as_deref())];
         let named = named.into_iter().chain([("c:", self.change.as_deref()), ("T:", exact)]);
         // What is empty leaves no trace in a page's filter.
         named.filter_map(|(prefix, value)| value.filter(|value| !value.is_empty()).map(|value| format!("{prefix}{value}"))).collect()
@@ -268,6 +278,10 @@ mod tests {
         }
     }
 
+    fn within(tenants: &[&str]) -> Option<Arc<BTreeSet<String>>> {
+        Some(Arc::new(tenants.iter().map(|tenant| (*tenant).to_owned()).collect()))
+    }
+
     #[test]
     fn everything_that_is_set_has_to_be_so() {
         let text = |text: &str| Some(text.to_owned());
@@ -276,6 +290,7 @@ mod tests {
             Filter { tenant: text("acme"), pipeline: text("check"), action: text("success"), change: text("77"), ..Filter::default() },
             Filter { connection: Some("mqtt".into()), topic: TopicFilter::parse("zuul/+/1").ok(), ..Filter::default() },
             Filter { since: Some(Millis(1_000)), until: Some(Millis(1_001)), ..Filter::default() },
+            Filter { within: within(&["other", "acme"]), ..Filter::default() },
         ];
         for filter in fits {
             assert!(filter.matches(&accepted()), "{filter:?}");
@@ -289,6 +304,8 @@ mod tests {
             Filter { topic: TopicFilter::parse("zuul/+").ok(), ..Filter::default() },
             Filter { since: Some(Millis(1_001)), ..Filter::default() },
             Filter { until: Some(Millis(1_000)), ..Filter::default() },
+            Filter { within: within(&["other", "acm"]), ..Filter::default() },
+            Filter { within: within(&[]), tenant: text("acme"), ..Filter::default() },
         ];
         for filter in does_not_fit {
             assert!(!filter.matches(&accepted()), "{filter:?}");
@@ -307,6 +324,11 @@ mod tests {
         assert_eq!(filter.keys(), ["t:acme", "T:a/b"]);
         let wildcard = Filter { topic: TopicFilter::parse("a/#").ok(), ..Filter::default() };
         assert_eq!(wildcard.keys(), [""; 0]);
+        let keys = |tenant: Option<&str>, tenants: &[&str]| {
+            Filter { tenant: tenant.map(str::to_owned), within: within(tenants), ..Filter::default() }.keys()
+        };
+        assert_eq!(keys(None, &["acme"]), ["t:acme"]);
+        assert_eq!((keys(Some("b"), &["acme"]), keys(None, &["acme", "b"])), (vec!["t:b".to_owned()], Vec::new()));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::core::event::{Accepted, DeliveryRef, Event};
 use crate::core::ranges::Ranges;
+use crate::core::search::AUDIT_KEY;
 use crate::core::types::{LaneKey, Millis, SendNo, Seq};
 
 /// Bits per key of the filter: about 1 in 120 pages is looked at in vain.
@@ -23,7 +24,7 @@ pub struct Index {
     pub sends: Vec<(LaneKey, SendNo)>,
     /// For each lane, what outcomes in the page are about.
     pub touched: Vec<Touched>,
-    /// A Bloom filter over `t:<tenant>`, `p:<pipeline>`, `a:<action>`, `P:<project>`, `T:<topic>`, `c:<change>`.
+    /// A Bloom filter over `t:<tenant>`, `p:<pipeline>`, `a:<action>`, `P:<project>`, `T:<topic>`, `c:<change>`, and [`AUDIT_KEY`].
     pub filter: Vec<u8>,
 }
 
@@ -80,6 +81,9 @@ impl IndexBuilder {
         if accepted(event).is_some() {
             keys += 6;
         }
+        if is_audit(event) {
+            keys += 1;
+        }
         // Time range, and the lengths of the three lists.
         64 + lanes_len + filter_len(keys)
     }
@@ -104,6 +108,9 @@ impl IndexBuilder {
             let entry = self.touched.get_mut(lane).expect("it was inserted just above");
             entry.0 = widen(entry.0, numbers);
             entry.1 = widen(entry.1, ids);
+        }
+        if is_audit(event) {
+            self.keys.insert(xxh3_64(AUDIT_KEY.as_bytes()));
         }
         if let Some(accepted) = accepted(event) {
             for (prefix, value) in [
@@ -144,6 +151,10 @@ impl IndexBuilder {
             filter,
         }
     }
+}
+
+fn is_audit(event: &Event) -> bool {
+    matches!(event, Event::Audit { .. })
 }
 
 /// The lane whose next send number the event takes.

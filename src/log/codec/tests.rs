@@ -5,6 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::core::event::{DeliveryRef, Event};
+use crate::core::search::AUDIT_KEY;
 use crate::core::types::{LaneKey, Millis, SendNo};
 use crate::log::samples::{lane, report, with_payload};
 use crate::log::{AppendError, Page};
@@ -199,6 +200,11 @@ fn the_index_finds_a_report_without_decoding() {
     events.push(Event::Requeued { delivery: DeliveryRef { send: SendNo(9), id: Seq(3), ..delivery }, by: "op".into(), at: Millis(6) });
     let pages = encode(&events);
     let index = parse(TAG, &pages[0].bytes).unwrap().index().unwrap();
+    assert!(!index.may_hold(AUDIT_KEY));
+    let audit = Event::Audit { who: "ops".into(), what: "test".into(), at: Millis(5) };
+    for events in [vec![audit.clone()], [events.clone(), vec![audit]].concat()] {
+        assert!(parse(TAG, &encode(&events)[0].bytes).unwrap().index().unwrap().may_hold(AUDIT_KEY));
+    }
     for key in ["t:acme", "p:gate", "a:success", "P:acme/project-20", "T:acme/gate/project-39/master", "c:119"] {
         assert!(index.may_hold(key), "{key}");
     }
