@@ -117,6 +117,10 @@ fn the_table_of_error_codes_has_the_statuses_that_are_sent() {
         ("past_retention", 404),
         ("invalid_query", 422),
         ("backup_under_way", 409),
+        ("unauthorized", 401),
+        ("forbidden", 403),
+        ("too_many_attempts", 429),
+        ("rate_limited", 429),
     ]);
     for (code, documented) in documented_codes() {
         let sent = others.get(code.as_str()).copied().unwrap_or_else(|| status_of(&code).0.as_u16());
@@ -342,6 +346,7 @@ fn every_link_between_documents_leads_somewhere() {
         "ops/http.md",
         "ops/metrics.md",
         "ops/runbook.md",
+        "ops/security.md",
         "ops/zuul.md",
         "migrations/README.md",
         "tests/README.md",

@@ -1,12 +1,14 @@
 //! Tokens in files, and a client that shows them.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use serde_json::Value;
 use tempfile::TempDir;
-use ureq::http::Request;
 
 use crate::support::PATIENCE;
 use crate::support::tidings::Tidings;
@@ -67,7 +69,8 @@ impl Tokens {
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,
-    pub headers: ureq::http::HeaderMap,
+    /// By their names in lower case.
+    pub headers: BTreeMap<String, String>,
     pub text: String,
 }
 
@@ -90,26 +93,35 @@ pub fn ask(tidings: &Tidings, method: &str, path: &str, token: Option<&str>, bod
 
 /// The same, with these headers.
 pub fn ask_with(tidings: &Tidings, method: &str, path: &str, token: Option<&str>, headers: &[(&str, &str)], body: &str) -> Answer {
-    let agent = ureq::Agent::config_builder().http_status_as_error(false).proxy(None).timeout_global(Some(PATIENCE)).build().new_agent();
-    let mut request = Request::builder().method(method).uri(format!("http://{}{path}", tidings.address()));
+    let mut stream = TcpStream::connect(tidings.address()).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut head = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n", body.len());
     for (name, value) in headers {
-        request = request.header(*name, *value);
+        head += &format!("{name}: {value}\r\n");
     }
     if let Some(token) = token {
-        request = request.header("Authorization", format!("Bearer {token}"));
+        head += &format!("Authorization: Bearer {token}\r\n");
     }
-    let sent = match body.is_empty() {
-        true => agent.run(request.body(()).unwrap()),
-        false => {
-            let request = request.body(body.to_owned()).unwrap();
-            agent.run(agent.configure_request(request).allow_non_standard_methods(true).force_send_body(true).build())
+    stream.write_all((head + "\r\n" + body).as_bytes()).unwrap();
+    let mut answer = BufReader::new(stream);
+    let mut lines = Vec::new();
+    loop {
+        let mut line = String::new();
+        answer.read_line(&mut line).unwrap_or_else(|error| panic!("{method} {path}: {error}"));
+        match line.trim_end() {
+            "" => break,
+            line => lines.push(line.to_owned()),
         }
-    };
-    let mut response = sent.unwrap_or_else(|error| panic!("{method} {path}: {error}"));
+    }
+    let status = lines[0].split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_else(|| panic!("{method} {path}: {lines:?}"));
+    let headers: BTreeMap<String, String> =
+        lines[1..].iter().filter_map(|line| line.split_once(": ")).map(|(name, value)| (name.to_lowercase(), value.to_owned())).collect();
+    let mut text = String::new();
     // The events have no end.
-    let is_stream = response.headers().get("content-type").is_some_and(|kind| kind == "text/event-stream");
-    let text = if is_stream { String::new() } else { response.body_mut().read_to_string().unwrap() };
-    Answer { status: response.status().as_u16(), headers: response.headers().clone(), text }
+    if headers.get("content-type").is_none_or(|kind| kind != "text/event-stream") {
+        answer.read_to_string(&mut text).unwrap();
+    }
+    Answer { status, headers, text }
 }
 
 /// Asks with the token of this name.
