@@ -107,9 +107,15 @@ pub const TABLE: &[Row] = &[
     row(Method::DELETE, "/v1/backups/{id}", ADMIN, Scope::Service),
 ];
 
+/// What the page at `/` loads stands below this, and holds no data: it is a part of the program.
+const PAGE: &str = "/page/";
+
 /// What a request asks for, by its method and the route that it has found.
 pub fn wanted(method: &Method, path: &str) -> (Needs, Scope) {
     let method = if method == Method::HEAD { &Method::GET } else { method };
+    if method == Method::GET && path.starts_with(PAGE) {
+        return (Needs::Nothing, Scope::Tenants);
+    }
     let row = TABLE.iter().find(|row| row.path == path && row.method == *method);
     row.map_or((ADMIN, Scope::Service), |row| (row.needs, row.scope))
 }
@@ -433,6 +439,8 @@ mod tests {
         assert_eq!(wanted(&Method::GET, "/v1/new"), (ADMIN, Scope::Service));
         assert_eq!(wanted(&Method::PUT, "/v1/reports"), (ADMIN, Scope::Service));
         assert_eq!(wanted(&Method::HEAD, "/v1/status"), (READ, Scope::Tenants));
+        assert_eq!(wanted(&Method::GET, "/page/main.js"), (Needs::Nothing, Scope::Tenants));
+        assert_eq!(wanted(&Method::POST, "/page/main.js"), (ADMIN, Scope::Service));
     }
 
     #[test]

@@ -259,7 +259,7 @@ fn what_makes_no_sense_changes_nothing_and_is_named() {
         // By the order of the fields these would say something: all of them, for the second.
         (requeue, json!([[id], null, "ops"]).to_string(), 400, "invalid_json", None),
         ("/v1/dead/discard", json!({"by": "ops", "filter": [null, null]}).to_string(), 400, "invalid_json", None),
-        (requeue, json!({"ids": [id]}).to_string(), 400, "invalid_json", None),
+        (requeue, json!({"ids": [id]}).to_string(), 422, "invalid_query", Some("by")),
         (requeue, json!({"by": "ops"}).to_string(), 422, "invalid_query", Some("filter")),
         (requeue, json!({"by": "ops", "ids": [], }).to_string(), 422, "invalid_query", Some("ids")),
         (requeue, json!({"by": "ops", "ids": ["x"]}).to_string(), 422, "invalid_query", Some("ids")),

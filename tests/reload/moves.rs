@@ -250,12 +250,12 @@ fn a_move_that_makes_no_sense_is_refused_and_moves_nothing() {
         (json!({ "from": "odl", "to": "new", "by": "ops" }), 404, "unknown_connection", "from"),
         (json!({ "from": "old", "to": "nwe", "by": "ops" }), 409, "not_configured", "to"),
         (json!({ "from": "old", "to": "old", "by": "ops" }), 422, "invalid_move", "to"),
-        (json!({ "from": "old", "to": "new", "by": " " }), 422, "invalid_move", "by"),
-        (json!({ "from": "old", "to": "new", "by": long }), 422, "invalid_move", "by"),
-        (json!({ "from": "old", "to": "new" }), 400, "invalid_json", ""),
+        (json!({ "from": "old", "to": "new", "by": " " }), 422, "invalid_query", "by"),
+        (json!({ "from": "old", "to": "new", "by": long }), 422, "invalid_query", "by"),
+        (json!({ "from": "old", "to": "new" }), 422, "invalid_query", "by"),
         (json!(["old", "new", "ops"]), 400, "invalid_json", ""),
         (json!({ "from": "old", "to": "new", "by": "ops", "limit": 3 }), 400, "invalid_json", ""),
-        (json!({ "from": "old", "to": "new", "by": "x".repeat(5_000) }), 400, "invalid_body", ""),
+        (json!({ "from": "old", "to": "new", "by": "x".repeat(5_000) }), 413, "too_large", ""),
     ] {
         let reply = tidings.post("/v1/moves", &body.to_string()).unwrap();
         let error = &reply.json()["error"];

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::time::Duration;
 
 use tidings::server::door::{Needs, Row, TABLE};
 
@@ -15,7 +16,8 @@ const SIZE: usize = 100 << 20;
 fn begin(tidings: &Tidings, method: &str, path: &str, token: Option<&str>) -> TcpStream {
     let mut stream = TcpStream::connect(tidings.address()).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    // Where an answer goes on for ever, such as the events, nothing of the body is ever taken.
+    stream.set_write_timeout(Some(Duration::from_secs(3))).unwrap();
     let token = token.map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
     let head = format!(
         "{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{token}Content-Length: {SIZE}\r\nConnection: close\r\n\r\n"
