@@ -14,6 +14,7 @@
 //! | [`deliveries`] | `GET /v1/deliveries`, `…/{id}`, `…/{id}/payload` | which there are, and the history of each; reads the log |
 //! | [`events`] | `GET /v1/events` | what happens, live; reads the log as it grows |
 //! | [`repairs`] | `POST /v1/dead/requeue`, `/v1/dead/discard`, `/v1/deliveries/discard` | what operators decide about deliveries; the app does it |
+//! | [`replays`] | `/v1/replays`, `…/{id}` | what was delivered is delivered again; the app does it |
 //! | [`backups`] | `POST /v1/backups` | what to copy for a backup, and keeps it meanwhile; asks the committer |
 
 pub mod backups;
@@ -22,6 +23,7 @@ pub mod events;
 pub mod health;
 pub mod moves;
 pub mod repairs;
+pub mod replays;
 pub mod scrape;
 pub mod settings;
 pub mod status;

@@ -4,7 +4,8 @@
 //!   SIGHUP ──▶ Reload ─┐
 //!   stop   ──▶ Stop   ─┼─▶ control ─▶ lane sets ─▶ routing ─▶ pools ─▶ settings for admin
 //!   POST /v1/moves    ─┤
-//!   POST /v1/dead/…   ─┘
+//!   POST /v1/dead/…   ─┤
+//!   a replay job      ─┘ (its lane)
 //! ```
 //!
 //! So a second SIGHUP finds what the first has made of it, a move never meets a reload halfway, and nobody starts a lane that is at work already.
@@ -25,7 +26,7 @@ use crate::admin::moves::Ask;
 use crate::admin::repairs;
 use crate::admin::settings::Settings;
 use crate::config::Config;
-use crate::core::types::ConnectionName;
+use crate::core::types::{ConnectionName, LaneKey};
 use crate::ingest::routing::{InForce, Routing};
 use crate::log::committer::{Limits, LogHandle, now};
 use crate::metrics::Metrics;
@@ -37,6 +38,8 @@ pub(super) const COMMANDS: usize = 4;
 pub(super) enum Command {
     /// Another configuration is to be in force: one that has been read, or its mistakes.
     Reload { read: Result<Box<Config>, String>, reply: oneshot::Sender<Result<Changes, ReloadError>> },
+    /// Replays are coming for a connection: its replay lane is to be at work. The reply is the lane; none where the connection is not configured.
+    ReplayLane { connection: ConnectionName, reply: oneshot::Sender<Result<Option<LaneKey>, StartError>> },
     /// The lanes are to stop. The reply says whether they finished in time.
     Stop { reply: oneshot::Sender<bool> },
 }
@@ -75,6 +78,9 @@ impl Control {
                         // Who asked may have been told to stop meanwhile; the log has what came of it.
                         let _ = reply.send(self.reload(read).await);
                     }
+                    Some(Command::ReplayLane { connection, reply }) => {
+                        let _ = reply.send(self.replay_lane(&connection).await);
+                    }
                     Some(Command::Stop { reply }) => {
                         let _ = reply.send(self.pools.stop_all().await);
                         return;
@@ -100,6 +106,17 @@ impl Control {
         let lanes = lanes::to_run(connection, &self.config.retry, &newest, &self.log).await?;
         self.pools.start(name, lanes);
         Ok(())
+    }
+
+    /// Makes sure that the replay lane of a connection is there and at work.
+    pub(super) async fn replay_lane(&mut self, name: &ConnectionName) -> Result<Option<LaneKey>, StartError> {
+        let Some(connection) = self.config.connections.iter().find(|connection| connection.name == *name) else { return Ok(None) };
+        let key = lanes::replay(name, &self.log).await?;
+        if !self.pools.has_replay_lane(name) {
+            let lane = lanes::replay_lane(connection, &self.config.retry, &self.log, key.clone());
+            self.pools.add_replay_lane(name, lane);
+        }
+        Ok(Some(key))
     }
 
     pub(super) fn is_stopping(&self) -> bool {

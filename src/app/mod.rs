@@ -13,6 +13,7 @@
 //! | [`certificates`] | when certificates end |
 //! | [`moving`] | what is pending on one connection is given to another |
 //! | [`repairing`] | dead letters go back or are given up, and so is what is pending |
+//! | [`replaying`] | what was delivered is delivered again |
 //! | [`listener`] | the MQTT listener's place: bound first, served once the store is open |
 //! | [`lanes`] | which lanes a connection has, and that each of them runs |
 //! | [`pools`] | the lanes at work, and how they stop |
@@ -26,6 +27,7 @@ mod moving;
 mod pools;
 mod reload;
 mod repairing;
+mod replaying;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -40,6 +42,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use control::{Command, Control};
 use pools::Pools;
 pub use reload::{Changes, ReloadError};
+use replaying::Replaying;
 
 use crate::admin::{self, Admin};
 use crate::config::Config;
@@ -142,6 +145,9 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let backups = admin::backups::routes(log.clone(), config.store.path.clone());
     let app = http::routes(ingest, http::Limits::default()).merge(admin::routes(admin)).merge(backups);
     let app = app.merge(admin::deliveries::routes(log.clone())).merge(admin::repairs::routes(repairs));
+    let (replays, asked_replays) = mpsc::channel(admin::replays::WAITING);
+    let lives = admin::replays::Lives::default();
+    let app = app.merge(admin::replays::routes(log.clone(), replays, lives.clone()));
     let app = app.merge(admin::events::routes(log.clone(), Arc::clone(&board), stop.clone()));
     let mut told = stop.clone();
     let shutdown = async move {
@@ -158,9 +164,12 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     tracing::info!(%address, store = %store.display(), store_id = %log.store_id(), "tidings is accepting reports");
     let (commands, told) = mpsc::channel(control::COMMANDS);
     let files = read_files(&config).await;
+    let (control, stopping_replays) = (commands.clone(), stop.clone());
+    let replaying = Replaying { log: log.clone(), metrics: Arc::clone(&metrics), lives, control, stopping: stopping_replays };
     let control = Control { config, files, log: log.clone(), metrics: Arc::clone(&metrics), routing, settings, pools, stopping: stop };
     let mut tasks = JoinSet::new();
     tasks.spawn(control.run(told, asked_moves, asked_repairs));
+    tasks.spawn(replaying.run(asked_replays));
     Ok(Running { address, log, board, metrics, stopping, http, listener: listening, control: tasks, commands, store })
 }
 

@@ -14,7 +14,7 @@ use crate::admin::repairs::{Act, Decision, RepairError, Repaired, SHOWN_IDS, Whi
 use crate::core::decision::{self, Chosen};
 use crate::core::event::{Accepted, Event};
 use crate::core::search::{Filter, Snapshot, State};
-use crate::core::types::{ConnectionName, Qos, Seq};
+use crate::core::types::{ConnectionName, LaneKey, Qos, Seq};
 use crate::delivery::backlog::{BacklogReader, Limits};
 use crate::log::committer::{CommitError, LogHandle, now};
 use crate::log::{Page, ReadError};
@@ -81,12 +81,27 @@ impl Control {
         Ok(repaired(&choice, decision.is_dry_run))
     }
 
-    /// Lanes of older sets end when they are empty, and nobody else delivers what is given back to them.
+    /// Lanes of older sets end when they are empty, and nobody else delivers what is given back to them. A replay lane may not be at work at all.
     async fn wake_older_lanes(&mut self, choice: &Choice) {
         let lanes = self.routing.current().await.lanes.clone();
-        let is_older = |chosen: &&Chosen| lanes.span(&chosen.lane.connection).is_some_and(|span| chosen.lane.lane < span.first);
-        let connections: BTreeSet<ConnectionName> =
-            choice.chosen.iter().filter(is_older).map(|chosen| chosen.lane.connection.clone()).collect();
+        let is_in_newest = |lane: &LaneKey| {
+            let span = lanes.span(&lane.connection);
+            span.is_some_and(|span| (span.first..span.first + span.count.get()).contains(&lane.lane))
+        };
+        let others: BTreeSet<LaneKey> = choice.chosen.iter().map(|chosen| chosen.lane.clone()).filter(|lane| !is_in_newest(lane)).collect();
+        let replay_lanes: BTreeSet<LaneKey> = {
+            let progress = self.log.progress();
+            let known = progress.borrow();
+            let is_replay =
+                |lane: &LaneKey| known.connections.get(&lane.connection).is_some_and(|books| books.replay_lanes.contains(&lane.lane));
+            others.iter().filter(|lane| is_replay(lane)).cloned().collect()
+        };
+        for lane in &replay_lanes {
+            if let Err(error) = self.replay_lane(&lane.connection).await {
+                tracing::error!(%lane, %error, "the replay lane can't start");
+            }
+        }
+        let connections: BTreeSet<ConnectionName> = others.difference(&replay_lanes).map(|lane| lane.connection.clone()).collect();
         let connections: Vec<ConnectionName> = connections.into_iter().collect();
         self.pools.stop(&connections).await;
         self.start_again(&connections).await;
@@ -171,7 +186,7 @@ impl Control {
         let Decision { act, by, reason, .. } = decision;
         let written = match act {
             // It can wait for room like anything that is accepted.
-            Act::Requeue => self.log.accept(decision::requeue(&choice.chosen, by, now())).await,
+            Act::Requeue => self.log.accept(decision::requeue(&choice.chosen, by, reason, now())).await,
             // It makes room.
             Act::DiscardDead | Act::DiscardPending => {
                 let is_dead = *act == Act::DiscardDead;
@@ -321,7 +336,7 @@ fn choose_from(mut reader: BacklogReader, decision: &Decision, connection: &Conn
                 choice.remaining += 1;
                 return Ok(choice);
             }
-            let lane = crate::core::types::LaneKey { connection: connection.clone(), lane: given.lane };
+            let lane = LaneKey { connection: connection.clone(), lane: given.lane };
             choice.qos.push(given.accepted.qos);
             choice.chosen.push(Chosen { id: given.id, lane, send: given.send, located: given.id });
         }

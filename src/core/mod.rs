@@ -18,6 +18,7 @@
 //! | [`handover`] | deliveries given from one connection to another: the events of one commit |
 //! | [`search`] | what an operator looks for among deliveries |
 //! | [`decision`] | what an operator decides about deliveries: the events of one commit |
+//! | [`replay`] | what was delivered, created again: the events of one commit |
 //! | [`session`] | the MQTT publisher session as a state machine |
 //! | [`retry`] | backoff, and what a refusal means |
 
@@ -29,6 +30,7 @@ pub mod handover;
 pub mod listener;
 pub mod outbox;
 pub mod ranges;
+pub mod replay;
 pub mod report;
 pub mod retry;
 pub mod route;

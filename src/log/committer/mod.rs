@@ -45,7 +45,7 @@ pub use stepped::{Stepped, stepped};
 
 use super::sizes::Sizes;
 use super::{AppendError, EventLog, LogReader, Urgency, codec};
-use crate::core::event::{Dedupe, Event, Source};
+use crate::core::event::{Dedupe, Event, LanePurpose, Source};
 use crate::core::outbox::{Outbox, Request};
 use crate::core::types::{LaneKey, Millis, SendNo, Seq};
 use crate::failpoint::{self, Point};
@@ -449,6 +449,9 @@ impl Committer {
                 books.totals = connection.totals;
                 books.lanes.clear();
                 books.lanes.extend(connection.lanes.iter().map(|(number, lane)| (*number, lane.pending())));
+                let replay_sets = connection.sets.iter().filter(|set| set.purpose == LanePurpose::Replay);
+                books.replay_lanes.clear();
+                books.replay_lanes.extend(replay_sets.flat_map(|set| set.first..set.first + set.count));
                 books.oldest_pending_at = connection.lanes.values().filter_map(|lane| lane.oldest_pending_at()).min();
             }
         });
