@@ -158,8 +158,6 @@ impl Replaying {
         let events = vec![
             Event::Audit { who: by.clone(), what, at },
             Event::ReplayStarted { job: id, by: by.clone(), filter: spec.write(), rate, at },
-            // Where the search begins: what is found again behind it was carried there.
-            Event::ReplayProgress { job: id, through: Seq(oldest.0 - 1), created: 0 },
         ];
         match self.log.accept(events).await {
             Ok(_) => {}
@@ -280,7 +278,7 @@ impl Work {
         let selection = spec.selection().map_err(|error| Ended::Failed(format!("{error:?}")))?;
         let snapshot = self.snapshot(&selection).await?;
         let copies = Copies { from: Seq(spec.from), gone: Vec::new(), taken: job.copied().clone() };
-        let (at, until) = (job.through.next(), job.asked);
+        let (at, until) = (job.through.next().max(Seq(spec.from)), job.asked);
         let (created, rate) = (job.created, job.rate);
         Ok(Place { selection, snapshot, copies, at, until, created, rate, lanes: BTreeMap::new(), recorded_at: Instant::now() })
     }

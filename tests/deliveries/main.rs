@@ -5,6 +5,7 @@
 //! | `events` | what happens, live |
 //! | `reading` | lists, histories and payloads |
 //! | `repairs` | dead letters and pending deliveries that somebody decides about, also through a kill |
+//! | `replays` | what was delivered and is delivered again, also through a kill |
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -12,3 +13,4 @@ mod support;
 mod events;
 mod reading;
 mod repairs;
+mod replays;

@@ -179,8 +179,8 @@ impl Jobs {
         let named = accepted.properties.user.iter().rev().find(|(name, _)| name == REPLAY_PROPERTY);
         let Some(job) = named.and_then(|(_, job)| self.0.get_mut(&job_named(job)?)) else { return };
         job.open.entry(accepted.lane.clone()).or_default().insert(send.0);
-        // Whatever stands in its own place comes after what was looked at before.
-        if original <= job.through {
+        // Whatever stands in its own place comes after what was looked at before. Of the first piece all are remembered: where it began is not said.
+        if original <= job.through || job.through == Seq::default() {
             job.copies.insert(original);
         }
     }
@@ -279,10 +279,10 @@ mod tests {
     #[test]
     fn an_original_that_is_replayed_from_where_it_was_carried_to_is_remembered() {
         let progress = |through, created| Event::ReplayProgress { job: JOB, through: Seq(through), created };
-        let events = [started(JOB), progress(10, 0), replay(12, JOB), replay(7, JOB), progress(20, 2), replay(19, JOB)];
+        let events = [started(JOB), replay(9, JOB), progress(10, 1), replay(12, JOB), replay(7, JOB), progress(20, 3), replay(19, JOB)];
         let outbox = outbox(&events);
         let job = outbox.jobs().get(JOB).unwrap();
-        assert_eq!(job.copied().iter().copied().collect::<Vec<_>>(), [Seq(7), Seq(19)]);
+        assert_eq!(job.copied().iter().copied().collect::<Vec<_>>(), [Seq(7), Seq(9), Seq(19)]);
     }
 
     #[test]
