@@ -22,10 +22,12 @@ use super::certificates::{self, Certificates};
 use super::lanes::{self, Newest};
 use super::pools::Pools;
 use super::reload::{Changes, ReloadError};
+use super::repairing;
 use crate::admin::moves::Ask;
 use crate::admin::repairs;
 use crate::admin::settings::Settings;
-use crate::config::Config;
+use crate::config::{Config, GapNotice};
+use crate::core::notice::NoticeTo;
 use crate::core::types::{ConnectionName, LaneKey};
 use crate::ingest::routing::{InForce, Routing};
 use crate::log::committer::{Limits, LogHandle, now};
@@ -55,6 +57,8 @@ pub(super) struct Control {
     pub(super) routing: InForce,
     pub(super) settings: watch::Sender<Settings>,
     pub(super) pools: Pools,
+    /// Where gap notices go, for whoever has to tell of a gap.
+    pub(super) notices: watch::Sender<Option<NoticeTo>>,
     /// True once the service stops.
     pub(super) stopping: watch::Receiver<bool>,
 }
@@ -70,9 +74,12 @@ impl Control {
         let mut certificates = Certificates::new(Arc::clone(&self.metrics));
         let mut look = tokio::time::interval(certificates::EVERY);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut look_at_dead = tokio::time::interval(repairing::LOOK_AT_DEAD);
+        look_at_dead.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 _ = look.tick() => certificates.look(&self.config),
+                _ = look_at_dead.tick() => self.discard_old_dead_letters().await,
                 command = commands.recv() => match command {
                     Some(Command::Reload { read, reply }) => {
                         // Who asked may have been told to stop meanwhile; the log has what came of it.
@@ -137,6 +144,14 @@ pub(super) fn routing(config: &Config, newest: &[Newest]) -> Routing {
 /// The committer's limits.
 pub(super) fn limits(config: &Config) -> Limits {
     Limits { max_size: config.store.max_size, retention_ms: config.store.retention_ms }
+}
+
+/// Where gap notices go, with these lanes.
+pub(super) fn notice_to(config: &Config, newest: &[Newest]) -> Option<NoticeTo> {
+    let GapNotice { connection, topic, qos } = config.gap_notice.clone()?;
+    let newest = newest.iter().find(|newest| newest.connection == connection)?;
+    let lane = LaneKey { connection, lane: newest.span.lane(&topic) };
+    Some(NoticeTo { lane, topic, qos })
 }
 
 /// What admin shows of a configuration.

@@ -156,7 +156,8 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     };
     let listening = bound.map(|bound| (bound.address, listener::serve(bound, &config, &log, routing.clone(), &metrics, stop.clone())));
     let http = tokio::spawn(server::serve(listener, app, server::Limits::default(), shutdown));
-    let mut pools = Pools::new(log.clone(), Arc::clone(&board), Arc::clone(&metrics));
+    let (notices, notified) = watch::channel(control::notice_to(&config, &newest));
+    let mut pools = Pools::new(log.clone(), Arc::clone(&board), Arc::clone(&metrics), notified);
     for (connection, newest) in config.connections.iter().zip(&newest) {
         pools.start(&connection.name, lanes::to_run(connection, &config.retry, newest, &log).await?);
     }
@@ -166,7 +167,8 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let files = read_files(&config).await;
     let (control, stopping_replays) = (commands.clone(), stop.clone());
     let replaying = Replaying { log: log.clone(), metrics: Arc::clone(&metrics), lives, control, stopping: stopping_replays };
-    let control = Control { config, files, log: log.clone(), metrics: Arc::clone(&metrics), routing, settings, pools, stopping: stop };
+    let control =
+        Control { config, files, log: log.clone(), metrics: Arc::clone(&metrics), routing, settings, pools, notices, stopping: stop };
     let mut tasks = JoinSet::new();
     tasks.spawn(control.run(told, asked_moves, asked_repairs));
     tasks.spawn(replaying.run(asked_replays));

@@ -10,6 +10,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::lanes::supervise;
 use crate::core::event::LanePurpose;
+use crate::core::notice::NoticeTo;
 use crate::core::types::ConnectionName;
 use crate::delivery::board::Board;
 use crate::delivery::lane::{LaneConfig, Surroundings};
@@ -25,6 +26,7 @@ pub(super) struct Pools {
     log: LogHandle,
     board: Arc<Board>,
     metrics: Arc<Metrics>,
+    notices: watch::Receiver<Option<NoticeTo>>,
     at_work: BTreeMap<ConnectionName, Pool>,
 }
 
@@ -42,8 +44,8 @@ struct Pool {
 
 impl Pools {
     /// Nobody is at work yet.
-    pub(super) fn new(log: LogHandle, board: Arc<Board>, metrics: Arc<Metrics>) -> Self {
-        Pools { log, board, metrics, at_work: BTreeMap::new() }
+    pub(super) fn new(log: LogHandle, board: Arc<Board>, metrics: Arc<Metrics>, notices: watch::Receiver<Option<NoticeTo>>) -> Self {
+        Pools { log, board, metrics, notices, at_work: BTreeMap::new() }
     }
 
     /// Puts the lanes of a connection to work. None of its lanes may be at work already.
@@ -69,7 +71,7 @@ impl Pools {
             LanePurpose::Replay => pool.precedence.replay(),
         };
         let (log, board, metrics) = (self.log.clone(), Arc::clone(&self.board), Arc::clone(&self.metrics));
-        (lane, Surroundings { log, board, metrics, turn, drain: pool.drain.subscribe() })
+        (lane, Surroundings { log, board, metrics, turn, notices: self.notices.clone(), drain: pool.drain.subscribe() })
     }
 
     /// Whether the connection's replay lane is at work.

@@ -15,7 +15,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::control::{Control, limits, routing, settings};
+use super::control::{Control, limits, notice_to, routing, settings};
 use super::lanes::{self, Newest};
 use super::{StartError, read_files};
 use crate::admin::settings::Refused;
@@ -134,6 +134,7 @@ impl Control {
             // The next start begins with the file as it is then.
             _ = stopping.wait_for(|stopping| *stopping) => return Err(ReloadError::Stopping),
         }
+        self.notices.send_replace(notice_to(&config, &newest));
         self.log.limit(limits(&config)).await.map_err(StartError::from)?;
         self.settings.send_replace(settings(&config, changes.restart_needed.clone()));
         (self.config, self.files) = (config, files);
@@ -152,8 +153,8 @@ impl Control {
 
 /// What can't change while the service runs keeps its old value; says which keys that are. Whoever adds a setting decides here.
 fn keep_until_restart(old: &Config, new: &mut Config) -> Vec<&'static str> {
-    let Config { store, http, listener, connections: _, retry: _, routes: _, file: _, zuul: _, notes: _ } = new;
-    let StoreConfig { path, retention_ms: _, max_size: _ } = store;
+    let Config { store, http, listener, connections: _, retry: _, gap_notice: _, routes: _, file: _, zuul: _, notes: _ } = new;
+    let StoreConfig { path, retention_ms: _, dead_retention_ms: _, max_size: _ } = store;
     let HttpConfig { listen, max_report: _, max_batch: _ } = http;
     let mut keys = Vec::new();
     let mut keep = |key, differs| {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use proptest::prelude::*;
 
+use super::answers::Story;
 use super::budget::Budget;
 use super::scan::{Wanted, list};
 use super::story::{Mark, NoStory, tell};
@@ -318,7 +319,15 @@ fn what_was_carried_forward_is_listed_once_and_shown_and_what_is_past_its_retent
         assert_eq!(ids(None).iter().filter(|id| ["2", "3", "4"].contains(&id.as_str())).count(), 3, "each once");
         let story = tell(&log, &snapshot, Seq(3), None, Budget::of(1_000, 1_000)).unwrap();
         assert_eq!((story.row.state, story.row.topic.as_str()), (State::Dead, "t/1"));
-        assert!(story.history.iter().any(|chapter| chapter.event == "carried"), "{story:?}");
+        let told = |story: &Story| -> Vec<(String, String)> {
+            story.history.iter().map(|chapter| (chapter.event.clone(), chapter.says.clone())).collect()
+        };
+        let history = told(&story);
+        let events: Vec<&str> = history.iter().map(|(event, _)| event.as_str()).collect();
+        assert_eq!(events, ["accepted", "earlier", "carried"], "{story:?}");
+        assert_eq!(history[1].1, "1970-01-01T00:00:00Z  given up after 3 refusals: no", "what its generation said of it is kept");
+        let waiting = told(&tell(&log, &snapshot, Seq(2), None, Budget::of(1_000, 1_000)).unwrap());
+        assert!(waiting[1].1.contains("the broker refused it with 0x80"), "{waiting:?}");
         let gone = tell(&log, &snapshot, Seq(5), None, Budget::of(1_000, 1_000)).unwrap_err();
         assert_eq!(gone, NoStory::Gone { id: Seq(5), oldest: snapshot.oldest });
     });

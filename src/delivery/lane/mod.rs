@@ -29,6 +29,7 @@ use super::transport::Stream;
 use crate::config::TlsConfig;
 use crate::core::address::Address;
 use crate::core::event::{Event as LogEvent, LanePurpose};
+use crate::core::notice::{Missing, NoticeTo};
 use crate::core::session::{Input, Note, Output, Session, Settings};
 use crate::core::types::{LaneKey, Millis, Protocol, SendNo, Seq};
 use crate::failpoint::{self, Point};
@@ -70,6 +71,8 @@ pub struct Surroundings {
     pub metrics: Arc<Metrics>,
     /// Who goes first.
     pub turn: Turn,
+    /// Where subscribers are told what they will not get, if they are.
+    pub notices: watch::Receiver<Option<NoticeTo>>,
     /// Turns true when lanes are to finish what is in flight and stop.
     pub drain: watch::Receiver<bool>,
 }
@@ -378,11 +381,31 @@ impl<'a> Lane<'a> {
         Ok(())
     }
 
-    async fn append(&mut self, events: Vec<LogEvent>) -> Result<(), LaneError> {
+    async fn append(&mut self, mut events: Vec<LogEvent>) -> Result<(), LaneError> {
+        let notice = self.notice(&events);
+        if let Some(LogEvent::Accepted(notice)) = &notice {
+            let connection = notice.lane.connection.as_str();
+            self.around.metrics.tidings_deliveries_created_total.with_label_values(&[connection]).inc();
+        }
+        events.extend(notice);
         failpoint::reach_if(Point::BeforeReleased, || events.iter().any(|event| matches!(event, LogEvent::Released { .. })));
         failpoint::reach_if(Point::BeforeDelivered, || events.iter().any(|event| matches!(event, LogEvent::Delivered { .. })));
         self.appends.push_back(self.around.log.submit(events).await?);
         Ok(())
+    }
+
+    /// What of these events ends a delivery unsent, told to its subscribers, in the same commit.
+    fn notice(&self, events: &[LogEvent]) -> Option<LogEvent> {
+        let to = self.around.notices.borrow().clone()?;
+        let mut missing = Missing::default();
+        for event in events {
+            let LogEvent::Expired { sends, .. } = event else { continue };
+            for payload in sends.iter().filter_map(|send| self.payloads.get(&SendNo(send))) {
+                missing.add(payload.get().stamp().id, payload.get().accepted());
+            }
+        }
+        let at = now();
+        missing.notice(&to, "expired", None, at, &rfc3339(at))
     }
 
     async fn committed(&mut self, appended: Committed<Appended>) -> Result<(), LaneError> {
@@ -416,6 +439,13 @@ impl<'a> Lane<'a> {
         }
         Ok(())
     }
+}
+
+/// A time as notices write it.
+fn rfc3339(at: Millis) -> String {
+    // The last moment of the year 9999, beyond which the format has no years.
+    const LAST: u64 = 253_402_300_799_999;
+    humantime::format_rfc3339_millis(std::time::UNIX_EPOCH + Duration::from_millis(at.0.min(LAST))).to_string()
 }
 
 /// A random number for backoff.

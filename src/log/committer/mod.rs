@@ -16,6 +16,7 @@
 
 mod answer;
 mod handle;
+mod history;
 mod pin;
 mod proof;
 mod recover;
