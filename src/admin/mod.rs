@@ -98,7 +98,7 @@ struct View {
 }
 
 impl View {
-    /// When the oldest pending delivery was accepted.
+    /// When the oldest pending delivery was accepted, replays apart: these wait for gaps.
     ///
     /// A lane that has read its backlog's head knows precisely; the books know within about a thousand deliveries, and never too late. One lane that
     /// doesn't know yet could hold the oldest, so the books count then.
@@ -106,7 +106,8 @@ impl View {
         if self.books.totals.pending == 0 {
             return None;
         }
-        let busy = self.books.lanes.iter().filter(|(_, pending)| **pending > 0);
+        let is_busy = |(lane, pending): &(&u32, &u64)| **pending > 0 && !self.books.replay_lanes.contains(lane);
+        let busy = self.books.lanes.iter().filter(is_busy);
         let precise: Option<Vec<Millis>> = busy.map(|(lane, _)| self.lanes.get(lane).and_then(|status| status.oldest_pending_at)).collect();
         precise.and_then(|times| times.into_iter().min()).or(self.books.oldest_pending_at)
     }

@@ -284,7 +284,10 @@ impl Shown {
             delivered: job.delivered,
             pending: job.pending(),
             not_delivered: job.given_up + job.dead,
-            searched_percent: u8::try_from(searched.saturating_mul(100) / whole).unwrap_or(100),
+            searched_percent: match state {
+                "ended" => 100,
+                _ => u8::try_from(searched.saturating_mul(100) / whole).unwrap_or(100),
+            },
             waits_for: live.waits_for.filter(|_| is_running).map(str::to_owned),
             not_configured: live.not_configured,
             past_retention: live.past_retention,

@@ -320,3 +320,34 @@ fn a_replay_by_command_is_followed_to_its_end_listed_and_cancelled() {
     let (code, text) = tidings.command(&["replay", "--cancel", "17"]);
     assert!(code == Some(1) && text.contains("unknown_replay"), "{text}");
 }
+
+#[test]
+fn other_lanes_and_a_reload_do_not_disturb_replays_and_are_not_held_up_by_them() {
+    let broker = ScriptedBroker::usual();
+    let config = |workers: u32| connection(broker.port, &format!("workers = {workers}")) + SOON + PIPELINES;
+    let mut tidings = Tidings::start(&config(2));
+    let mut ledger = Ledger::default();
+    delivered(&tidings, &mut ledger, 2, &["one", "two"], 300);
+    let id = begin(&tidings, &json!({ "filter": {}, "by": "ops", "rate": 100 }));
+    wait_until("some are replayed", || job(&tidings, &id)["delivered"].as_u64().unwrap() >= 50);
+    // The lane for replays has a lower number than the new ones, and always something to deliver.
+    assert!(tidings.reload(&config(3)));
+    let before = ledger.accepted.len();
+    for number in 0..50 {
+        ledger.post(&tidings, 2, "three", 900_000 + number);
+    }
+    wait_until("fresh reports are delivered", || of(&broker.arrivals(), "zuul/three").len() == 50);
+    assert_eq!(ledger.accepted.len(), before + 50);
+    tidings.kill();
+    tidings.configure(&config(4));
+    tidings.run();
+    let ended = wait_for(&tidings, &id);
+    assert_eq!((&ended["created"], &ended["delivered"]), (&json!(600), &json!(600)));
+    let times = times(&broker.arrivals());
+    assert!(
+        times.iter().all(|((topic, _), count)| *count == if topic == "zuul/three" { 1 } else { 2 }),
+        "each once more, and the fresh ones once"
+    );
+    tidings.assert_balanced();
+    broker.assert_no_violations();
+}

@@ -94,6 +94,6 @@ pub struct Books {
     pub lanes: BTreeMap<u32, u64>,
     /// Those of the lanes that are for replays.
     pub replay_lanes: BTreeSet<u32>,
-    /// When the oldest pending delivery was accepted; exact to about a thousand deliveries of a lane.
+    /// When the oldest pending delivery was accepted, replays apart; exact to about a thousand deliveries of a lane.
     pub oldest_pending_at: Option<Millis>,
 }

@@ -453,7 +453,9 @@ impl Committer {
                 let replay_sets = connection.sets.iter().filter(|set| set.purpose == LanePurpose::Replay);
                 books.replay_lanes.clear();
                 books.replay_lanes.extend(replay_sets.flat_map(|set| set.first..set.first + set.count));
-                books.oldest_pending_at = connection.lanes.values().filter_map(|lane| lane.oldest_pending_at()).min();
+                // How long a replay waits for its gap is nobody's trouble.
+                let fresh = connection.lanes.iter().filter(|(number, _)| !books.replay_lanes.contains(number));
+                books.oldest_pending_at = fresh.filter_map(|(_, lane)| lane.oldest_pending_at()).min();
             }
         });
     }
