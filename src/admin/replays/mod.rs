@@ -9,8 +9,10 @@
 //! What a job is stands in the log, so it outlives restarts. With an `Idempotency-Key` its id is made of that and of who asks: asking again, also after a
 //! restart, finds the same job.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+mod answers;
+mod asked;
+
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::body::{Body, to_bytes};
@@ -20,21 +22,22 @@ use axum::http::{HeaderMap, Request, Response, StatusCode};
 use axum::response::IntoResponse;
 use axum::routing::{delete, get};
 use axum::{Extension, Router};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::deliveries::query::{Asked, invalid};
 use super::deliveries::seek::{Copies, Limits, Selection, seek};
 use super::deliveries::{read_query, unreadable};
-use crate::core::outbox::{Job, job_name, job_named};
+use crate::core::outbox::{Job, job_named};
 use crate::core::search::Snapshot;
 use crate::core::types::{Millis, Seq};
 use crate::log::committer::{LogHandle, now};
 use crate::server::caller::Caller;
 use crate::server::error::{ApiError, json};
 use crate::server::object::Object;
-use crate::server::time::rfc3339;
+pub use answers::{Counted, Shown, ShownJobs};
+pub use asked::{Ask, Live, Lives, ReplayError, Spec, Wanted};
 
 /// A body: a filter with its longest topic, and a reason.
 const LARGEST_BODY: usize = 128 << 10;
@@ -62,238 +65,6 @@ const COUNTS: usize = 1;
 
 /// What a dry run holds in memory at once.
 const COUNTED_AT_ONCE: Limits = Limits { count: 1_000, bytes: 4 << 20 };
-
-/// A replay, as it is asked for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Wanted {
-    /// Its id.
-    pub id: u64,
-    /// What is to be replayed, as it is stored. [`Spec::from`] is still to be said.
-    pub spec: Spec,
-    /// Reports per second; 0 for as fast as it goes.
-    pub rate: u32,
-    /// Who asks.
-    pub by: String,
-}
-
-/// What a job is to replay: what stands in its first event, in JSON.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Spec {
-    /// The filter, with times that don't depend on when it is read.
-    pub filter: Asked,
-    /// Of these tenants only: who asked may see no others.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub tenants: Option<BTreeSet<String>>,
-    /// Why, in the words of who asked.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
-    /// A hash of the request, so that the same key with another one is seen.
-    pub body: u64,
-    /// What was still stored when it was asked for begins here.
-    pub from: u64,
-}
-
-impl Spec {
-    /// What a job was told.
-    ///
-    /// # Errors
-    /// If it was written by something else than this.
-    pub fn read(text: &str) -> Result<Spec, String> {
-        serde_json::from_str(text).map_err(|error| format!("the replay's filter can't be read: {error}"))
-    }
-
-    /// As it is stored.
-    pub fn write(&self) -> String {
-        serde_json::to_string(self).expect("text and numbers are JSON")
-    }
-
-    /// What is looked for.
-    ///
-    /// # Errors
-    /// If the filter says nothing that can be looked for.
-    pub fn selection(&self) -> Result<Selection, ApiError> {
-        Ok(Selection { filter: self.filter.clone().filter(now())?, tenants: self.tenants.clone() })
-    }
-
-    fn may_be_seen(&self, caller: &Caller) -> bool {
-        let within = |allowed: &BTreeSet<String>| match (&self.filter.tenant, &self.tenants) {
-            (Some(tenant), _) => allowed.contains(tenant),
-            (None, Some(tenants)) => tenants.is_subset(allowed),
-            (None, None) => false,
-        };
-        caller.tenants().is_none_or(within)
-    }
-}
-
-/// What is asked of the app.
-pub enum Ask {
-    /// A job is to begin. The answer says whether it is new.
-    Start {
-        /// Which.
-        wanted: Wanted,
-        /// Nobody may be listening any more.
-        reply: oneshot::Sender<Result<(bool, Job), ReplayError>>,
-    },
-    /// A job is to go no further.
-    Cancel {
-        /// Which.
-        id: u64,
-        /// Who decided.
-        by: String,
-        /// Nobody may be listening any more.
-        reply: oneshot::Sender<Result<Job, ReplayError>>,
-    },
-}
-
-/// Why it was not done.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ReplayError {
-    /// No job has this id.
-    #[error("no replay has the id {0:?}; GET /v1/replays lists those that there are")]
-    Unknown(String),
-    /// The key was used for another one.
-    #[error("another replay was asked for with this Idempotency-Key: repeat that one, or choose another key")]
-    Conflict,
-    /// There are enough.
-    #[error("{0} replays are under way already; wait for one, or cancel one")]
-    TooMany(usize),
-    /// The service stops.
-    #[error("the service is stopping, and nothing was begun: ask again when it is back")]
-    Stopping,
-    /// The store is full.
-    #[error("the store is full ({0}), and nothing was begun: ask again when it has room")]
-    Full(String),
-    /// The store failed, or is too busy.
-    #[error("{0}; look with `tidings replay --list` whether it was begun, and ask again")]
-    Failed(String),
-}
-
-/// What is known of a job besides what is stored, since the service has started.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Live {
-    /// What it waits for, if it waits.
-    pub waits_for: Option<&'static str>,
-    /// Deliveries that were left out, because their connection is not configured any more.
-    pub not_configured: u64,
-    /// Positions of the log that were deleted before it came to them.
-    pub past_retention: u64,
-}
-
-/// That of all jobs.
-#[derive(Debug, Clone, Default)]
-pub struct Lives(Arc<Mutex<BTreeMap<u64, Live>>>);
-
-impl Lives {
-    /// Changes what is known of a job.
-    pub fn change(&self, job: u64, change: impl FnOnce(&mut Live)) {
-        change(self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(job).or_default());
-    }
-
-    /// What is known of a job.
-    pub fn of(&self, job: u64) -> Live {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&job).cloned().unwrap_or_default()
-    }
-
-    /// Forgets all but these.
-    pub fn keep(&self, is_known: impl Fn(u64) -> bool) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|job, _| is_known(*job));
-    }
-}
-
-/// A job, as it is answered; the commands read the same.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Shown {
-    /// Its id.
-    pub id: String,
-    /// `running`, `ended`, or `cancelled`.
-    pub state: String,
-    /// Who asked for it.
-    pub by: String,
-    /// Why, if that was said.
-    pub reason: Option<String>,
-    /// What is replayed.
-    pub filter: Asked,
-    /// Reports per second; 0 for as fast as it goes.
-    pub rate: u32,
-    /// When it was asked for (RFC 3339).
-    pub started_at: String,
-    /// When it had created all that it was to, or was cancelled (RFC 3339).
-    pub ended_at: Option<String>,
-    /// Who cancelled it.
-    pub cancelled_by: Option<String>,
-    /// Deliveries that it has created.
-    pub created: u64,
-    /// Of these, done.
-    pub delivered: u64,
-    /// Of these, still to be delivered.
-    pub pending: u64,
-    /// Of these, dead letters, expired or discarded.
-    pub not_delivered: u64,
-    /// How much of the log it has looked through.
-    pub searched_percent: u8,
-    /// What a running one waits for: `broker` (a lane has enough to do), `store_full`, or nothing.
-    pub waits_for: Option<String>,
-    /// Left out, because their connection is not configured any more; since the service has started.
-    pub not_configured: u64,
-    /// Positions of the log that retention had deleted before it came to them; since the service has started.
-    pub past_retention: u64,
-}
-
-/// What a list is answered with.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ShownJobs {
-    /// Newest first.
-    pub replays: Vec<Shown>,
-}
-
-/// What a dry run is answered with.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Counted {
-    /// Always true.
-    pub dry_run: bool,
-    /// So many would be replayed.
-    pub matches: u64,
-    /// Their payloads, in bytes.
-    pub bytes: u64,
-    /// Whether that is all: false if the time was up.
-    pub complete: bool,
-}
-
-impl Shown {
-    fn new(id: u64, job: &Job, spec: Spec, live: &Live) -> Shown {
-        let state = match &job.end {
-            None => "running",
-            Some(end) if end.cancelled_by.is_some() => "cancelled",
-            Some(_) => "ended",
-        };
-        let whole = job.asked.0.saturating_sub(spec.from).max(1);
-        let searched = (job.through.0 + 1).saturating_sub(spec.from).min(whole);
-        let is_running = job.end.is_none();
-        Shown {
-            id: job_name(id),
-            state: state.to_owned(),
-            by: job.by.clone(),
-            reason: spec.reason,
-            filter: spec.filter,
-            rate: job.rate,
-            started_at: rfc3339(job.at.0),
-            ended_at: job.end.as_ref().map(|end| rfc3339(end.at.0)),
-            cancelled_by: job.end.as_ref().and_then(|end| end.cancelled_by.clone()),
-            created: job.created,
-            delivered: job.delivered,
-            pending: job.pending(),
-            not_delivered: job.given_up + job.dead,
-            searched_percent: match state {
-                "ended" => 100,
-                _ => u8::try_from(searched.saturating_mul(100) / whole).unwrap_or(100),
-            },
-            waits_for: live.waits_for.filter(|_| is_running).map(str::to_owned),
-            not_configured: live.not_configured,
-            past_retention: live.past_retention,
-        }
-    }
-}
 
 struct Replays {
     log: LogHandle,
@@ -554,19 +325,4 @@ fn wanted(caller: &Caller, key: Option<&str>, bytes: &[u8]) -> Result<(Wanted, b
         None => getrandom::u64().map_err(|error| ApiError::internal(format!("the system gives no random number: {error}")))?,
     };
     Ok((Wanted { id, spec, rate, by }, dry_run))
-}
-
-impl From<ReplayError> for ApiError {
-    fn from(error: ReplayError) -> ApiError {
-        let message = error.to_string();
-        let later = Duration::from_secs(5);
-        match error {
-            ReplayError::Unknown(_) => ApiError::new(StatusCode::NOT_FOUND, "unknown_replay", message),
-            ReplayError::Conflict => ApiError::new(StatusCode::CONFLICT, "idempotency_conflict", message),
-            ReplayError::TooMany(_) => ApiError::new(StatusCode::CONFLICT, "too_many_replays", message),
-            ReplayError::Stopping => ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", message).retry_after(later),
-            ReplayError::Full(_) => ApiError::new(StatusCode::INSUFFICIENT_STORAGE, "store_full", message),
-            ReplayError::Failed(_) => ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "change_failed", message).retry_after(later),
-        }
-    }
 }
