@@ -7,6 +7,8 @@
 //! ```
 //! A notice is a delivery like any other, and may be given up like any other; about that there is none.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use super::event::{Accepted, Event, Properties, Source};
@@ -81,7 +83,7 @@ impl Missing {
         let payload = serde_json::json!({
             "gap": { "count": self.count, "reason": reason, "by": by, "at": written_at, "deliveries": deliveries, "more": more }
         });
-        Some(Event::Accepted(Box::new(Accepted {
+        Some(Event::Accepted(Arc::new(Accepted {
             at,
             source: Source::Internal,
             user: String::new(),

@@ -8,6 +8,8 @@
 //! What is replayed is accepted anew: its age and its expiry count from now. It never has the retain flag: what a broker retains of a topic is the newest
 //! report, and a replay is not.
 
+use std::sync::Arc;
+
 use super::event::{Accepted, Event, Source};
 use super::outbox::{REPLAY_PROPERTY, job_name};
 use super::types::{LaneKey, Millis, Seq};
@@ -33,7 +35,7 @@ pub fn events(step: Step, originals: Vec<(Seq, LaneKey, Accepted)>, at: Millis) 
         let mut properties = original.properties.clone();
         properties.user.retain(|(name, _)| name != REPLAY_PROPERTY);
         properties.user.push((REPLAY_PROPERTY.to_owned(), job_name(job)));
-        Event::Accepted(Box::new(Accepted {
+        Event::Accepted(Arc::new(Accepted {
             at,
             source: Source::Internal,
             lane,

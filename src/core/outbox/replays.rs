@@ -215,6 +215,8 @@ impl Jobs {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::core::event::{LanePurpose, Proof};
     use crate::core::outbox::Outbox;
@@ -230,7 +232,7 @@ mod tests {
         let mut accepted = Accepted::plain(lane(0), "t", Qos::ExactlyOnce, Millis(1));
         accepted.replay_of = Some(Seq(original));
         accepted.properties.user = vec![(REPLAY_PROPERTY.to_owned(), job_name(job))];
-        Event::Accepted(Box::new(accepted))
+        Event::Accepted(Arc::new(accepted))
     }
 
     fn started(job: u64) -> Event {
