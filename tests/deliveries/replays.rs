@@ -239,7 +239,7 @@ fn a_kill_anywhere_in_a_replay_leaves_it_to_end_once() {
     let broker = ScriptedBroker::usual();
     let mut tidings = Tidings::start(&(connection(broker.port, "workers = 2") + SOON + PIPELINES));
     let mut ledger = Ledger::default();
-    delivered(&tidings, &mut ledger, 2, &["one", "two"], 1_500);
+    delivered(&tidings, &mut ledger, 2, &["one", "two"], 800);
     for (number, point) in ["replay-asked", "replay-piece", "replay-piece:3", "replay-ended", "before-delivered:2", "after-fdatasync:9"]
         .into_iter()
         .enumerate()
@@ -256,11 +256,11 @@ fn a_kill_anywhere_in_a_replay_leaves_it_to_end_once() {
         let answer = ask(&tidings, &body, Some(&key)).unwrap();
         assert!(answer.status == 200 || (answer.status == 201 && number >= 4), "{point}: {answer:?}");
         let ended = wait_for(&tidings, answer.json()["id"].as_str().unwrap());
-        assert_eq!((&ended["created"], &ended["delivered"]), (&json!(3_000), &json!(3_000)), "{point}: {ended}");
+        assert_eq!((&ended["created"], &ended["delivered"]), (&json!(1_600), &json!(1_600)), "{point}: {ended}");
         tidings.wait_until_delivered();
         let arrivals = broker.arrivals();
         let replayed = times(&arrivals[before..]);
-        assert!(replayed.len() == 3_000 && replayed.values().all(|count| *count == 1), "{point}: {} of 3000", replayed.len());
+        assert!(replayed.len() == 1_600 && replayed.values().all(|count| *count == 1), "{point}: {} of 1600", replayed.len());
         tidings.assert_balanced();
     }
     broker.assert_no_violations();
