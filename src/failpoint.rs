@@ -90,6 +90,12 @@ points! {
     StartShown = "start-shown",
     /// A piece of what is moved to another connection is on the other side.
     MovePiece = "move-piece",
+    /// A replay was asked for, which is durable, and nobody is answered.
+    ReplayAsked = "replay-asked",
+    /// A piece of a replay is created, with how far the job is.
+    ReplayPiece = "replay-piece",
+    /// A replay has created all that it was to.
+    ReplayEnded = "replay-ended",
     /// The service holds still what a backup copies, and has not said so.
     BackupBegun = "backup-begun",
     /// A backup, or what is restored, has one more generation.

@@ -121,6 +121,8 @@ fn the_table_of_error_codes_has_the_statuses_that_are_sent() {
         ("forbidden", 403),
         ("too_many_attempts", 429),
         ("rate_limited", 429),
+        ("unknown_replay", 404),
+        ("too_many_replays", 409),
     ]);
     for (code, documented) in documented_codes() {
         let sent = others.get(code.as_str()).copied().unwrap_or_else(|| status_of(&code).0.as_u16());

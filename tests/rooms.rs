@@ -42,6 +42,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "admin::moves",
             "admin::deliveries::answers",
             "admin::repairs",
+            "admin::replays",
             "server::error",
             "delivery::probe",
             STORE,

@@ -30,6 +30,7 @@ use super::deliveries::scan::take_number;
 use super::deliveries::story::proof_of;
 use crate::core::event::{DeliveryRef, Event};
 use crate::core::ranges::Ranges;
+use crate::core::outbox::job_name;
 use crate::core::types::{LaneKey, Millis, SendNo, Seq};
 use crate::delivery::board::{Board, LaneState};
 use crate::log::committer::{LogHandle, Progress};
@@ -298,6 +299,7 @@ impl Follower {
                     "id": position.to_string(), "topic": accepted.topic, "qos": accepted.qos.level(), "tenant": accepted.tenant,
                     "pipeline": accepted.pipeline, "action": accepted.action, "project": accepted.project, "change": accepted.change,
                     "bytes": accepted.payload.len(), "source": accepted.source.label(),
+                    "replay_of": accepted.replay_of.map(|id| id.to_string()),
                 });
                 ("accepted", with(of_lane(&accepted.lane), data))
             }
@@ -323,6 +325,12 @@ impl Follower {
             }
             Event::LanesChanged { connection, first, count, at, .. } => {
                 ("lanes", json!({ "at": time(*at), "connection": connection.as_str(), "first": first, "count": count }))
+            }
+            Event::ReplayStarted { job, by, rate, at, .. } => {
+                ("replay_started", json!({ "at": time(*at), "replay": job_name(*job), "by": by, "rate": rate }))
+            }
+            Event::ReplayEnded { job, cancelled_by, at } => {
+                ("replay_ended", json!({ "at": time(*at), "replay": job_name(*job), "cancelled_by": cancelled_by }))
             }
             Event::Audit { who, what, at } => ("audit", json!({ "at": time(*at), "who": who, "what": what })),
             _ => return None,

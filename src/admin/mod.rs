@@ -15,6 +15,7 @@
 //! | [`events`] | `GET /v1/events` | what happens, live; reads the log as it grows |
 //! | [`repairs`] | `POST /v1/dead/requeue`, `/v1/dead/discard`, `/v1/deliveries/discard` | what operators decide about deliveries; the app does it |
 //! | [`audit`] | `GET /v1/audit` | who did what; reads the log |
+//! | [`replays`] | `/v1/replays`, `…/{id}` | what was delivered is delivered again; the app does it |
 //! | [`backups`] | `POST /v1/backups` | what to copy for a backup, and keeps it meanwhile; asks the committer |
 
 pub mod audit;
@@ -24,6 +25,7 @@ pub mod events;
 pub mod health;
 pub mod moves;
 pub mod repairs;
+pub mod replays;
 pub mod scrape;
 pub mod settings;
 pub mod status;
@@ -98,7 +100,7 @@ struct View {
 }
 
 impl View {
-    /// When the oldest pending delivery was accepted.
+    /// When the oldest pending delivery was accepted, replays apart: these wait for gaps.
     ///
     /// A lane that has read its backlog's head knows precisely; the books know within about a thousand deliveries, and never too late. One lane that
     /// doesn't know yet could hold the oldest, so the books count then.
@@ -106,7 +108,8 @@ impl View {
         if self.books.totals.pending == 0 {
             return None;
         }
-        let busy = self.books.lanes.iter().filter(|(_, pending)| **pending > 0);
+        let is_busy = |(lane, pending): &(&u32, &u64)| **pending > 0 && !self.books.replay_lanes.contains(lane);
+        let busy = self.books.lanes.iter().filter(is_busy);
         let precise: Option<Vec<Millis>> = busy.map(|(lane, _)| self.lanes.get(lane).and_then(|status| status.oldest_pending_at)).collect();
         precise.and_then(|times| times.into_iter().min()).or(self.books.oldest_pending_at)
     }

@@ -23,7 +23,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::deliveries::query::{Asked, invalid};
 use crate::core::event::Accepted;
 use crate::core::search::Filter;
-use crate::core::types::Seq;
+use crate::core::types::{Millis, Seq};
 use crate::log::committer::now;
 use crate::server::caller::Caller;
 use crate::server::error::{ApiError, json};
@@ -65,6 +65,8 @@ pub enum Which {
     Ids(BTreeSet<Seq>),
     /// Those that are so.
     Filter(Filter),
+    /// Those that are dead since before then. Nobody asks for these; a setting does.
+    DeadBefore(Millis),
 }
 
 /// An operator's decision.

@@ -163,6 +163,9 @@ pub struct Books {
 pub struct Lane {
     /// Its number.
     pub lane: u32,
+    /// Whether it is for replays, and sends when the others have nothing to send.
+    #[serde(default)]
+    pub replay: bool,
     /// What it is doing: idle, connecting, connected, backing_off, suspended, stopped.
     pub state: String,
     /// Since when it is connected, or since when it is not (RFC 3339); null for one that is not at work.
@@ -268,7 +271,8 @@ fn connection(name: &ConnectionName, view: &View, now: Millis) -> Connection {
     let numbers: std::collections::BTreeSet<u32> = in_books.chain(view.lanes.keys()).copied().collect();
     let lane = |number: u32| {
         let pending = view.books.lanes.get(&number).copied().unwrap_or_default();
-        lane(number, pending, view.lanes.get(&number).cloned().unwrap_or_default())
+        let is_replay = view.books.replay_lanes.contains(&number);
+        lane(number, is_replay, pending, view.lanes.get(&number).cloned().unwrap_or_default())
     };
     Connection {
         name: name.to_string(),
@@ -282,9 +286,10 @@ fn connection(name: &ConnectionName, view: &View, now: Millis) -> Connection {
     }
 }
 
-fn lane(number: u32, pending: u64, status: LaneStatus) -> Lane {
+fn lane(number: u32, replay: bool, pending: u64, status: LaneStatus) -> Lane {
     Lane {
         lane: number,
+        replay,
         state: status.state.name().to_owned(),
         since: status.since.map(rfc3339),
         protocol: status.protocol.map(|protocol: Protocol| protocol.name().to_owned()),

@@ -4,7 +4,8 @@
 //!   SIGHUP ──▶ Reload ─┐
 //!   stop   ──▶ Stop   ─┼─▶ control ─▶ lane sets ─▶ routing ─▶ pools ─▶ settings for admin
 //!   POST /v1/moves    ─┤
-//!   POST /v1/dead/…   ─┘
+//!   POST /v1/dead/…   ─┤
+//!   a replay job      ─┘ (its lane)
 //! ```
 //!
 //! So a second SIGHUP finds what the first has made of it, a move never meets a reload halfway, and nobody starts a lane that is at work already.
@@ -21,11 +22,13 @@ use super::certificates::{self, Certificates};
 use super::lanes::{self, Newest};
 use super::pools::Pools;
 use super::reload::{Changes, ReloadError};
+use super::repairing;
 use crate::admin::moves::Ask;
 use crate::admin::repairs;
 use crate::admin::settings::Settings;
-use crate::config::Config;
-use crate::core::types::ConnectionName;
+use crate::config::{Config, GapNotice};
+use crate::core::notice::NoticeTo;
+use crate::core::types::{ConnectionName, LaneKey};
 use crate::ingest::routing::{InForce, Routing};
 use crate::log::committer::{Limits, LogHandle, now};
 use crate::metrics::Metrics;
@@ -38,6 +41,8 @@ pub(super) const COMMANDS: usize = 4;
 pub(super) enum Command {
     /// Another configuration is to be in force: one that has been read, or its mistakes.
     Reload { read: Result<Box<Config>, String>, reply: oneshot::Sender<Result<Changes, ReloadError>> },
+    /// Replays are coming for a connection: its replay lane is to be at work. The reply is the lane; none where the connection is not configured.
+    ReplayLane { connection: ConnectionName, reply: oneshot::Sender<Result<Option<LaneKey>, StartError>> },
     /// The lanes are to stop. The reply says whether they finished in time.
     Stop { reply: oneshot::Sender<bool> },
 }
@@ -55,6 +60,8 @@ pub(super) struct Control {
     /// What is asked of whoever comes over HTTP.
     pub(super) rules: watch::Sender<Arc<Rules>>,
     pub(super) pools: Pools,
+    /// Where gap notices go, for whoever has to tell of a gap.
+    pub(super) notices: watch::Sender<Option<NoticeTo>>,
     /// True once the service stops.
     pub(super) stopping: watch::Receiver<bool>,
 }
@@ -70,13 +77,19 @@ impl Control {
         let mut certificates = Certificates::new(Arc::clone(&self.metrics));
         let mut look = tokio::time::interval(certificates::EVERY);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut look_at_dead = tokio::time::interval(repairing::LOOK_AT_DEAD);
+        look_at_dead.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 _ = look.tick() => certificates.look(&self.config),
+                _ = look_at_dead.tick() => self.discard_old_dead_letters().await,
                 command = commands.recv() => match command {
                     Some(Command::Reload { read, reply }) => {
                         // Who asked may have been told to stop meanwhile; the log has what came of it.
                         let _ = reply.send(self.reload(read).await);
+                    }
+                    Some(Command::ReplayLane { connection, reply }) => {
+                        let _ = reply.send(self.replay_lane(&connection).await);
                     }
                     Some(Command::Stop { reply }) => {
                         let _ = reply.send(self.pools.stop_all().await);
@@ -105,6 +118,17 @@ impl Control {
         Ok(())
     }
 
+    /// Makes sure that the replay lane of a connection is there and at work.
+    pub(super) async fn replay_lane(&mut self, name: &ConnectionName) -> Result<Option<LaneKey>, StartError> {
+        let Some(connection) = self.config.connections.iter().find(|connection| connection.name == *name) else { return Ok(None) };
+        let key = lanes::replay(name, &self.log).await?;
+        if !self.pools.has_replay_lane(name) {
+            let lane = lanes::replay_lane(connection, &self.config.retry, &self.log, key.clone());
+            self.pools.add_replay_lane(name, lane);
+        }
+        Ok(Some(key))
+    }
+
     pub(super) fn is_stopping(&self) -> bool {
         *self.stopping.borrow()
     }
@@ -123,6 +147,14 @@ pub(super) fn routing(config: &Config, newest: &[Newest]) -> Routing {
 /// The committer's limits.
 pub(super) fn limits(config: &Config) -> Limits {
     Limits { max_size: config.store.max_size, retention_ms: config.store.retention_ms }
+}
+
+/// Where gap notices go, with these lanes.
+pub(super) fn notice_to(config: &Config, newest: &[Newest]) -> Option<NoticeTo> {
+    let GapNotice { connection, topic, qos } = config.gap_notice.clone()?;
+    let newest = newest.iter().find(|newest| newest.connection == connection)?;
+    let lane = LaneKey { connection, lane: newest.span.lane(&topic) };
+    Some(NoticeTo { lane, topic, qos })
 }
 
 /// What admin shows of a configuration.

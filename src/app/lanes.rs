@@ -63,8 +63,43 @@ pub(super) async fn newest(connection: &ConnectionConfig, log: &LogHandle) -> Re
     Ok(Newest { connection: name, span: LaneSpan { first, count }, replaced: set })
 }
 
+/// A replay lane has so much on the wire at most: by so many packets a fresh report can be late.
+const REPLAY_WINDOW: u16 = 16;
+
+/// The lane of a connection that replays run on; made if there is none. Once this returns it is durable. One, so that replays keep their order.
+pub(super) async fn replay(name: &ConnectionName, log: &LogHandle) -> Result<LaneKey, StartError> {
+    let asked = name.clone();
+    let known = log.ask_in_order(move |outbox| {
+        let connection = outbox.connections().get(&asked);
+        (connection.and_then(|known| known.newest_set(LanePurpose::Replay)), connection.map_or(0, Connection::next_lane))
+    });
+    let (set, first) = known.await?.into_inner();
+    let lane = set.map_or(first, |set| set.first);
+    if set.is_none() {
+        let purpose = LanePurpose::Replay;
+        log.record(vec![Event::LanesChanged { connection: name.clone(), first, count: 1, purpose, at: now() }]).await?;
+    }
+    Ok(LaneKey { connection: name.clone(), lane })
+}
+
+/// The replay lane of a connection, if it is to run: it has something to deliver, or will have.
+fn replay_to_run(connection: &Connection, is_replaying: bool) -> Option<u32> {
+    let lane = connection.newest_set(LanePurpose::Replay)?.first;
+    let has_pending = connection.lanes.get(&lane).is_some_and(|lane| lane.pending() > 0);
+    (has_pending || is_replaying).then_some(lane)
+}
+
+/// A replay lane as it runs.
+pub(super) fn replay_lane(connection: &ConnectionConfig, retry: &RetryConfig, log: &LogHandle, key: LaneKey) -> LaneConfig {
+    let mut lane = lane_config(connection, retry, log, key, None, false);
+    lane.purpose = LanePurpose::Replay;
+    lane.settings.window_5 = lane.settings.window_5.min(REPLAY_WINDOW);
+    lane.settings.window_3_1_1 = lane.settings.window_3_1_1.min(REPLAY_WINDOW);
+    lane
+}
+
 /// The lanes of a connection that are to run: those of its newest set, and those of older sets that have something to deliver, or a
-/// session to leave behind.
+/// session to leave behind; and the one for replays, if there is something to replay.
 pub(super) async fn to_run(
     connection: &ConnectionConfig,
     retry: &RetryConfig,
@@ -73,8 +108,12 @@ pub(super) async fn to_run(
 ) -> Result<Vec<LaneConfig>, StartError> {
     let (name, first, replaced) = (connection.name.clone(), newest.span.first, newest.replaced);
     let asked = name.clone();
-    let older = log.ask(move |outbox| outbox.connections().get(&asked).map(|known| older_lanes(known, first, replaced)));
-    let older = older.await?.into_inner().unwrap_or_default();
+    let known = log.ask(move |outbox| {
+        let known = outbox.connections().get(&asked)?;
+        Some((older_lanes(known, first, replaced), replay_to_run(known, !outbox.replays().is_empty())))
+    });
+    let (older, replay) = known.await?.into_inner().unwrap_or_default();
+    let replay = replay.map(|number| replay_lane(connection, retry, log, LaneKey { connection: name.clone(), lane: number }));
     let lane = |number: u32, after: Option<u32>, is_retired: bool| {
         let key = LaneKey { connection: name.clone(), lane: number };
         lane_config(connection, retry, log, key, after, is_retired)
@@ -82,7 +121,7 @@ pub(super) async fn to_run(
     // What an operator has given back to an older lane is out of its order anyway: nobody waits for it.
     let after = older.iter().any(|(.., holds_up)| *holds_up).then_some(first);
     let older = older.iter().map(|(number, first, _)| lane(*number, Some(*first), true));
-    Ok(older.chain((first..first + newest.span.count.get()).map(|number| lane(number, after, false))).collect())
+    Ok(older.chain((first..first + newest.span.count.get()).map(|number| lane(number, after, false))).chain(replay).collect())
 }
 
 /// Lanes of the sets before the one that begins with `newest`, each with the first number of its set: those with a backlog, and those of the set
@@ -92,7 +131,7 @@ fn older_lanes(connection: &Connection, newest: u32, replaced: Option<LaneSet>) 
         let Some(lane) = connection.lanes.get(number) else { return false };
         lane.pending() > 0 || (replaced == Some(*set) && !lane.endpoint.is_empty())
     };
-    let older = connection.sets.iter().filter(|set| set.first != newest);
+    let older = connection.sets.iter().filter(|set| set.first != newest && set.purpose == LanePurpose::Fresh);
     older
         .flat_map(|set| (set.first..set.first + set.count).filter(|number| is_to_run(set, number)).map(|number| (number, set.first)))
         .map(|(number, first)| (number, first, connection.lanes.get(&number).is_some_and(|lane| lane.pending_in_order() > 0)))
@@ -143,6 +182,7 @@ fn lane_config(
         tls: connection.tls.clone(),
         stamp: connection.stamp,
         credentials: Credentials { user: connection.user.clone(), password: connection.password.clone() },
+        purpose: LanePurpose::Fresh,
         after,
         is_retired,
     }

@@ -14,6 +14,7 @@
 //! | [`access`] | who may come in over HTTP |
 //! | [`moving`] | what is pending on one connection is given to another |
 //! | [`repairing`] | dead letters go back or are given up, and so is what is pending |
+//! | [`replaying`] | what was delivered is delivered again |
 //! | [`listener`] | the MQTT listener's place: bound first, served once the store is open |
 //! | [`lanes`] | which lanes a connection has, and that each of them runs |
 //! | [`pools`] | the lanes at work, and how they stop |
@@ -28,6 +29,7 @@ mod moving;
 mod pools;
 mod reload;
 mod repairing;
+mod replaying;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -42,6 +44,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use control::{Command, Control};
 use pools::Pools;
 pub use reload::{Changes, ReloadError};
+use replaying::Replaying;
 
 use crate::admin::{self, Admin};
 use crate::config::Config;
@@ -144,6 +147,9 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let backups = admin::backups::routes(log.clone(), config.store.path.clone());
     let app = http::routes(ingest, http::Limits::default()).merge(admin::routes(admin)).merge(backups);
     let app = app.merge(admin::deliveries::routes(log.clone())).merge(admin::repairs::routes(repairs));
+    let (replays, asked_replays) = mpsc::channel(admin::replays::WAITING);
+    let lives = admin::replays::Lives::default();
+    let app = app.merge(admin::replays::routes(log.clone(), replays, lives.clone()));
     let app = app.merge(admin::events::routes(log.clone(), Arc::clone(&board), stop.clone()));
     let app = app.merge(admin::audit::routes(log.clone()));
     let mut told = stop.clone();
@@ -155,7 +161,8 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let (door, rules) = access::door(&config, &metrics);
     access::warn(&config.http);
     let http = tokio::spawn(server::serve_behind(door, listener, app, server::Limits::default(), shutdown));
-    let mut pools = Pools::new(log.clone(), Arc::clone(&board), Arc::clone(&metrics));
+    let (notices, notified) = watch::channel(control::notice_to(&config, &newest));
+    let mut pools = Pools::new(log.clone(), Arc::clone(&board), Arc::clone(&metrics), notified);
     for (connection, newest) in config.connections.iter().zip(&newest) {
         pools.start(&connection.name, lanes::to_run(connection, &config.retry, newest, &log).await?);
     }
@@ -164,10 +171,13 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     tracing::info!(%address, tls = is_encrypted, store = %store.display(), store_id = %log.store_id(), "tidings is accepting reports");
     let (commands, told) = mpsc::channel(control::COMMANDS);
     let files = read_files(&config).await;
+    let (control, stopping_replays) = (commands.clone(), stop.clone());
+    let replaying = Replaying { log: log.clone(), metrics: Arc::clone(&metrics), lives, control, stopping: stopping_replays };
     let control =
-        Control { config, files, log: log.clone(), metrics: Arc::clone(&metrics), routing, settings, rules, pools, stopping: stop };
+        Control { config, files, log: log.clone(), metrics: Arc::clone(&metrics), routing, settings, rules, pools, notices, stopping: stop };
     let mut tasks = JoinSet::new();
     tasks.spawn(control.run(told, asked_moves, asked_repairs));
+    tasks.spawn(replaying.run(asked_replays));
     Ok(Running { address, log, board, metrics, stopping, http, listener: listening, control: tasks, commands, store })
 }
 

@@ -9,9 +9,12 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
 use super::lanes::supervise;
+use crate::core::event::LanePurpose;
+use crate::core::notice::NoticeTo;
 use crate::core::types::ConnectionName;
 use crate::delivery::board::Board;
 use crate::delivery::lane::{LaneConfig, Surroundings};
+use crate::delivery::precedence::Precedence;
 use crate::log::committer::LogHandle;
 use crate::metrics::Metrics;
 
@@ -23,6 +26,7 @@ pub(super) struct Pools {
     log: LogHandle,
     board: Arc<Board>,
     metrics: Arc<Metrics>,
+    notices: watch::Receiver<Option<NoticeTo>>,
     at_work: BTreeMap<ConnectionName, Pool>,
 }
 
@@ -32,28 +36,57 @@ struct Pool {
     drain: watch::Sender<bool>,
     /// Turns true when they have to stop at once.
     cut: watch::Sender<bool>,
+    /// Fresh first, replay in the gaps.
+    precedence: Precedence,
+    has_replay_lane: bool,
     lanes: JoinSet<()>,
 }
 
 impl Pools {
     /// Nobody is at work yet.
-    pub(super) fn new(log: LogHandle, board: Arc<Board>, metrics: Arc<Metrics>) -> Self {
-        Pools { log, board, metrics, at_work: BTreeMap::new() }
+    pub(super) fn new(log: LogHandle, board: Arc<Board>, metrics: Arc<Metrics>, notices: watch::Receiver<Option<NoticeTo>>) -> Self {
+        Pools { log, board, metrics, notices, at_work: BTreeMap::new() }
     }
 
     /// Puts the lanes of a connection to work. None of its lanes may be at work already.
     pub(super) fn start(&mut self, connection: &ConnectionName, lanes: Vec<LaneConfig>) {
         self.metrics.touch_connection(connection.as_str());
-        let (drain, drained) = watch::channel(false);
-        let (cut, is_cut) = watch::channel(false);
-        let (log, board, metrics) = (self.log.clone(), Arc::clone(&self.board), Arc::clone(&self.metrics));
-        let around = Surroundings { log, board, metrics, drain: drained };
-        let mut pool = Pool { drain, cut, lanes: JoinSet::new() };
-        for lane in lanes {
-            pool.lanes.spawn(supervise(lane, around.clone(), is_cut.clone()));
+        let (drain, _) = watch::channel(false);
+        let (cut, _) = watch::channel(false);
+        let precedence = Precedence::default();
+        let mut pool = Pool { drain, cut, precedence, has_replay_lane: false, lanes: JoinSet::new() };
+        // All take their places before one begins.
+        let lanes: Vec<(LaneConfig, Surroundings)> = lanes.into_iter().map(|lane| self.prepare(&pool, lane)).collect();
+        pool.has_replay_lane = lanes.iter().any(|(lane, _)| lane.purpose == LanePurpose::Replay);
+        for (lane, around) in lanes {
+            pool.lanes.spawn(supervise(lane, around, pool.cut.subscribe()));
         }
         let before = self.at_work.insert(connection.clone(), pool);
         debug_assert!(before.is_none(), "the lanes of {connection} are at work already");
+    }
+
+    fn prepare(&self, pool: &Pool, lane: LaneConfig) -> (LaneConfig, Surroundings) {
+        let turn = match lane.purpose {
+            LanePurpose::Fresh => pool.precedence.fresh(),
+            LanePurpose::Replay => pool.precedence.replay(),
+        };
+        let (log, board, metrics) = (self.log.clone(), Arc::clone(&self.board), Arc::clone(&self.metrics));
+        (lane, Surroundings { log, board, metrics, turn, notices: self.notices.clone(), drain: pool.drain.subscribe() })
+    }
+
+    /// Whether the connection's replay lane is at work.
+    pub(super) fn has_replay_lane(&self, connection: &ConnectionName) -> bool {
+        self.at_work.get(connection).is_some_and(|pool| pool.has_replay_lane)
+    }
+
+    /// Puts the replay lane of a connection to work beside its others, if it is not.
+    pub(super) fn add_replay_lane(&mut self, connection: &ConnectionName, lane: LaneConfig) {
+        let Some(pool) = self.at_work.get(connection).filter(|pool| !pool.has_replay_lane) else { return };
+        let (lane, around) = self.prepare(pool, lane);
+        if let Some(pool) = self.at_work.get_mut(connection) {
+            pool.has_replay_lane = true;
+            pool.lanes.spawn(supervise(lane, around, pool.cut.subscribe()));
+        }
     }
 
     /// Lets the lanes of these connections finish what is in flight, all at once and with a limit, and returns when they are gone. False if

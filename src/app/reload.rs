@@ -15,7 +15,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::control::{Control, limits, routing, settings};
+use super::control::{Control, limits, notice_to, routing, settings};
 use super::lanes::{self, Newest};
 use super::{StartError, access, read_files};
 use crate::admin::settings::Refused;
@@ -146,6 +146,7 @@ impl Control {
         let what = differences(&self.config, &config, &changes);
         self.rules.send_replace(access::rules(&config.http));
         access::warn(&config.http);
+        self.notices.send_replace(notice_to(&config, &newest));
         self.log.limit(limits(&config)).await.map_err(StartError::from)?;
         self.settings.send_replace(settings(&config, changes.restart_needed.clone()));
         (self.config, self.files) = (config, files);
@@ -174,8 +175,8 @@ impl Control {
 
 /// What differs, in words for the history. Whoever adds a setting decides here what is said of it.
 fn differences(old: &Config, new: &Config, changes: &Changes) -> Vec<String> {
-    let Config { store, http, listener: _, connections: _, retry, routes, file: _, zuul: _, notes: _ } = new;
-    let StoreConfig { path: _, retention_ms, max_size } = store;
+    let Config { store, http, listener: _, connections: _, retry, gap_notice, routes, file: _, zuul: _, notes: _ } = new;
+    let StoreConfig { path: _, retention_ms, dead_retention_ms, max_size } = store;
     let HttpConfig { listen: _, max_report, max_batch, tokens, open_metrics, rate, anonymous, tls, notes: _ } = http;
     let Changes { added, changed, removed, restart_needed: _ } = changes;
     let connections = [("added", added), ("changed", changed), ("removed", removed)];
@@ -188,7 +189,9 @@ fn differences(old: &Config, new: &Config, changes: &Changes) -> Vec<String> {
     let settings = [
         ("the pipelines", routes.entries() != old.routes.entries()),
         ("retry", *retry != old.retry),
+        ("gap_notice", *gap_notice != old.gap_notice),
         ("store.retention", *retention_ms != old.store.retention_ms),
+        ("store.dead_retention", *dead_retention_ms != old.store.dead_retention_ms),
         ("store.max_size", *max_size != old.store.max_size),
         ("http.max_report", *max_report != old.http.max_report),
         ("http.max_batch", *max_batch != old.http.max_batch),
@@ -203,8 +206,8 @@ fn differences(old: &Config, new: &Config, changes: &Changes) -> Vec<String> {
 
 /// What can't change while the service runs keeps its old value; says which keys that are. Whoever adds a setting decides here.
 fn keep_until_restart(old: &Config, new: &mut Config) -> Vec<&'static str> {
-    let Config { store, http, listener, connections: _, retry: _, routes: _, file: _, zuul: _, notes: _ } = new;
-    let StoreConfig { path, retention_ms: _, max_size: _ } = store;
+    let Config { store, http, listener, connections: _, retry: _, gap_notice: _, routes: _, file: _, zuul: _, notes: _ } = new;
+    let StoreConfig { path, retention_ms: _, dead_retention_ms: _, max_size: _ } = store;
     let HttpConfig { listen, max_report: _, max_batch: _, tokens: _, open_metrics: _, rate: _, anonymous: _, tls: _, notes: _ } = http;
     let mut keys = Vec::new();
     let mut keep = |key, differs| {

@@ -13,11 +13,13 @@ use crate::admin::deliveries::story;
 use crate::admin::repairs::{Act, Decision, RepairError, Repaired, SHOWN_IDS, Which};
 use crate::core::decision::{self, Chosen};
 use crate::core::event::{Accepted, Event};
+use crate::core::notice::Missing;
 use crate::core::search::{Filter, Snapshot, State};
-use crate::core::types::{ConnectionName, Qos, Seq};
+use crate::core::types::{ConnectionName, LaneKey, Millis, Qos, Seq};
 use crate::delivery::backlog::{BacklogReader, Limits};
 use crate::log::committer::{CommitError, LogHandle, now};
 use crate::log::{Page, ReadError};
+use crate::server::time::rfc3339;
 
 /// One commit requeues at most so many: each has an event of its own, and its lane holds it in memory until it is sent.
 const MOST_REQUEUED: usize = 10_000;
@@ -40,6 +42,12 @@ const ANEW: Duration = Duration::from_millis(200);
 /// So often it begins anew.
 const TRIES: u32 = 20;
 
+/// So often it is looked whether dead letters are past their retention.
+pub(super) const LOOK_AT_DEAD: Duration = Duration::from_secs(5);
+
+/// Who discards those, in the history.
+const DEAD_RETENTION: &str = "dead_retention";
+
 /// What was chosen.
 #[derive(Default)]
 struct Choice {
@@ -48,9 +56,25 @@ struct Choice {
     remaining: u64,
     in_flight: u64,
     skipped: Vec<Seq>,
+    /// As a gap notice tells it.
+    missing: Missing,
 }
 
 impl Control {
+    /// Discards dead letters that are past their retention, if there is one.
+    pub(super) async fn discard_old_dead_letters(&mut self) {
+        let Some(retention_ms) = self.config.store.dead_retention_ms else { return };
+        let before = Millis(now().0.saturating_sub(retention_ms));
+        let has_any = self.log.ask(move |outbox| outbox.lanes().any(|(_, lane)| lane.dead().values().any(|dead| dead.at < before))).await;
+        if !has_any.is_ok_and(|has_any| has_any.into_inner()) {
+            return;
+        }
+        let (by, reason) = (DEAD_RETENTION.to_owned(), "dead for longer than store.dead_retention".to_owned());
+        let which = Which::DeadBefore(before);
+        // It is logged, and tried again.
+        let _ = self.repair(Decision { act: Act::DiscardDead, which, by, reason, is_dry_run: false, even_in_flight: false }).await;
+    }
+
     /// Carries out a decision: done when this returns, and durable, or not begun.
     pub(super) async fn repair(&mut self, decision: Decision) -> Result<Repaired, RepairError> {
         if self.is_stopping() {
@@ -81,12 +105,27 @@ impl Control {
         Ok(repaired(&choice, decision.is_dry_run))
     }
 
-    /// Lanes of older sets end when they are empty, and nobody else delivers what is given back to them.
+    /// Lanes of older sets end when they are empty, and nobody else delivers what is given back to them. A replay lane may not be at work at all.
     async fn wake_older_lanes(&mut self, choice: &Choice) {
         let lanes = self.routing.current().await.lanes.clone();
-        let is_older = |chosen: &&Chosen| lanes.span(&chosen.lane.connection).is_some_and(|span| chosen.lane.lane < span.first);
-        let connections: BTreeSet<ConnectionName> =
-            choice.chosen.iter().filter(is_older).map(|chosen| chosen.lane.connection.clone()).collect();
+        let is_in_newest = |lane: &LaneKey| {
+            let span = lanes.span(&lane.connection);
+            span.is_some_and(|span| (span.first..span.first + span.count.get()).contains(&lane.lane))
+        };
+        let others: BTreeSet<LaneKey> = choice.chosen.iter().map(|chosen| chosen.lane.clone()).filter(|lane| !is_in_newest(lane)).collect();
+        let replay_lanes: BTreeSet<LaneKey> = {
+            let progress = self.log.progress();
+            let known = progress.borrow();
+            let is_replay =
+                |lane: &LaneKey| known.connections.get(&lane.connection).is_some_and(|books| books.replay_lanes.contains(&lane.lane));
+            others.iter().filter(|lane| is_replay(lane)).cloned().collect()
+        };
+        for lane in &replay_lanes {
+            if let Err(error) = self.replay_lane(&lane.connection).await {
+                tracing::error!(%lane, %error, "the replay lane can't start");
+            }
+        }
+        let connections: BTreeSet<ConnectionName> = others.difference(&replay_lanes).map(|lane| lane.connection.clone()).collect();
         let connections: Vec<ConnectionName> = connections.into_iter().collect();
         self.pools.stop(&connections).await;
         self.start_again(&connections).await;
@@ -143,6 +182,7 @@ impl Control {
                     Ok(found) => {
                         choice.chosen.extend(found.chosen);
                         choice.qos.extend(found.qos);
+                        choice.missing.join(found.missing);
                         choice.remaining += found.remaining;
                         choice.in_flight += found.in_flight;
                         break;
@@ -171,11 +211,20 @@ impl Control {
         let Decision { act, by, reason, .. } = decision;
         let written = match act {
             // It can wait for room like anything that is accepted.
-            Act::Requeue => self.log.accept(decision::requeue(&choice.chosen, by, now())).await,
+            Act::Requeue => self.log.accept(decision::requeue(&choice.chosen, by, reason, now())).await,
             // It makes room.
             Act::DiscardDead | Act::DiscardPending => {
                 let is_dead = *act == Act::DiscardDead;
-                self.log.record(decision::discard(&choice.chosen, is_dead, by, reason, now())).await
+                let at = now();
+                let mut events = decision::discard(&choice.chosen, is_dead, by, reason, at);
+                let to = self.notices.borrow().clone();
+                let notice = to.and_then(|to| choice.missing.notice(&to, reason, Some(by), at, &rfc3339(at.0)));
+                if let Some(Event::Accepted(notice)) = &notice {
+                    let connection = notice.lane.connection.as_str();
+                    self.metrics.tidings_deliveries_created_total.with_label_values(&[connection]).inc();
+                }
+                events.extend(notice);
+                self.log.record(events).await
             }
         };
         match written {
@@ -209,7 +258,7 @@ fn failed(error: &dyn std::fmt::Display) -> RepairError {
 fn connection_of(which: &Which) -> Option<ConnectionName> {
     match which {
         Which::Filter(Filter { connection, .. }) => connection.clone(),
-        Which::Ids(_) => None,
+        Which::Ids(_) | Which::DeadBefore(_) => None,
     }
 }
 
@@ -240,6 +289,11 @@ fn choose_dead(log: &LogHandle, snapshot: &Snapshot, decision: &Decision) -> Res
     for (id, lane, standing) in dead {
         if let Which::Ids(ids) = &decision.which
             && !ids.contains(&id)
+        {
+            continue;
+        }
+        if let Which::DeadBefore(before) = decision.which
+            && standing.dead_at.is_none_or(|at| at >= before)
         {
             continue;
         }
@@ -278,6 +332,7 @@ fn choose_dead(log: &LogHandle, snapshot: &Snapshot, decision: &Decision) -> Res
         }
         bytes += accepted.payload.len();
         choice.qos.push(accepted.qos);
+        choice.missing.add(id, accepted);
         choice.chosen.push(Chosen { id, lane, send: standing.send, located });
     }
     Ok(choice)
@@ -312,6 +367,8 @@ fn choose_from(mut reader: BacklogReader, decision: &Decision, connection: &Conn
             let is_meant = match &decision.which {
                 Which::Ids(ids) => ids.contains(&given.id),
                 Which::Filter(filter) => filter.matches(&given.accepted),
+                // None of these is dead.
+                Which::DeadBefore(_) => false,
             };
             if !is_meant || !decision.may_touch(&given.accepted) {
                 continue;
@@ -325,8 +382,9 @@ fn choose_from(mut reader: BacklogReader, decision: &Decision, connection: &Conn
                 choice.remaining += 1;
                 return Ok(choice);
             }
-            let lane = crate::core::types::LaneKey { connection: connection.clone(), lane: given.lane };
+            let lane = LaneKey { connection: connection.clone(), lane: given.lane };
             choice.qos.push(given.accepted.qos);
+            choice.missing.add(given.id, &given.accepted);
             choice.chosen.push(Chosen { id: given.id, lane, send: given.send, located: given.id });
         }
     }

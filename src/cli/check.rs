@@ -132,6 +132,12 @@ fn write_text(text: &mut String, config: &Config) -> std::fmt::Result {
     let (store, http, retry) = (&config.store, &config.http, &config.retry);
     let (retention, max_size) = (format_duration(store.retention_ms), format_size(store.max_size));
     writeln!(text, "store       {}, at most {max_size}; delivered reports stay {retention}", store.path.display())?;
+    if let Some(dead) = store.dead_retention_ms {
+        writeln!(text, "            dead letters are discarded after {}", format_duration(dead))?;
+    }
+    if let Some(notice) = &config.gap_notice {
+        writeln!(text, "gap notices {} at QoS {}, by {}", notice.topic, notice.qos.level(), notice.connection)?;
+    }
     let (report, batch) = (format_size(http.max_report as u64), format_size(http.max_batch as u64));
     let encrypted = if http.tls.is_some() { ", over TLS" } else { "" };
     writeln!(text, "http        {}{encrypted}; reports up to {report}, bodies up to {batch}", http.listen)?;
@@ -289,7 +295,15 @@ fn as_json(config: &Config) -> Value {
     json!({
         "ok": true,
         "file": config.file,
-        "store": { "path": store.path, "retention": format_duration(store.retention_ms), "max_size": format_size(store.max_size) },
+        "store": {
+            "path": store.path,
+            "retention": format_duration(store.retention_ms),
+            "dead_retention": store.dead_retention_ms.map(format_duration),
+            "max_size": format_size(store.max_size),
+        },
+        "gap_notice": config.gap_notice.as_ref().map(|notice| json!({
+            "connection": notice.connection, "topic": notice.topic, "qos": notice.qos.level(),
+        })),
         "http": {
             "listen": http.listen,
             "max_report": format_size(http.max_report as u64),

@@ -16,6 +16,7 @@
 //! | [`tail`] | what happens, live |
 //! | [`dead`] | dead letters go back or are given up, and so is what is pending |
 //! | [`audit`] | who did what |
+//! | [`replay`] | what was delivered is delivered again |
 //! | [`moving`] | gives what is pending on one connection to another |
 //! | [`fsck`] | whether a store is whole, and its repair |
 //! | [`migrate`] | a store of an older format |
@@ -40,6 +41,7 @@ pub mod list;
 pub mod migrate;
 pub mod moving;
 pub mod output;
+pub mod replay;
 pub mod report;
 pub mod restore;
 mod secure;
@@ -102,6 +104,8 @@ pub enum Command {
     Dead(dead::DeadArgs),
     /// Give up deliveries that are pending
     Discard(dead::DiscardArgs),
+    /// Deliver again what was delivered
+    Replay(replay::ReplayArgs),
     /// Give what is pending on one connection to another
     Move(moving::MoveArgs),
     /// List who did what: requeues, moves, replays, backups, reloads
@@ -142,6 +146,7 @@ pub fn run(command: &Command) -> ExitCode {
         Command::Tail(args) => tail::run(args),
         Command::Dead(args) => dead::run(args),
         Command::Discard(args) => dead::discard(args),
+        Command::Replay(args) => replay::run(args),
         Command::Move(args) => moving::run(args),
         Command::Audit(args) => audit::run(args),
         Command::Fsck(args) => fsck::run(args),

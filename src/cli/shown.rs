@@ -148,7 +148,7 @@ pub fn story(story: &Story) -> String {
         lines.push(format!("  expires     {seconds} s after it was accepted"));
     }
     if let Some(replayed) = &story.replay_of {
-        lines.push(format!("  replays     {}", plain(replayed)));
+        lines.push(format!("  replay of   {}", plain(replayed)));
     }
     if let Some(at) = row.retry_at.as_ref().filter(|_| row.state == State::Pending) {
         lines.push(format!("  next try    {}, {} refusals so far", plain(at), row.attempts));

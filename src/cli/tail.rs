@@ -149,6 +149,8 @@ fn as_text(name: &str, data: &str) -> String {
         "session" => format!("{lane} MQTT {}, {} possible duplicates", text("protocol"), text("possible_duplicates")),
         "lane" => format!("{lane} {} {}{}", text("state"), text("server"), text("error")),
         "lanes" => format!("{} has {} lanes from {} on", text("connection"), text("count"), text("first")),
+        "replay_started" => format!("replay {} was begun by {}", text("replay"), text("by")),
+        "replay_ended" => format!("replay {} has ended", text("replay")),
         "audit" => format!("{}: {}", text("who"), text("what")),
         "missed" => format!("{} events: {}", text("events"), text("why")),
         _ => shown::plain(&data.to_string()),

@@ -4,7 +4,10 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use super::raw::Table;
-use super::{Config, RetryConfig, StoreConfig, connection, http, listener, pipeline, zuul};
+use super::units::parse_duration_ms;
+use super::{Config, ConnectionConfig, GapNotice, RetryConfig, StoreConfig, connection, http, listener, pipeline, zuul};
+use crate::core::topic::Topic;
+use crate::core::types::{ConnectionName, Qos};
 
 const SECOND: u64 = 1_000;
 const DAY: u64 = 24 * 3_600 * SECOND;
@@ -33,10 +36,11 @@ pub(super) fn config(mut root: Table<'_>, environment: &dyn Fn(&str) -> Option<S
     connections.sort_by(|a, b| a.name.cmp(&b.name));
     names.append(&mut zuul.names);
     let listener = listener::listener(root.table("listener"), &names, &connections, http.listen, environment);
+    let gap_notice = gap_notice(root.table("gap_notice"), &connections);
     let routes = pipeline::all(root.tables("pipeline"), &names);
     let routes = zuul::join(routes, &mut zuul, &root);
     root.finish();
-    Config { store, http, listener, connections, retry, routes, zuul: zuul.files, notes: zuul.notes, file: None }
+    Config { store, http, listener, connections, retry, gap_notice, routes, zuul: zuul.files, notes: zuul.notes, file: None }
 }
 
 fn store(table: Option<Table<'_>>) -> StoreConfig {
@@ -55,8 +59,32 @@ fn store(table: Option<Table<'_>>) -> StoreConfig {
     }
     let retention_ms = table.duration_ms("retention", RETENTION_MS, default.retention_ms).value;
     let max_size = table.size("max_size", MAX_SIZE, default.max_size).value;
+    let dead = table.field("dead_retention", None, "a duration from \"1s\" to \"3650d\" in quotes", |item| {
+        parse_duration_ms(item.as_text()?).filter(|ms| RETENTION_MS.contains(ms)).map(Some)
+    });
     table.finish();
-    StoreConfig { path, retention_ms, max_size }
+    StoreConfig { path, retention_ms, dead_retention_ms: dead.value, max_size }
+}
+
+fn gap_notice(table: Option<Table<'_>>, connections: &[ConnectionConfig]) -> Option<GapNotice> {
+    let mut table = table?;
+    let known: Vec<&str> = connections.iter().map(|connection| connection.name.as_str()).collect();
+    let expected = format!("the name of a connection, one of: {}", known.join(", "));
+    let connection = table.field("connection", None, expected, |item| {
+        item.as_text().filter(|name| known.contains(name)).map(|name| Some(ConnectionName::from(name)))
+    });
+    let topic = table.field("topic", None, "a topic, without wildcards and placeholders", |item| {
+        Topic::new(item.as_text()?).ok().map(|topic| Some(topic.into_string()))
+    });
+    let qos = table.field("qos", Qos::AtLeastOnce, "0, 1 or 2", |item| Qos::try_from(item.as_whole()?).ok());
+    if connection.line.is_none() {
+        table.missing("connection", "a gap notice goes to a connection");
+    }
+    if topic.line.is_none() {
+        table.missing("topic", "a gap notice goes to a topic");
+    }
+    table.finish();
+    Some(GapNotice { connection: connection.value?, topic: topic.value?, qos: qos.value })
 }
 
 fn retry(table: Option<Table<'_>>) -> RetryConfig {

@@ -51,7 +51,7 @@ pub use units::{format_duration, format_size};
 
 use crate::core::address::{Address, DEFAULT_PORT};
 use crate::core::route::Routes;
-use crate::core::types::{ConnectionName, Protocol};
+use crate::core::types::{ConnectionName, Protocol, Qos};
 
 /// Where the file is looked for when nobody says where it is, in this order.
 pub const PLACES: [&str; 2] = ["./tidings.toml", "/etc/tidings/tidings.toml"];
@@ -72,6 +72,8 @@ pub struct Config {
     pub connections: Vec<ConnectionConfig>,
     /// What happens to a message that a broker refuses.
     pub retry: RetryConfig,
+    /// Where subscribers are told what they will not get, if they are.
+    pub gap_notice: Option<GapNotice>,
     /// Which report goes where.
     pub routes: Routes,
     /// Which of Zuul's own files were read.
@@ -89,8 +91,21 @@ pub struct StoreConfig {
     pub path: PathBuf,
     /// How long delivered reports stay for history and replay.
     pub retention_ms: u64,
+    /// How long dead letters stay; none: until an operator decides.
+    pub dead_retention_ms: Option<u64>,
     /// How large the store may grow, in bytes. Accepts are refused beyond it.
     pub max_size: u64,
+}
+
+/// `[gap_notice]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GapNotice {
+    /// The connection.
+    pub connection: ConnectionName,
+    /// The topic: as it stands, nothing is filled in.
+    pub topic: String,
+    /// The quality of service.
+    pub qos: Qos,
 }
 
 /// `[connection.NAME]`.
@@ -159,7 +174,12 @@ pub struct RetryConfig {
 /// What stands for a section that a file leaves out.
 impl Default for StoreConfig {
     fn default() -> Self {
-        StoreConfig { path: PathBuf::from("/var/lib/tidings"), retention_ms: 7 * 24 * 3_600 * 1_000, max_size: 10 << 30 }
+        StoreConfig {
+            path: PathBuf::from("/var/lib/tidings"),
+            retention_ms: 7 * 24 * 3_600 * 1_000,
+            dead_retention_ms: None,
+            max_size: 10 << 30,
+        }
     }
 }
 

@@ -41,10 +41,13 @@ fn load_text(text: &str) -> Config {
 #[test]
 fn an_empty_file_means_the_defaults_that_are_documented() {
     let config = load_text("");
-    assert_eq!(config.store, StoreConfig { path: "/var/lib/tidings".into(), retention_ms: 604_800_000, max_size: 10_737_418_240 });
     assert_eq!(
         config.http,
         HttpConfig { listen: "127.0.0.1:8470".parse().unwrap(), max_report: 1_048_576, max_batch: 4_194_304, ..HttpConfig::default() }
+    );
+    assert_eq!(
+        config.store,
+        StoreConfig { path: "/var/lib/tidings".into(), retention_ms: 604_800_000, dead_retention_ms: None, max_size: 10_737_418_240 }
     );
     assert_eq!(config.retry, RetryConfig { initial_ms: 500, max_ms: 60_000, attempts: 10 });
     assert!(config.connections.is_empty() && config.routes.entries().is_empty());

@@ -17,8 +17,10 @@
 //! | [`ranges`] | a set of numbers as ranges: what is settled, what an outcome covers |
 //! | [`outbox`] | `fold(events)`: what is pending, per lane, and the books of every connection |
 //! | [`handover`] | deliveries given from one connection to another: the events of one commit |
+//! | [`notice`] | what subscribers will not get, told to them |
 //! | [`search`] | what an operator looks for among deliveries |
 //! | [`decision`] | what an operator decides about deliveries: the events of one commit |
+//! | [`replay`] | what was delivered, created again: the events of one commit |
 //! | [`session`] | the MQTT publisher session as a state machine |
 //! | [`retry`] | backoff, and what a refusal means |
 
@@ -29,8 +31,10 @@ pub mod event;
 pub mod frame;
 pub mod handover;
 pub mod listener;
+pub mod notice;
 pub mod outbox;
 pub mod ranges;
+pub mod replay;
 pub mod report;
 pub mod retry;
 pub mod route;

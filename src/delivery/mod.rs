@@ -17,6 +17,7 @@
 //! | [`codec`] | packets to bytes and back |
 //! | [`transport`] | the way to a broker: TCP, TLS, WebSocket, Unix sockets |
 //! | [`probe`] | asks a broker what it is, in a session of its own |
+//! | [`precedence`] | who of a connection's lanes may send: fresh first, replay in the gaps |
 //! | [`board`] | what every lane is doing, for status and health |
 
 pub mod backlog;
@@ -24,5 +25,6 @@ pub mod board;
 pub mod codec;
 pub mod feed;
 pub mod lane;
+pub mod precedence;
 pub mod probe;
 pub mod transport;

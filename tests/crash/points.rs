@@ -24,13 +24,15 @@ enum By {
     Backup,
     /// By one that is asked to move what waits.
     Move,
+    /// By one that is asked for a replay; see `tests/deliveries/replays.rs`, where reports are meant to arrive a second time.
+    Replay,
     /// By a command; see `commands`.
     Command,
     /// By a migration, which needs steps that only the log's own tests have; see `src/log/sled_log/tests/migrating.rs`.
     Migration,
 }
 
-use By::{Backup, Command, Load, Migration, Move, Stop};
+use By::{Backup, Command, Load, Migration, Move, Replay, Stop};
 
 /// Each point, how it is reached, and at which times the process dies there.
 const POINTS: &[(Point, By, &[u64])] = &[
@@ -59,6 +61,9 @@ const POINTS: &[(Point, By, &[u64])] = &[
     (Point::BackupBegun, Backup, &[1]),
     (Point::Carried, Load, &[1]),
     (Point::MovePiece, Move, &[1]),
+    (Point::ReplayAsked, Replay, &[1]),
+    (Point::ReplayPiece, Replay, &[1, 3]),
+    (Point::ReplayEnded, Replay, &[1]),
     (Point::StoreGeneration, Command, &[1]),
     (Point::StoreWitness, Command, &[1]),
     (Point::BackupGeneration, Command, &[1, 2]),
@@ -145,7 +150,7 @@ fn die_at_each(protocol: &str, is_wanted: fn(Point) -> bool) {
     let mut scene = Scene::start(protocol, LITTLE, &waiting());
     scene.under_load(|trouble| {
         for (batch, (point, by, times)) in (0..wanted).flat_map(|_| POINTS).enumerate() {
-            if matches!(by, Command | Migration) || !is_wanted(*point) {
+            if matches!(by, Command | Migration | Replay) || !is_wanted(*point) {
                 continue;
             }
             // What waits keeps its generation, so nothing does before it is needed.

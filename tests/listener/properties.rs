@@ -144,6 +144,35 @@ fn a_message_that_expires_while_the_broker_is_away_is_not_sent_and_what_is_left_
 }
 
 #[test]
+fn what_expires_is_told_on_the_topic_for_gaps() {
+    let mut broker = Mosquitto::prepare(PERSISTENT);
+    let notice = "[gap_notice]\nconnection = \"mqtt\"\ntopic = \"ci/gaps\"\n";
+    let tidings = Tidings::start(&(listener("") + &connection(broker.port, "workers = 1\nprotocol = \"5\"") + notice + SOON));
+    let (mut publisher, _) = Publisher::connect(tidings.listener(), &Hello::v5("").clean());
+    for id in 1..=3 {
+        publisher.send(&publish(5, "t", b"brief", 1, id, false, &[0x02, 0, 0, 0, 1]));
+        publisher.expect_ack(wire::PUBACK, id);
+    }
+    // Their time has to pass.
+    std::thread::sleep(Duration::from_secs(2));
+    broker.run();
+    let mut reader = Reader::new(broker.port);
+    tidings.wait_until_delivered();
+    wait_until("all is done", || tidings.total("expired") == 3);
+    tidings.wait_until_delivered();
+    let list = tidings.get("/v1/deliveries?topic=ci/gaps").unwrap().json();
+    let ids: Vec<&str> = list["deliveries"].as_array().unwrap().iter().map(|row| row["id"].as_str().unwrap()).collect();
+    let gap = |id: &&str| tidings.get(&format!("/v1/deliveries/{id}/payload")).unwrap().json()["gap"].clone();
+    let gaps: Vec<serde_json::Value> = ids.iter().map(gap).collect();
+    assert_eq!(gaps.iter().map(|gap| gap["count"].as_u64().unwrap()).sum::<u64>(), 3, "{gaps:?}");
+    assert!(gaps.iter().all(|gap| gap["reason"] == "expired" && gap["deliveries"][0]["topic"] == "t"), "{gaps:?}");
+    assert_eq!(tidings.total("acknowledged"), gaps.len() as u64);
+    publisher.send(&publish(5, "t", b"seen", 1, 9, false, &[]));
+    while reader.next().2 != "seen" {}
+    tidings.assert_balanced();
+}
+
+#[test]
 fn more_in_flight_than_was_said_ends_the_connection() {
     let broker = Mosquitto::prepare("");
     let tidings = Tidings::start(&(listener("") + &connection(broker.port, "")));

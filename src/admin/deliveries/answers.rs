@@ -162,7 +162,7 @@ pub struct Chapter {
     pub position: String,
     /// When, where that is known (RFC 3339).
     pub at: Option<String>,
-    /// What, for machines: `accepted`, `carried`, `received_by_broker`, `refused`, `sent_again`, `possible_duplicate`, `delivered`, `dead`, `requeued`,
+    /// What, for machines: `accepted`, `earlier`, `carried`, `received_by_broker`, `refused`, `sent_again`, `possible_duplicate`, `delivered`, `dead`, `requeued`,
     /// `discarded`, `moved`, `expired`.
     pub event: String,
     /// What, for people.

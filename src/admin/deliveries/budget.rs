@@ -11,6 +11,9 @@ const PAGES: u32 = 2_000;
 /// On a slow disk time is up first.
 const TIME: Duration = Duration::from_millis(1_500);
 
+/// How the deliveries of one piece of a job ended is found within this, or not at all.
+const JOB_TIME: Duration = Duration::from_secs(600);
+
 /// What is left to one request.
 #[derive(Debug, Clone, Copy)]
 pub struct Budget {
@@ -23,6 +26,16 @@ impl Budget {
     /// What one request may read.
     pub fn of_a_request() -> Budget {
         Budget { glimpses: GLIMPSES, pages: PAGES, until: Instant::now() + TIME }
+    }
+
+    /// What a job may read before it looks up: whether it is to stop, and whether it may go on.
+    pub fn of_a_piece() -> Budget {
+        Budget { glimpses: GLIMPSES, pages: PAGES / 4, until: Instant::now() + TIME }
+    }
+
+    /// Of a job that has to know, and has the time.
+    pub fn of_a_job() -> Budget {
+        Budget { glimpses: u32::MAX, pages: u32::MAX, until: Instant::now() + JOB_TIME }
     }
 
     /// So many glimpses and pages, and no limit of time.

@@ -11,6 +11,7 @@
 //! |---|---|
 //! | [`query`] | what is asked for |
 //! | [`scan`] | the list |
+//! | [`seek`] | what was delivered, oldest first, for replays |
 //! | [`story`] | one delivery's history |
 //! | [`budget`] | how much one request may read |
 //! | [`answers`] | what is answered |
@@ -19,6 +20,7 @@ pub mod answers;
 pub mod budget;
 pub mod query;
 pub mod scan;
+pub mod seek;
 pub mod story;
 
 #[cfg(test)]
@@ -195,7 +197,7 @@ fn read_id(text: Result<Path<String>, PathRejection>) -> Result<Seq, ApiError> {
     })
 }
 
-fn read_query<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, ApiError> {
+pub(super) fn read_query<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, ApiError> {
     query.map(|Query(query)| query).map_err(|rejection| {
         ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_query", format!("{}; ops/http.md has the names", rejection.body_text()))
     })

@@ -1,12 +1,12 @@
 //! What is asked for, read from a query string or a body, and every mistake named.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::scan::Wanted;
 use crate::core::search::{Filter, State, TopicFilter};
 use crate::core::types::{Millis, Seq};
 use crate::server::error::ApiError;
-use crate::server::time::moment;
+use crate::server::time::{moment, rfc3339};
 
 use axum::http::StatusCode;
 
@@ -20,24 +20,32 @@ pub const MOST_ROWS: usize = 1_000;
 const LONGEST: usize = 65_535;
 
 /// The names and values of a filter, as they come.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Asked {
     /// See [`Filter`].
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub tenant: Option<String>,
     /// See [`Filter`].
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub pipeline: Option<String>,
     /// See [`Filter`].
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub action: Option<String>,
     /// See [`Filter`].
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub topic: Option<String>,
     /// See [`Filter`].
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub change: Option<String>,
     /// See [`Filter`].
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub connection: Option<String>,
     /// How long ago, or a time.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub since: Option<String>,
     /// How long ago, or a time.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub until: Option<String>,
 }
 
@@ -65,6 +73,17 @@ pub fn invalid(field: &str, message: impl std::fmt::Display) -> ApiError {
 }
 
 impl Asked {
+    /// The same, with times that mean the same whenever they are read.
+    ///
+    /// # Errors
+    /// 422 `invalid_query`, with the field.
+    pub fn at(self, now: Millis) -> Result<Asked, ApiError> {
+        let time = |field: &str, value: Option<String>| {
+            value.map(|value| moment(&value, now.0).map(rfc3339).map_err(|error| invalid(field, error))).transpose()
+        };
+        Ok(Asked { since: time("since", self.since)?, until: time("until", self.until)?, ..self })
+    }
+
     /// The filter that is meant; times are relative to `now`.
     ///
     /// # Errors

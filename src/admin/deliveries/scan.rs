@@ -41,12 +41,12 @@ pub struct Found {
 }
 
 /// A row that may be one of the answer's.
-struct Candidate {
-    at: Seq,
-    id: Seq,
-    lane: LaneKey,
-    standing: Standing,
-    row: Row,
+pub(super) struct Candidate {
+    pub(super) at: Seq,
+    pub(super) id: Seq,
+    pub(super) lane: LaneKey,
+    pub(super) standing: Standing,
+    pub(super) row: Row,
 }
 
 /// One request at work.
@@ -81,7 +81,7 @@ pub fn list(log: &LogHandle, snapshot: &Snapshot, wanted: &Wanted, mut budget: B
     let mut rows = Vec::new();
     loop {
         let (mut batch, has_more) = scan.gather(wanted.limit - rows.len(), &mut budget)?;
-        let is_spent = !scan.find_ends(&mut batch, &mut Budget::of_a_request())? || !budget.glimpse();
+        let is_spent = !find_ends(log, snapshot, &mut batch, &mut Budget::of_a_request())? || !budget.glimpse();
         let is_wanted = |candidate: &Candidate| {
             let state = candidate.row.state;
             wanted.state.is_none_or(|wanted| wanted == state || (state == State::Ended && wanted.is_end()))
@@ -150,18 +150,8 @@ impl Scan<'_> {
 
     /// Whether a page may hold something that is looked for; false is certain.
     fn may_hold(&self, glimpse: &Glimpse) -> bool {
-        let (index, filter) = (&glimpse.index, &self.wanted.filter);
-        let (Some((low, high)), false) = (index.times, index.filter.is_empty()) else { return false };
-        if filter.since.is_some_and(|since| high < since) || filter.until.is_some_and(|until| low >= until) {
-            return false;
-        }
-        if let Some(connection) = &filter.connection {
-            let mut lanes = index.sends.iter().map(|(lane, _)| lane).chain(index.touched.iter().map(|touched| &touched.lane));
-            if !lanes.any(|lane| lane.connection == *connection) {
-                return false;
-            }
-        }
-        if !self.keys.iter().all(|key| index.may_hold(key)) {
+        let index = &glimpse.index;
+        if !may_hold(glimpse, &self.wanted.filter, &self.keys) {
             return false;
         }
         if self.wanted.state != Some(State::Pending) {
@@ -195,34 +185,50 @@ impl Scan<'_> {
         }
         found
     }
+}
 
-    /// Finds how the candidates ended, and why they died. False if the log had to be read too far.
-    fn find_ends(&self, batch: &mut [Candidate], budget: &mut Budget) -> Result<bool, ReadError> {
-        let mut searched = Searched::default();
-        let mut from = self.snapshot.next;
-        for (number, candidate) in batch.iter_mut().enumerate() {
-            let is_delivered = candidate.standing.state == State::Ended && self.snapshot.ends_delivered(&candidate.lane.connection);
-            if is_delivered {
-                candidate.row.state = State::Delivered;
-            } else if candidate.standing.state != State::Pending {
-                from = from.min(candidate.at);
-                searched.add(number, candidate);
-            }
-        }
-        while !searched.is_empty() && from < self.snapshot.next {
-            if !budget.glimpse() {
-                return Ok(false);
-            }
-            let Some(glimpse) = not_gone(self.log.glimpse(from))? else { return Ok(false) };
-            if searched.may_end_in(&glimpse) {
-                budget.page();
-                let Some(page) = not_gone(self.log.page(from))? else { return Ok(false) };
-                searched.look_into(page.get(), batch);
-            }
-            from = glimpse.last.next();
-        }
-        Ok(true)
+/// Whether a page may hold a delivery that fits; false is certain. `keys` are the filter's.
+pub(super) fn may_hold(glimpse: &Glimpse, filter: &Filter, keys: &[String]) -> bool {
+    let index = &glimpse.index;
+    let (Some((low, high)), false) = (index.times, index.filter.is_empty()) else { return false };
+    if filter.since.is_some_and(|since| high < since) || filter.until.is_some_and(|until| low >= until) {
+        return false;
     }
+    if let Some(connection) = &filter.connection {
+        let mut lanes = index.sends.iter().map(|(lane, _)| lane).chain(index.touched.iter().map(|touched| &touched.lane));
+        if !lanes.any(|lane| lane.connection == *connection) {
+            return false;
+        }
+    }
+    keys.iter().all(|key| index.may_hold(key))
+}
+
+/// Finds how the candidates ended, and why they died. False if the log had to be read too far.
+pub(super) fn find_ends(log: &LogHandle, snapshot: &Snapshot, batch: &mut [Candidate], budget: &mut Budget) -> Result<bool, ReadError> {
+    let mut searched = Searched::default();
+    let mut from = snapshot.next;
+    for (number, candidate) in batch.iter_mut().enumerate() {
+        let is_delivered = candidate.standing.state == State::Ended && snapshot.ends_delivered(&candidate.lane.connection);
+        if is_delivered {
+            candidate.row.state = State::Delivered;
+        } else if candidate.standing.state != State::Pending {
+            from = from.min(candidate.at);
+            searched.add(number, candidate);
+        }
+    }
+    while !searched.is_empty() && from < snapshot.next {
+        if !budget.glimpse() {
+            return Ok(false);
+        }
+        let Some(glimpse) = not_gone(log.glimpse(from))? else { return Ok(false) };
+        if searched.may_end_in(&glimpse) {
+            budget.page();
+            let Some(page) = not_gone(log.page(from))? else { return Ok(false) };
+            searched.look_into(page.get(), batch);
+        }
+        from = glimpse.last.next();
+    }
+    Ok(true)
 }
 
 /// Those whose end is searched: by the numbers that they have at that point of the log.

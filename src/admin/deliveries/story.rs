@@ -9,6 +9,7 @@ use super::answers::{Chapter, Named, Row, Story};
 use super::budget::Budget;
 use super::scan::{deliveries, not_gone, take_number};
 use crate::core::event::{Accepted, Event, Proof};
+use crate::core::outbox::REPLAY_PROPERTY;
 use crate::core::ranges::Ranges;
 use crate::core::retry::reason_name;
 use crate::core::search::{Snapshot, Standing, State, end_of};
@@ -190,14 +191,20 @@ struct Teller {
 impl Teller {
     fn begin(&mut self, held: &Held) {
         let Accepted { at, source, user, lane, .. } = &held.accepted;
-        for says in &held.earlier {
-            self.chapters.push(chapter(self.id, None, "accepted", says.clone()));
-        }
         let who = if user.is_empty() { String::new() } else { format!(" from {user}") };
-        let says = format!("accepted over {}{who}, for lane {lane}", source.label());
+        let job = held.accepted.properties.user.iter().rev().find(|(name, _)| name == REPLAY_PROPERTY);
+        let says = match (held.accepted.replay_of, job) {
+            (Some(original), Some((_, job))) => format!("replayed from {original} by replay {job}, for lane {lane}"),
+            (Some(original), None) => format!("replayed from {original}, for lane {lane}"),
+            (None, _) => format!("accepted over {}{who}, for lane {lane}", source.label()),
+        };
         self.chapters.push(chapter(self.id, Some(*at), "accepted", says));
+        for says in &held.earlier {
+            self.chapters.push(chapter(held.at, None, "earlier", says.clone()));
+        }
         if held.at != self.id {
-            let says = "carried forward, because the part of the log that held it was deleted; what happened before is no longer stored";
+            let says =
+                "carried forward, because the part of the log that held it was deleted; of what happened before, this is all that is kept";
             self.chapters.push(chapter(held.at, None, "carried", says.to_owned()));
         }
     }

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use proptest::prelude::*;
 
+use super::answers::Story;
 use super::budget::Budget;
 use super::scan::{Wanted, list};
+use super::seek::{Copies, Limits, Selection, seek};
 use super::story::{Mark, NoStory, tell};
 use crate::core::event::{Accepted, DeadReason, DeliveryRef, Event, LanePurpose, Proof};
 use crate::core::ranges::Ranges;
@@ -318,7 +320,37 @@ fn what_was_carried_forward_is_listed_once_and_shown_and_what_is_past_its_retent
         assert_eq!(ids(None).iter().filter(|id| ["2", "3", "4"].contains(&id.as_str())).count(), 3, "each once");
         let story = tell(&log, &snapshot, Seq(3), None, Budget::of(1_000, 1_000)).unwrap();
         assert_eq!((story.row.state, story.row.topic.as_str()), (State::Dead, "t/1"));
-        assert!(story.history.iter().any(|chapter| chapter.event == "carried"), "{story:?}");
+        let told = |story: &Story| -> Vec<(String, String)> {
+            story.history.iter().map(|chapter| (chapter.event.clone(), chapter.says.clone())).collect()
+        };
+        let history = told(&story);
+        let events: Vec<&str> = history.iter().map(|(event, _)| event.as_str()).collect();
+        assert_eq!(events, ["accepted", "earlier", "carried"], "{story:?}");
+        assert_eq!(history[1].1, "1970-01-01T00:00:00Z  given up after 3 refusals: no", "what its generation said of it is kept");
+        let waiting = told(&tell(&log, &snapshot, Seq(2), None, Budget::of(1_000, 1_000)).unwrap());
+        assert!(waiting[1].1.contains("the broker refused it with 0x80"), "{waiting:?}");
+        // What was carried is replayed from there, once, and only when it is delivered.
+        let sought = |snapshot: &Snapshot, copies: &Copies| -> Vec<u64> {
+            let limits = Limits { count: 10, bytes: 1 << 20 };
+            let (mut at, mut found) = (snapshot.oldest, Vec::new());
+            while at < snapshot.next {
+                let piece = seek(&log, snapshot, &Selection::default(), copies, at, snapshot.next, limits).unwrap();
+                assert!(piece.next > at && !piece.is_gone && piece.found.len() <= 10);
+                found.extend(piece.found.iter().map(|found| found.id.0));
+                at = piece.next;
+            }
+            found.retain(|id| *id < 5);
+            found
+        };
+        let copies = Copies { from: snapshot.oldest, ..Copies::default() };
+        assert!(sought(&snapshot, &copies).is_empty(), "none of them is delivered");
+        log.record(vec![Event::Delivered { lane: lane.clone(), sends: Ranges::one(2), proof: Proof::PubAck, at: Millis(5) }])
+            .await
+            .unwrap();
+        let later = Snapshot::of(&log.ask(Clone::clone).await.unwrap().into_inner(), None);
+        assert_eq!(sought(&later, &copies), [4]);
+        assert!(sought(&later, &Copies { taken: [Seq(4)].into(), ..copies.clone() }).is_empty(), "it was taken before");
+        assert!(sought(&later, &Copies { from: Seq(1), ..copies }).is_empty(), "its original was there when the search began");
         let gone = tell(&log, &snapshot, Seq(5), None, Budget::of(1_000, 1_000)).unwrap_err();
         assert_eq!(gone, NoStory::Gone { id: Seq(5), oldest: snapshot.oldest });
     });

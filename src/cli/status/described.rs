@@ -47,6 +47,10 @@ pub(super) fn describe(status: &Status, before: Option<&Before>) -> String {
         };
         text.push_str(&format!("listener: {}, {connections} connected\n", listener.address));
     }
+    if status.replays > 0 {
+        let jobs = output::count(status.replays as u64, "replay is", "replays are");
+        text.push_str(&format!("{jobs} under way, in the gaps that fresh reports leave: `tidings replay --list`\n"));
+    }
     if !status.connections.is_empty() {
         let mut heading = vec!["CONNECTION", "BACKLOG", "OLDEST", "IN FLIGHT", "DEAD", "CREATED", "ACKNOWLEDGED", "SENT"];
         if before.is_some() {
@@ -179,7 +183,7 @@ fn lanes(status: &Status, connection: &Connection) -> Vec<Vec<String>> {
         let trouble = error.zip(said).map(|(error, said)| format!("{}: {said}", ago(&error.at)));
         let since = lane.since.as_deref().and_then(|since| between(since, &status.now));
         rows.push(vec![
-            format!("{}/{}", connection.name, lane.lane),
+            format!("{}/{}{}", connection.name, lane.lane, if lane.replay { " (replay)" } else { "" }),
             lane.state.clone(),
             since.map_or_else(|| "-".to_owned(), output::age),
             lane.protocol.clone().unwrap_or_else(|| "-".to_owned()),

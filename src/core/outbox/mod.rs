@@ -17,6 +17,7 @@
 mod backlog;
 mod lane;
 mod publishers;
+mod replays;
 mod requests;
 pub mod salvage;
 
@@ -31,6 +32,7 @@ pub use backlog::{Apart, Backlog, WhyApart};
 pub use lane::{Dead, Lane, Moved, Waiting};
 use publishers::Publishers;
 pub use publishers::{PublishKey, PublisherSession, RECENT_PER_CONNECTION, RecentPublishes};
+pub use replays::{ENDED_KEPT, Job, JobEnd, Jobs, REPLAY_PROPERTY, job_name, job_named};
 use requests::RequestWindow;
 pub use requests::{DEDUPE_WINDOW_KEYS, DEDUPE_WINDOW_MS, Request};
 
@@ -49,6 +51,9 @@ pub struct Outbox {
     replays: BTreeMap<u64, Replay>,
     /// Listener: its publishers' sessions, and what they have published lately.
     publishers: Publishers,
+    /// Replay jobs in full. Stands behind everything else in a checkpoint, where there are any.
+    #[serde(skip)]
+    jobs: Jobs,
 }
 
 /// One connection: its lanes and its books.
@@ -199,6 +204,16 @@ impl Outbox {
         &self.replays
     }
 
+    /// Replay jobs, those that have ended a while ago included.
+    pub fn jobs(&self) -> &Jobs {
+        &self.jobs
+    }
+
+    /// The same outbox with these replay jobs, which a checkpoint holds beside it.
+    pub fn with_jobs(self, jobs: Jobs) -> Outbox {
+        Outbox { jobs, ..self }
+    }
+
     /// Sessions of the listener's publishers that outlive their connections, by their keys.
     pub fn publisher_sessions(&self) -> &BTreeMap<String, PublisherSession> {
         &self.publishers.sessions
@@ -217,6 +232,7 @@ impl Outbox {
         self.check(event)?;
         let seq = self.next;
         self.next = seq.next();
+        self.note_job(seq, event);
         match event {
             Event::Accepted(accepted) => {
                 self.requests.note(seq, accepted);
@@ -358,6 +374,18 @@ impl Outbox {
             Event::Audit { .. } => {}
         }
         Ok(seq)
+    }
+
+    fn note_job(&mut self, seq: Seq, event: &Event) {
+        if self.jobs.is_empty() && !matches!(event, Event::ReplayStarted { .. }) {
+            return;
+        }
+        let send = match event {
+            Event::Accepted(accepted) => Some(self.next_send(&accepted.lane)),
+            Event::Resent { delivery, .. } => Some(self.next_send(&delivery.lane)),
+            _ => None,
+        };
+        self.jobs.note(seq, event, send);
     }
 
     /// Whether an event fits what came before.

@@ -392,6 +392,9 @@ impl Outbox {
         if self.replays != said.replays {
             return Some("fold and checkpoint differ in the replays under way".into());
         }
+        if self.jobs != said.jobs {
+            return Some("fold and checkpoint differ in what the replays have come to".into());
+        }
         let is_other = self.publishers.sessions != said.publishers.sessions;
         is_other.then(|| "fold and checkpoint differ in the sessions of the listener's publishers".into())
     }

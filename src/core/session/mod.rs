@@ -149,6 +149,8 @@ pub struct Session {
     is_draining: bool,
     /// MQTT 3.1.1: before it ends, the broker is to forget the session.
     is_retiring: bool,
+    /// Others go first: nothing new is sent.
+    gives_way: bool,
     out: VecDeque<Output>,
 }
 
@@ -257,6 +259,7 @@ impl Session {
             refused_at: HashMap::new(),
             is_draining: false,
             is_retiring: false,
+            gives_way: false,
             out: VecDeque::new(),
             settings,
         };
@@ -354,6 +357,7 @@ impl Session {
                 self.queue.requeue(delivery, retry_at.min(now.plus(self.settings.retry.max_ms)));
             }
             Input::Looked { found } => self.on_looked(now, found),
+            Input::GiveWay(gives_way) => self.gives_way = gives_way,
             Input::Drain => self.is_draining = true,
             Input::Retire => (self.is_draining, self.is_retiring) = (true, true),
         }
@@ -388,13 +392,18 @@ impl Session {
     /// How many fresh deliveries are wanted: enough that the window never waits for the disk.
     pub fn wants(&self) -> usize {
         if self.is_draining
-            || self.queue.held() >= HELD_LIMIT
-            || self.queue.held_bytes() >= HELD_BYTES
+            || self.queue.held_up() >= HELD_LIMIT
+            || self.queue.held_up_bytes() >= HELD_BYTES
             || self.queue.ready_bytes() >= READY_BYTES
         {
             return 0;
         }
         (self.settings.doubt() as usize).saturating_sub(self.queue.ready())
+    }
+
+    /// How many deliveries have been read, and could be sent.
+    pub fn ready(&self) -> usize {
+        self.queue.ready()
     }
 
     /// Sent, and not acknowledged.

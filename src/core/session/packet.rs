@@ -178,6 +178,8 @@ pub enum Input {
         /// The most preferred server that can be reached, if one of them can.
         found: Option<usize>,
     },
+    /// Whether others go first: nothing new is sent while they do, and what is in flight goes on.
+    GiveWay(bool),
     /// No new sends: finish what is in flight, then disconnect.
     Drain,
     /// As `Drain`, and the broker is to forget the session: the lane is not used any more.

@@ -13,12 +13,18 @@
 //! parked. Refused deliveries of a topic are sent again in their order, as far as their time has come; what was parked follows when all
 //! of them are done.
 //! Both get new numbers by `Resent`, so that the numbers of fresh sends stay in order and the log alone tells what may be on the wire.
+//!
+//! What an operator requeues waits as well, and holds nothing up. It gets its new number only when nothing fresh is ready, and a few at a time: thousands
+//! of dead letters that are given back go out in the gaps, and delay what comes fresh by no more than these few.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use super::packet::Delivery;
 use crate::core::types::{Millis, SendNo, Seq};
+
+/// So many requeued deliveries are under way at once: what comes fresh meanwhile stands behind these.
+const REQUEUED_AT_ONCE: usize = 8;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -28,7 +34,14 @@ pub struct Queue {
     topics: BTreeMap<Arc<str>, HeldUp>,
     /// Deliveries that are waiting or parked.
     held: usize,
+    /// Those of them that were requeued, and hold nothing up.
+    requeued: usize,
+    /// When something is due that has been refused, or parked.
     next_due: Option<Millis>,
+    /// When something is due that was requeued.
+    next_requeued: Option<Millis>,
+    /// Requeued deliveries that have their new numbers, and are not done.
+    requeued_under_way: usize,
 }
 
 /// As a topic's `sent_through`: everything fresh may go on. No send number is as high.
@@ -50,6 +63,11 @@ struct HeldUp {
 impl HeldUp {
     fn new(sent_through: SendNo) -> Self {
         HeldUp { waiting: BTreeMap::new(), parked: VecDeque::new(), under_way: 0, sent_through }
+    }
+
+    /// It has nothing but what was requeued.
+    fn holds_nothing_up(&self) -> bool {
+        self.sent_through == HOLDS_NOTHING_UP
     }
 }
 
@@ -83,8 +101,10 @@ impl Queue {
     /// `left_through`, or up to where it was held up already. Returns that number, which belongs into the refusal's event.
     pub fn wait(&mut self, delivery: Delivery, retry_at: Millis, left_through: SendNo) -> SendNo {
         let topic = self.topics.entry(Arc::clone(&delivery.topic)).or_insert_with(|| HeldUp::new(left_through));
-        if topic.sent_through == HOLDS_NOTHING_UP {
+        if topic.holds_nothing_up() {
+            // What was requeued of it is older, and goes before.
             topic.sent_through = left_through;
+            self.requeued -= topic.waiting.len();
         }
         if delivery.is_resent {
             topic.under_way = topic.under_way.saturating_sub(1);
@@ -128,6 +148,7 @@ impl Queue {
     /// A dead letter was given back: it is to be sent again, but holds nothing up.
     pub fn requeue(&mut self, delivery: Delivery, retry_at: Millis) {
         let topic = self.topics.entry(Arc::clone(&delivery.topic)).or_insert_with(|| HeldUp::new(HOLDS_NOTHING_UP));
+        self.requeued += usize::from(topic.holds_nothing_up());
         topic.waiting.insert(delivery.id, (delivery, retry_at));
         self.held += 1;
         self.update_due();
@@ -137,7 +158,8 @@ impl Queue {
     pub fn hold_for_resent(&mut self, topic: &Arc<str>, sent_through: SendNo) {
         let topic = self.topics.entry(Arc::clone(topic)).or_insert_with(|| HeldUp::new(sent_through));
         topic.under_way += 1;
-        if sent_through != HOLDS_NOTHING_UP && (topic.sent_through == HOLDS_NOTHING_UP || topic.sent_through < sent_through) {
+        if sent_through != HOLDS_NOTHING_UP && (topic.holds_nothing_up() || topic.sent_through < sent_through) {
+            self.requeued -= if topic.holds_nothing_up() { topic.waiting.len() } else { 0 };
             topic.sent_through = sent_through;
         }
         self.update_due();
@@ -145,14 +167,19 @@ impl Queue {
 
     /// Takes out what is to get a new number now: refused deliveries whose time has come, and what was parked behind.
     pub fn take_due(&mut self, now: Millis) -> Vec<Delivery> {
-        if self.next_due.is_none_or(|due| due > now) {
+        if self.next_due().is_none_or(|due| due > now) {
             return Vec::new();
         }
         let mut due = Vec::new();
+        let mut room = self.room_for_requeued();
         for topic in self.topics.values_mut().filter(|topic| topic.under_way == 0) {
             let before = due.len();
-            while let Some(oldest) = topic.waiting.first_entry().filter(|oldest| oldest.get().1 <= now) {
+            let is_requeued = topic.holds_nothing_up();
+            while !is_requeued || room > 0 {
+                let Some(oldest) = topic.waiting.first_entry().filter(|oldest| oldest.get().1 <= now) else { break };
                 due.push(oldest.remove().0);
+                room -= usize::from(is_requeued);
+                self.requeued -= usize::from(is_requeued);
             }
             if topic.waiting.is_empty() && due.len() == before {
                 due.extend(topic.parked.drain(..));
@@ -192,20 +219,26 @@ impl Queue {
     }
 
     fn update_due(&mut self) {
-        self.next_due = self
-            .topics
-            .values()
-            .filter(|topic| topic.under_way == 0)
-            .filter_map(|topic| match topic.waiting.first_key_value() {
-                Some((_, (_, retry_at))) => Some(*retry_at),
-                None => (!topic.parked.is_empty()).then_some(Millis(0)),
-            })
-            .min();
+        let of = |requeued: bool| self.topics.values().filter(move |topic| topic.holds_nothing_up() == requeued);
+        let due = |topic: &HeldUp| match topic.waiting.first_key_value() {
+            Some((_, (_, retry_at))) => Some(*retry_at),
+            None => (!topic.parked.is_empty()).then_some(Millis(0)),
+        };
+        let next_due = of(false).filter(|topic| topic.under_way == 0).filter_map(due).min();
+        let next_requeued = of(true).filter(|topic| topic.under_way == 0).filter_map(due).min();
+        let under_way = of(true).map(|topic| topic.under_way).sum();
+        (self.next_due, self.next_requeued, self.requeued_under_way) = (next_due, next_requeued, under_way);
+    }
+
+    /// So many requeued deliveries may go now.
+    fn room_for_requeued(&self) -> usize {
+        if self.fresh.is_empty() { REQUEUED_AT_ONCE.saturating_sub(self.requeued_under_way) } else { 0 }
     }
 
     /// When [`Queue::take_due`] will have something.
     pub fn next_due(&self) -> Option<Millis> {
-        self.next_due
+        let requeued = self.next_requeued.filter(|_| self.room_for_requeued() > 0);
+        [self.next_due, requeued].into_iter().flatten().min()
     }
 
     /// The next delivery to send: resent ones first, which are older, unless `untried_first`.
@@ -247,6 +280,7 @@ impl Queue {
     pub fn put_back(&mut self, delivery: Delivery, retry_at: Millis) {
         if let Some(topic) = self.topics.get_mut(&delivery.topic) {
             topic.under_way = topic.under_way.saturating_sub(1);
+            self.requeued += usize::from(topic.holds_nothing_up());
             topic.waiting.insert(delivery.id, (delivery, retry_at));
             self.held += 1;
             self.update_due();
@@ -268,13 +302,18 @@ impl Queue {
         self.held
     }
 
-    /// The size of what is waiting or parked, in bytes.
-    pub fn held_bytes(&self) -> usize {
+    /// How many are waiting or parked, but for what was requeued.
+    pub fn held_up(&self) -> usize {
+        self.held - self.requeued
+    }
+
+    /// The size of what is waiting or parked, in bytes, but for what was requeued.
+    pub fn held_up_bytes(&self) -> usize {
         let sizes = |topic: &HeldUp| {
             let waiting = topic.waiting.values().map(|(delivery, _)| delivery.size).sum::<usize>();
             waiting + topic.parked.iter().map(|delivery| delivery.size).sum::<usize>()
         };
-        self.topics.values().map(sizes).sum()
+        self.topics.values().filter(|topic| !topic.holds_nothing_up()).map(sizes).sum()
     }
 
     /// How many wait for a retry.
@@ -349,6 +388,36 @@ mod tests {
         queue.resent_done(&Arc::from("t"));
         renumber(&mut queue, 5, 7);
         assert_eq!(all(&mut queue), [5, 6]);
+    }
+
+    #[test]
+    fn what_was_requeued_goes_in_the_gaps_and_a_few_at_a_time() {
+        let mut queue = Queue::default();
+        for send in 0..20 {
+            queue.requeue(delivery(send, &format!("t{send}"), Qos::ExactlyOnce), Millis(0));
+        }
+        queue.offer(delivery(20, "u", Qos::ExactlyOnce));
+        assert_eq!((queue.next_due(), queue.take_due(Millis(9)).len(), queue.held(), queue.held_up()), (None, 0, 20, 0));
+        assert_eq!(all(&mut queue), [21], "fresh first");
+        renumber(&mut queue, 9, 21);
+        queue.offer(delivery(40, "u", Qos::ExactlyOnce));
+        assert_eq!((queue.ready(), queue.next_due(), queue.held()), (REQUEUED_AT_ONCE + 1, None, 20 - REQUEUED_AT_ONCE));
+        let sent = all(&mut queue);
+        assert_eq!((sent.len(), sent.last()), (REQUEUED_AT_ONCE + 1, Some(&41)));
+        assert_eq!(queue.next_due(), None, "these have to be done first");
+        (0..20).for_each(|send| queue.resent_done(&Arc::from(format!("t{send}"))));
+        assert_eq!(queue.take_due(Millis(9)).len(), REQUEUED_AT_ONCE);
+    }
+
+    #[test]
+    fn what_was_requeued_does_not_wait_for_a_gap_where_its_topic_is_held_up() {
+        let mut queue = Queue::default();
+        queue.requeue(delivery(0, "t", Qos::ExactlyOnce), Millis(0));
+        queue.offer(delivery(5, "u", Qos::ExactlyOnce));
+        queue.wait(delivery(1, "t", Qos::ExactlyOnce), Millis(5), SendNo(1));
+        assert_eq!((queue.held(), queue.held_up()), (2, 2));
+        let due: Vec<u64> = queue.take_due(Millis(5)).iter().map(|delivery| delivery.id.0).collect();
+        assert_eq!(due, [1, 2]);
     }
 
     #[test]

@@ -71,7 +71,7 @@ impl Session {
     pub(super) fn send_next(&mut self, now: Millis) -> bool {
         let Link::Serving { up } = &self.link else { return false };
         let (window, maximum_packet_size) = (self.isolation.window(up.window), up.maximum_packet_size);
-        if now < self.paused_until || self.moving_to.is_some() {
+        if self.gives_way || now < self.paused_until || self.moving_to.is_some() {
             return false;
         }
         let untried_first = self.isolation.is_alone();
@@ -201,7 +201,7 @@ impl Session {
         self.ids.remove(&self.packet_id(send));
         // Where so much waits behind refusals that nothing else is read any more, nobody else can succeed: then the refused ones are charged.
         let others_succeed =
-            self.queue.held() >= HELD_LIMIT || self.refused_at.get(&delivery.id).is_some_and(|successes| self.successes > *successes);
+            self.queue.held_up() >= HELD_LIMIT || self.refused_at.get(&delivery.id).is_some_and(|successes| self.successes > *successes);
         self.refused_at.insert(delivery.id, self.successes);
         let (retry_at, attempts) = match retry::judge(&self.settings.retry, reason_code, delivery.attempts, others_succeed, now, jitter) {
             Verdict::Dead(mut verdict) => {

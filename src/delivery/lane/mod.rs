@@ -24,10 +24,12 @@ use socket::{Connection, Socket, network};
 use super::board::{Board, LaneState};
 use super::codec::Credentials;
 use super::feed::{Feed, Payload, Piece};
+use super::precedence::Turn;
 use super::transport::Stream;
 use crate::config::TlsConfig;
 use crate::core::address::Address;
-use crate::core::event::Event as LogEvent;
+use crate::core::event::{Event as LogEvent, LanePurpose};
+use crate::core::notice::{Missing, NoticeTo};
 use crate::core::session::{Input, Note, Output, Session, Settings};
 use crate::core::types::{LaneKey, Millis, Protocol, SendNo, Seq};
 use crate::failpoint::{self, Point};
@@ -50,7 +52,9 @@ pub struct LaneConfig {
     pub credentials: Credentials,
     /// Over MQTT 5, each delivery says which it is and when it was accepted.
     pub stamp: bool,
-    /// This set of lanes begins when those below this number are empty.
+    /// What it is for.
+    pub purpose: LanePurpose,
+    /// This set of lanes begins when those below this number are empty, but for those of replays.
     pub after: Option<u32>,
     /// It takes no new deliveries, and ends when it is empty.
     pub is_retired: bool,
@@ -65,6 +69,10 @@ pub struct Surroundings {
     pub board: Arc<Board>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// Who goes first.
+    pub turn: Turn,
+    /// Where subscribers are told what they will not get, if they are.
+    pub notices: watch::Receiver<Option<NoticeTo>>,
     /// Turns true when lanes are to finish what is in flight and stop.
     pub drain: watch::Receiver<bool>,
 }
@@ -94,6 +102,7 @@ pub async fn run(config: &LaneConfig, around: &Surroundings) -> Result<(), LaneE
     match &outcome {
         Ok(()) => around.board.remove(&key),
         Err(error) => {
+            around.turn.say(false);
             tracing::error!(lane = %key, %error, "the lane has stopped; its deliveries stay in the log");
             around.board.post(&key, |status| {
                 status.state = LaneState::Stopped;
@@ -124,14 +133,19 @@ async fn drive(config: &LaneConfig, around: &Surroundings) -> Result<(), LaneErr
 /// Waits until earlier sets of lanes are empty; false if the service stops before.
 async fn turn_has_come(config: &LaneConfig, around: &Surroundings) -> bool {
     let Some(after) = config.after else { return true };
+    around.turn.say(false);
     let (mut progress, mut drain) = (around.log.progress(), around.drain.clone());
     let connection = &config.settings.lane.connection;
     loop {
         let is_empty = {
             let known = progress.borrow_and_update();
-            known.connections.get(connection).is_none_or(|books| books.lanes.range(..after).all(|(_, pending)| *pending == 0))
+            known.connections.get(connection).is_none_or(|books| {
+                let mut older = books.lanes.range(..after).filter(|(lane, _)| !books.replay_lanes.contains(lane));
+                older.all(|(_, pending)| *pending == 0)
+            })
         };
         if is_empty {
+            around.turn.say(true);
             return true;
         }
         tokio::select! {
@@ -153,6 +167,7 @@ enum Event {
     LogGrew,
     Looked(Option<usize>),
     Drain,
+    Turn,
     Tick,
 }
 
@@ -173,6 +188,9 @@ struct Lane<'a> {
     /// A look for a preferred server that is under way.
     looking: Option<Looking>,
     is_drained: bool,
+    /// Who goes first, and what the session knows of that.
+    turn: Turn,
+    gives_way: bool,
     /// Nothing gets through, and an operator is needed.
     is_suspended: bool,
     /// It has been said on this connection that something is held.
@@ -232,6 +250,8 @@ impl<'a> Lane<'a> {
             permits,
             looking: None,
             is_drained: false,
+            turn: around.turn.clone(),
+            gives_way: false,
             is_suspended: false,
             has_held: false,
             state: LaneState::Idle,
@@ -243,9 +263,11 @@ impl<'a> Lane<'a> {
         if *drain.borrow_and_update() {
             return Ok(());
         }
+        self.take_turn().await?;
         self.give(Input::Tick).await?;
         while !self.session.is_drained() {
             self.read_ahead();
+            self.say_turn();
             self.post();
             let event = self.wait(&mut drain).await;
             self.apply(event).await?;
@@ -272,12 +294,32 @@ impl<'a> Lane<'a> {
             event = reading(&mut self.feed, &mut self.progress, is_reading_wanted) => event,
             found = looking(&mut self.looking) => Event::Looked(found),
             () = tick => Event::Tick,
+            () = self.turn.changed(self.gives_way) => Event::Turn,
             _ = drain.wait_for(|drain| *drain), if !self.is_drained => Event::Drain,
         }
     }
 
+    /// A fresh lane says whether it has something to send: what it has read, or may read.
+    fn say_turn(&self) {
+        let is_at_end = matches!(&self.feed, Reading::Here { is_at_end: true, .. });
+        self.turn.say(self.session.ready() > 0 || (!is_at_end && self.session.wants() > 0));
+    }
+
+    /// A replay lane lets others go first, or goes on.
+    async fn take_turn(&mut self) -> Result<(), LaneError> {
+        let gives_way = self.turn.gives_way();
+        if gives_way != self.gives_way {
+            self.gives_way = gives_way;
+            self.give(Input::GiveWay(gives_way)).await?;
+        }
+        Ok(())
+    }
+
     async fn apply(&mut self, event: Event) -> Result<(), LaneError> {
+        // Before anything else is sent for it.
+        self.take_turn().await?;
         match event {
+            Event::Turn => Ok(()),
             Event::Opened(stream) => {
                 if let Some(tls) = stream.encryption() {
                     tracing::debug!(lane = %self.key, version = tls.version, cipher = tls.cipher, "TLS is agreed on");
@@ -339,11 +381,31 @@ impl<'a> Lane<'a> {
         Ok(())
     }
 
-    async fn append(&mut self, events: Vec<LogEvent>) -> Result<(), LaneError> {
+    async fn append(&mut self, mut events: Vec<LogEvent>) -> Result<(), LaneError> {
+        let notice = self.notice(&events);
+        if let Some(LogEvent::Accepted(notice)) = &notice {
+            let connection = notice.lane.connection.as_str();
+            self.around.metrics.tidings_deliveries_created_total.with_label_values(&[connection]).inc();
+        }
+        events.extend(notice);
         failpoint::reach_if(Point::BeforeReleased, || events.iter().any(|event| matches!(event, LogEvent::Released { .. })));
         failpoint::reach_if(Point::BeforeDelivered, || events.iter().any(|event| matches!(event, LogEvent::Delivered { .. })));
         self.appends.push_back(self.around.log.submit(events).await?);
         Ok(())
+    }
+
+    /// What of these events ends a delivery unsent, told to its subscribers, in the same commit.
+    fn notice(&self, events: &[LogEvent]) -> Option<LogEvent> {
+        let to = self.around.notices.borrow().clone()?;
+        let mut missing = Missing::default();
+        for event in events {
+            let LogEvent::Expired { sends, .. } = event else { continue };
+            for payload in sends.iter().filter_map(|send| self.payloads.get(&SendNo(send))) {
+                missing.add(payload.get().stamp().id, payload.get().accepted());
+            }
+        }
+        let at = now();
+        missing.notice(&to, "expired", None, at, &rfc3339(at))
     }
 
     async fn committed(&mut self, appended: Committed<Appended>) -> Result<(), LaneError> {
@@ -377,6 +439,13 @@ impl<'a> Lane<'a> {
         }
         Ok(())
     }
+}
+
+/// A time as notices write it.
+fn rfc3339(at: Millis) -> String {
+    // The last moment of the year 9999, beyond which the format has no years.
+    const LAST: u64 = 253_402_300_799_999;
+    humantime::format_rfc3339_millis(std::time::UNIX_EPOCH + Duration::from_millis(at.0.min(LAST))).to_string()
 }
 
 /// A random number for backoff.

@@ -1,6 +1,7 @@
 //! What others see of a lane: metrics, log lines, the board.
 
 use super::Lane;
+use crate::core::event::LanePurpose;
 use crate::core::session::Note;
 use crate::core::types::Qos;
 use crate::delivery::board::LaneState;
@@ -64,6 +65,10 @@ impl Lane<'_> {
                 let outcome = if qos == Qos::AtMostOnce { "sent" } else { "acknowledged" };
                 attempts(outcome, 1);
                 metrics.tidings_deliveries_total.with_label_values(&[connection, qos.label(), outcome]).inc();
+                // How long a replay waits for its gap says nothing about what is accepted.
+                if config.purpose == LanePurpose::Replay {
+                    return;
+                }
                 let latency = now().since(accepted_at) as f64 / 1_000.0;
                 metrics.tidings_delivery_latency_seconds.with_label_values(&[connection, qos.label()]).observe(latency);
             }

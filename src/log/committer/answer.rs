@@ -1,6 +1,6 @@
 //! What becomes of an append, and how far the log is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Limits;
 use crate::core::outbox::{FoldError, Request, Totals};
@@ -92,6 +92,8 @@ pub struct Books {
     pub totals: Totals,
     /// Pending per lane.
     pub lanes: BTreeMap<u32, u64>,
-    /// When the oldest pending delivery was accepted; exact to about a thousand deliveries of a lane.
+    /// Those of the lanes that are for replays.
+    pub replay_lanes: BTreeSet<u32>,
+    /// When the oldest pending delivery was accepted, replays apart; exact to about a thousand deliveries of a lane.
     pub oldest_pending_at: Option<Millis>,
 }

@@ -290,6 +290,7 @@ pub(super) fn size_of_event(event: &Event) -> usize {
             OVERHEAD + size_of_accepted(&carried.accepted) + carried.history.iter().map(|line| line.len() + 8).sum::<usize>()
         }
         Event::Audit { who, what, .. } => OVERHEAD + who.len() + what.len(),
+        Event::ReplayStarted { by, filter, .. } => OVERHEAD + by.len() + filter.len(),
         Event::Released { sends, .. } => OVERHEAD + sends.len() * 10,
         Event::Delivered { sends, .. } | Event::Discarded { sends, .. } | Event::Expired { sends, .. } => OVERHEAD + sends.0.len() * 20,
         Event::SessionOpened { repeated, .. } => OVERHEAD + repeated.0.len() * 20,

@@ -16,6 +16,7 @@
 
 mod answer;
 mod handle;
+mod history;
 mod pin;
 mod proof;
 mod recover;
@@ -45,7 +46,7 @@ pub use stepped::{Stepped, stepped};
 
 use super::sizes::Sizes;
 use super::{AppendError, EventLog, LogReader, Urgency, codec};
-use crate::core::event::{Dedupe, Event, Source};
+use crate::core::event::{Dedupe, Event, LanePurpose, Source};
 use crate::core::outbox::{Outbox, Request};
 use crate::core::types::{LaneKey, Millis, SendNo, Seq};
 use crate::failpoint::{self, Point};
@@ -449,7 +450,12 @@ impl Committer {
                 books.totals = connection.totals;
                 books.lanes.clear();
                 books.lanes.extend(connection.lanes.iter().map(|(number, lane)| (*number, lane.pending())));
-                books.oldest_pending_at = connection.lanes.values().filter_map(|lane| lane.oldest_pending_at()).min();
+                let replay_sets = connection.sets.iter().filter(|set| set.purpose == LanePurpose::Replay);
+                books.replay_lanes.clear();
+                books.replay_lanes.extend(replay_sets.flat_map(|set| set.first..set.first + set.count));
+                // How long a replay waits for its gap is nobody's trouble.
+                let fresh = connection.lanes.iter().filter(|(number, _)| !books.replay_lanes.contains(number));
+                books.oldest_pending_at = fresh.filter_map(|(_, lane)| lane.oldest_pending_at()).min();
             }
         });
     }

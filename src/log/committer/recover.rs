@@ -1,6 +1,6 @@
 //! Recovery: log → outbox at the start.
 
-use crate::core::outbox::{FoldError, Outbox};
+use crate::core::outbox::{FoldError, Jobs, Outbox};
 use crate::core::types::Seq;
 use crate::log::{Checkpoint, Opened, ReadError};
 
@@ -70,17 +70,27 @@ pub fn recover(opened: &Opened) -> Result<Outbox, RecoverError> {
 /// [`RecoverError::Checkpoint`] if it holds none, or one of another version or position.
 pub fn decode_checkpoint(checkpoint: &Checkpoint) -> Result<Outbox, RecoverError> {
     let unreadable = |what: String| RecoverError::Checkpoint { next: checkpoint.next, what };
-    let (version, outbox): (u16, Outbox) = postcard::from_bytes(&checkpoint.bytes).map_err(|error| unreadable(error.to_string()))?;
+    let read = postcard::take_from_bytes::<(u16, Outbox)>(&checkpoint.bytes);
+    let ((version, outbox), rest) = read.map_err(|error| unreadable(error.to_string()))?;
     if version != CHECKPOINT_VERSION {
         return Err(unreadable(format!("it has version {version}, this release knows {CHECKPOINT_VERSION}")));
     }
     if outbox.next() != checkpoint.next {
         return Err(unreadable(format!("it says that the next event is {}", outbox.next())));
     }
-    Ok(outbox)
+    // Where there were no replay jobs nothing follows.
+    let jobs: Jobs = match rest {
+        [] => Jobs::default(),
+        rest => postcard::from_bytes(rest).map_err(|error| unreadable(format!("its replay jobs: {error}")))?,
+    };
+    Ok(outbox.with_jobs(jobs))
 }
 
 /// The outbox as bytes, as it goes into a checkpoint.
 pub fn encode_checkpoint(outbox: &Outbox) -> Vec<u8> {
-    postcard::to_stdvec(&(CHECKPOINT_VERSION, outbox)).expect("an outbox is plain data and memory is there")
+    let mut bytes = postcard::to_stdvec(&(CHECKPOINT_VERSION, outbox)).expect("an outbox is plain data and memory is there");
+    if !outbox.jobs().is_empty() {
+        bytes.extend(postcard::to_stdvec(outbox.jobs()).expect("jobs are plain data and memory is there"));
+    }
+    bytes
 }

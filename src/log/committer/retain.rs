@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
 use super::handle::{Append, Command, size_of_event};
-use super::{Committer, now};
+use super::{Committer, history, now};
 use crate::core::event::{Accepted, Carried, Event};
 use crate::core::outbox::Straggler;
 use crate::core::types::{LaneKey, SendNo, Seq};
@@ -129,16 +129,23 @@ impl Committer {
         let anchors: BTreeMap<LaneKey, Option<Seq>> =
             self.outbox.lanes().map(|(key, lane)| (key, lane.anchor_for(lane.cursor()))).collect();
         let Some(commands) = self.own.upgrade() else { return };
+        let (from, to) = (self.outbox.oldest_generation().unwrap_or(Seq::FIRST), self.outbox.next());
         let carry = move || {
+            // Of what is found by counting nothing has been told: it was never refused.
+            let ids = stragglers.iter().filter_map(|straggler| Some(straggler.known?.0)).collect();
+            let histories = history::tell(reader.as_ref(), &ids, from, to).unwrap_or_else(|error| {
+                tracing::warn!(%error, "what is carried forward goes without its history");
+                BTreeMap::new()
+            });
             let mut weight = 0;
-            let weighed = visit_stragglers(reader.as_ref(), &stragglers, &anchors, &mut |carried| {
+            let weighed = visit_stragglers(reader.as_ref(), &stragglers, &anchors, &histories, &mut |carried| {
                 weight += size_of_event(&Event::Carried(Box::new(carried))) as u64;
                 weight <= limit
             });
             let mut carrier = Carrier { commands: &commands, events: Vec::new(), bytes: 0 };
             let carried = match weighed {
                 Ok(()) if weight <= limit => {
-                    visit_stragglers(reader.as_ref(), &stragglers, &anchors, &mut |carried| carrier.carry(carried))
+                    visit_stragglers(reader.as_ref(), &stragglers, &anchors, &histories, &mut |carried| carrier.carry(carried))
                 }
                 other => other,
             };
@@ -192,6 +199,7 @@ fn visit_stragglers(
     reader: &dyn LogReader,
     stragglers: &[Straggler],
     anchors: &BTreeMap<LaneKey, Option<Seq>>,
+    histories: &BTreeMap<Seq, Vec<String>>,
     visit: &mut dyn FnMut(Carried) -> bool,
 ) -> Result<(), ReadError> {
     let mut wanted: BTreeMap<&LaneKey, Vec<SendNo>> = BTreeMap::new();
@@ -204,6 +212,7 @@ fn visit_stragglers(
                     Some(Event::Carried(carried)) => (carried.accepted.clone(), carried.history.clone()),
                     _ => return Err(ReadError::Damaged { seq: located, what: "a delivery should be here".into() }),
                 };
+                let history = history::join(history, histories.get(&id));
                 if !visit(Carried { id, send: straggler.send, accepted, history }) {
                     return Ok(());
                 }
