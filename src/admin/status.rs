@@ -198,7 +198,7 @@ pub(super) async fn status(State(admin): State<Arc<Admin>>) -> Response<Body> {
 }
 
 impl Admin {
-    fn status(&self, now: Millis) -> Status {
+    pub(super) fn status(&self, now: Millis) -> Status {
         let progress = self.log.progress().borrow().clone();
         let settings = self.settings.borrow().clone();
         let store = Store {

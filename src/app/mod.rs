@@ -109,7 +109,7 @@ pub struct Running {
     http: JoinHandle<()>,
     /// Where publishers connect, and what serves them.
     listener: Option<(SocketAddr, JoinHandle<()>)>,
-    /// Takes the lanes along when it is gone.
+    /// Takes the lanes along when it is gone; and what samples for charts.
     control: JoinSet<()>,
     commands: mpsc::Sender<Command>,
     store: PathBuf,
@@ -138,9 +138,9 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let (moves, asked_moves) = mpsc::channel(admin::moves::WAITING);
     let (repairs, asked_repairs) = mpsc::channel(admin::repairs::WAITING);
     let admin = Admin::new(log.clone(), Arc::clone(&board), Arc::clone(&metrics), shown, moves, stop.clone());
-    let admin = admin.with_listener(bound.as_ref().map(|bound| bound.address));
+    let admin = Arc::new(admin.with_listener(bound.as_ref().map(|bound| bound.address)));
     let backups = admin::backups::routes(log.clone(), config.store.path.clone());
-    let app = http::routes(ingest, http::Limits::default()).merge(admin::routes(admin)).merge(backups);
+    let app = http::routes(ingest, http::Limits::default()).merge(admin::routes(Arc::clone(&admin))).merge(backups);
     let app = app.merge(admin::deliveries::routes(log.clone())).merge(admin::repairs::routes(repairs));
     let app = app.merge(admin::events::routes(log.clone(), Arc::clone(&board), stop.clone()));
     let mut told = stop.clone();
@@ -161,6 +161,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let control = Control { config, files, log: log.clone(), metrics: Arc::clone(&metrics), routing, settings, pools, stopping: stop };
     let mut tasks = JoinSet::new();
     tasks.spawn(control.run(told, asked_moves, asked_repairs));
+    tasks.spawn(admin::history::sample(admin));
     Ok(Running { address, log, board, metrics, stopping, http, listener: listening, control: tasks, commands, store })
 }
 
