@@ -14,6 +14,7 @@
 //! | [`deliveries`] | `GET /v1/deliveries`, `…/{id}`, `…/{id}/payload` | which there are, and the history of each; reads the log |
 //! | [`events`] | `GET /v1/events` | what happens, live; reads the log as it grows |
 //! | [`history`] | `GET /v1/history` | the last hour in figures, for charts |
+//! | [`page`] | `GET /`, `/page/…` | the dashboard, which asks the routes above |
 //! | [`repairs`] | `POST /v1/dead/requeue`, `/v1/dead/discard`, `/v1/deliveries/discard` | what operators decide about deliveries; the app does it |
 //! | [`backups`] | `POST /v1/backups` | what to copy for a backup, and keeps it meanwhile; asks the committer |
 
@@ -23,6 +24,7 @@ pub mod events;
 pub mod health;
 pub mod history;
 pub mod moves;
+pub mod page;
 pub mod repairs;
 pub mod scrape;
 pub mod settings;

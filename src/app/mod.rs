@@ -143,6 +143,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let app = http::routes(ingest, http::Limits::default()).merge(admin::routes(Arc::clone(&admin))).merge(backups);
     let app = app.merge(admin::deliveries::routes(log.clone())).merge(admin::repairs::routes(repairs));
     let app = app.merge(admin::events::routes(log.clone(), Arc::clone(&board), stop.clone()));
+    let app = app.merge(admin::page::routes());
     let mut told = stop.clone();
     let shutdown = async move {
         // The sender going away is a stop, too.
