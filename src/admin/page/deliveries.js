@@ -3,7 +3,7 @@
 import { byId, foreign, h, say } from "./dom.js";
 import { decide } from "./decide.js";
 import { fields, fill, mark, values } from "./filters.js";
-import { moment } from "./format.js";
+import { count, moment } from "./format.js";
 import { DeliveryList, about, cell, found, link } from "./list.js";
 
 /** One view: a form, and a list of what it finds. The filter stands in the address, so that it can be kept and passed on. */
@@ -51,7 +51,7 @@ function deadCells(row) {
     cell("Dead since", moment(row.dead_at ?? row.accepted_at)),
     cell("Topic", [foreign(row.topic), h("span", { class: "more" }, [foreign(row.connection), ` lane ${row.lane} · QoS ${row.qos}`])], "wide"),
     cell("About", about(row), "wide"),
-    cell("Reason", why === null ? "see its history" : [foreign(why.message), h("span", { class: "more" }, `${why.code}${why.broker_code === null ? "" : ` 0x${why.broker_code.toString(16)}`} · ${why.attempts} attempts`)], "wide"),
+    cell("Reason", why === null ? "see its history" : [foreign(why.message), h("span", { class: "more" }, `${why.code}${why.broker_code === null ? "" : ` 0x${why.broker_code.toString(16)}`}, ${count(why.attempts, "attempt", "attempts")}`)], "wide"),
     h("td", { class: "acts" }, h("button", { type: "button", "data-act": "requeue", "data-id": row.id, "aria-label": `Requeue delivery ${row.id}` }, "Requeue"),
       h("button", { type: "button", "data-act": "discard", "data-id": row.id, "aria-label": `Discard delivery ${row.id}` }, "Discard")),
   ];
@@ -82,10 +82,14 @@ export function start() {
 }
 
 export function openDead(filter) {
+  if (Object.keys(filter).length > 0) byId("dead-filter").open = true;
   return dead.open(filter);
 }
 
 export function openSearch(filter) {
+  // Only what was delivered is replayed, so the state is none of its business.
+  const { state, ...rest } = filter;
+  byId("replay-these").setAttribute("href", `#replays?${new URLSearchParams(rest)}`);
   return search.open(filter);
 }
 

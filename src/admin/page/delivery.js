@@ -1,7 +1,7 @@
 // One delivery: what it is, what happened to it, and what is published.
 
 import { get, query, send } from "./api.js";
-import { byId, foreign, h, say, show } from "./dom.js";
+import { byId, foreign, h, say, show, visible } from "./dom.js";
 import { decide } from "./decide.js";
 import { moment, size } from "./format.js";
 import { state } from "./list.js";
@@ -97,7 +97,7 @@ function readable(bytes) {
   try {
     // A character that the end cuts through is no fault.
     const text = new TextDecoder("utf-8", { fatal: true }).decode(cut, { stream: rest !== "" });
-    return [byId("payload-indent").checked ? indented(text) : text, `${size(bytes.length)}, as it is published${byId("payload-indent").checked ? ", with line breaks for reading" : ""}${rest}`];
+    return [visible(byId("payload-indent").checked ? indented(text) : text, { lines: true }), `${size(bytes.length)}, as it is published${byId("payload-indent").checked ? ", with line breaks for reading" : ""}${rest}`];
   } catch {
     const some = [...bytes.subarray(0, SHOWN_OF_BINARY)].map((byte) => byte.toString(16).padStart(2, "0")).join(" ");
     return [some, `${size(bytes.length)} that are no text, in hexadecimal${bytes.length > SHOWN_OF_BINARY ? "; the beginning is shown" : ""}`];

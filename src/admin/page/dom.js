@@ -41,9 +41,9 @@ export function foreign(text) {
   return h("bdi", { class: "foreign" }, visible(text));
 }
 
-export function visible(text) {
+export function visible(text, { lines = false } = {}) {
   const hidden = /[\u0000-\u001f\u007f-\u009f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]/g;
-  return String(text ?? "").replace(hidden, (found) => `\\u{${found.codePointAt(0).toString(16)}}`);
+  return String(text ?? "").replace(hidden, (found) => (lines && "\n\r\t".includes(found) ? found : `\\u{${found.codePointAt(0).toString(16)}}`));
 }
 
 /** Sets the text, if it is another: what has not changed keeps its selection, and is not read aloud again. */

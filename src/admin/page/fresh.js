@@ -6,6 +6,8 @@ import { age, clock } from "./format.js";
 
 /** It is asked every other second or so; after this long without an answer what is shown is old, whatever the reason. */
 const OLD_AFTER_MS = 8_000;
+/** In a tab that nobody sees timers run once a minute at best. */
+const OLD_AFTER_HIDDEN_MS = 90_000;
 
 let last = null;
 let trouble = null;
@@ -18,7 +20,7 @@ export function answered() {
   look();
 }
 
-/** It could not be asked. */
+/** It has not said so; why, in a sentence. */
 export function failed(why) {
   trouble = why;
   look();
@@ -32,21 +34,16 @@ export function isOld() {
   return isFresh !== true;
 }
 
-/** Since when nothing new is known, for the sentence that replaces the verdict. */
-export function lastAnswer() {
-  return last;
-}
-
 function look() {
   // A machine that was asleep has a clock that has jumped, and figures from before.
   const old = last === null ? null : Math.abs(Date.now() - last);
-  const isNow = trouble === null && old !== null && old < OLD_AFTER_MS;
+  const isNow = trouble === null && old !== null && old < (document.hidden ? OLD_AFTER_HIDDEN_MS : OLD_AFTER_MS);
   if (last === null && trouble === null) return;
   const banner = byId("unreachable");
   banner.hidden = isNow;
   document.body.classList.toggle("old", !isNow);
   if (!isNow) {
-    say(byId("unreachable-why"), trouble === null ? "The service has not answered lately." : `The service can't be reached: ${trouble}.`);
+    say(byId("unreachable-why"), trouble ?? "The service has not answered lately.");
     say(byId("unreachable-last"), last === null ? "It has not answered since this page was opened." : `It last answered ${age(old / 1_000)} ago, at ${clock(last)}. What is shown below is from then.`);
   }
   if (isFresh !== isNow) {

@@ -3,7 +3,7 @@
 //   events (stream) ──▶ something has happened ─▶ status, at most each second ─▶ verdict, figures
 //   each 2 s        ──▶ status    each 5 s ─▶ history ─▶ charts      (so it goes on without the stream, too)
 
-import { get } from "./api.js";
+import { Refused, get } from "./api.js";
 import { Chart, spans } from "./charts.js";
 import { byId, h, say, show } from "./dom.js";
 import { number, rate } from "./format.js";
@@ -53,7 +53,7 @@ class Again {
 
 async function status() {
   // Somebody is asked for a token.
-  if (token.isWanted) return fresh.failed("it asks for a token");
+  if (token.isWanted) return fresh.failed("The service asks for a token.");
   try {
     const answer = await get("/v1/status", { limit: STATUS_LIMIT_MS });
     fresh.answered();
@@ -62,7 +62,7 @@ async function status() {
     draw();
     show(byId("known-connections"), answer.connections.map((each) => h("option", { value: each.name })));
   } catch (error) {
-    fresh.failed(error.message);
+    fresh.failed(error instanceof Refused ? `The service does not say how it does: ${error.message}` : `The service can't be reached: ${error.message}.`);
   }
 }
 
@@ -167,7 +167,7 @@ function start() {
     watching.run();
     drawing.run();
   });
-  byId("try-again").addEventListener("click", () => watching.run());
+  byId("try-again").addEventListener("click", () => (token.isWanted ? token.ask("This service asks for a token.") : watching.run()));
   watching.run();
   drawing.run();
   jobs.run();

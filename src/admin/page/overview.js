@@ -10,6 +10,7 @@ const WORDS = {
   partly: ["partly", "Partly flowing"],
   not_flowing: ["not_flowing", "Not flowing"],
 };
+const UNKNOWN = ["unknown", "Not known"];
 /** With these nothing is accepted. */
 const REFUSING = ["store_failed", "stopping", "store_full"];
 const STATES = {
@@ -44,17 +45,18 @@ export function draw() {
 
 function verdict() {
   const box = byId("verdict");
-  const old = fresh.isOld();
-  const [kind, word] = old || !status?.verdict ? ["unknown", status === null && !byId("unreachable").hidden === false ? "Asking …" : "Not known"] : WORDS[status.verdict.flow] ?? ["unknown", "Not known"];
+  const old = fresh.isOld() || status === null;
+  const isAsking = status === null && byId("unreachable").hidden;
+  const [kind, word] = isAsking ? ["unknown", "Asking …"] : old ? UNKNOWN : WORDS[status.verdict?.flow] ?? UNKNOWN;
   box.dataset.flow = kind;
   say(byId("verdict-word"), word);
   document.title = `${{ flowing: "✓", partly: "!", not_flowing: "✗", unknown: "?" }[kind]} ${word} · Tidings`;
-  const reasons = (!old && status?.verdict?.reasons) || [];
-  say(byId("verdict-why"), old ? (fresh.lastAnswer() === null ? "" : "The service can't be reached, so nobody here knows whether reports flow.") : why(reasons));
+  const reasons = (!old && status.verdict?.reasons) || [];
+  say(byId("verdict-why"), isAsking ? "" : old ? "The service does not say, so this page does not know whether reports flow." : why(reasons));
   say(byId("verdict-detail"), reasons[0]?.detail ?? "");
   show(byId("verdict-more"), reasons.slice(1).map((reason) => h("li", null, said(reason))));
   // Read aloud when it changes, and not each time that a second has gone by.
-  say(byId("verdict-aloud"), old ? `${word}: the service can't be reached` : [word, ...reasons.map((reason) => reason.message)].join(". "));
+  say(byId("verdict-aloud"), old ? word : [word, ...reasons.map((reason) => reason.message)].join(". "));
 }
 
 function why(reasons) {
@@ -89,9 +91,9 @@ function figures() {
   const dead = sum((each) => each.dead_letters);
   const all = [
     ["Backlog", number(sum((each) => each.backlog)), "pending deliveries"],
-    ["Oldest", oldest === null ? "–" : age(oldest), "pending for"],
-    ["In", rate(now.accepted), "each second"],
-    ["Out", rate(now.delivered), "each second"],
+    ["Oldest pending", oldest === null ? "–" : age(oldest), oldest === null ? "nothing waits" : "is its age"],
+    ["In", rate(now.accepted), "each second, of late"],
+    ["Out", rate(now.delivered), "each second, of late"],
     ["In flight", number(sum((each) => each.inflight)), "sent, not acknowledged"],
     ["Dead letters", dead === 0 ? "0" : h("a", { href: "#dead" }, number(dead)), "wait for a decision"],
     ["Store", size(store.bytes), `of ${size(store.max_bytes)}, ${size(store.free_bytes)} free on its disk`],
@@ -121,7 +123,7 @@ function connection(each) {
     ? ["idle", "not configured"]
     : up === each.lanes.length && up > 0 ? ["good", "connected"] : up === 0 ? ["bad", "not connected"] : ["warn", `${up} of ${each.lanes.length} lanes connected`];
   const totals = [
-    ["Backlog", number(each.backlog)],
+    ["Backlog", each.backlog === 0 ? "0" : h("a", { href: `#deliveries?state=pending&connection=${encodeURIComponent(each.name)}` }, number(each.backlog))],
     ["Oldest", each.oldest_pending_age_seconds === null ? "–" : age(each.oldest_pending_age_seconds)],
     ["In flight", number(each.inflight)],
     ["Dead", each.dead_letters === 0 ? "0" : h("a", { href: `#dead?connection=${encodeURIComponent(each.name)}` }, number(each.dead_letters))],
@@ -137,7 +139,7 @@ function connection(each) {
     h("dl", { class: "totals" }, totals.map(([name, value]) => h("div", null, h("dt", null, name), h("dd", null, value)))),
     h("table", { class: "stacked" },
       h("caption", { class: "unseen" }, `Lanes of ${each.name}`),
-      h("thead", null, h("tr", null, heads.map((head) => h("th", { scope: "col" }, head)))),
+      h("thead", null, h("tr", null, heads.map((head, at) => h("th", { scope: "col", class: isNumber(at) && "number" }, head)))),
       h("tbody", null, each.lanes.map((one) => lane(one, heads)))));
 }
 
@@ -154,7 +156,12 @@ function lane(one, heads) {
     number(one.pending), number(one.in_flight), number(one.waiting),
     error === null ? "–" : [`${ago === null ? moment(error.at) : `${age(ago)} ago`}: `, foreign(error.message)],
   ];
-  return h("tr", null, cells.map((cell, at) => h("td", { "data-head": heads[at], class: at >= 5 && at <= 7 && "number" }, h("div", null, cell))));
+  return h("tr", null, cells.map((cell, at) => h("td", { "data-head": heads[at], class: isNumber(at) ? "number" : at === 8 && "wide" }, h("div", null, cell))));
+}
+
+/** Pending, in flight and waiting are counts. */
+function isNumber(at) {
+  return at >= 5 && at <= 7;
 }
 
 function about() {

@@ -56,7 +56,8 @@ export function wanted(shown) {
   ask(shown === null ? "This service asks for a token." : "The service does not take this token. It may have been replaced.");
 }
 
-function ask(why) {
+/** Asks whoever looks. */
+export function ask(why) {
   const dialog = byId("token");
   say(byId("token-why"), why);
   if (!dialog.open) {
