@@ -37,7 +37,7 @@ fn nothing_leaves_a_narrow_screen_and_every_text_can_be_read_in_light_and_dark()
             browser.view(&if view == "delivery/" { format!("{view}{id}") } else { view.to_owned() });
             let shown = match view {
                 "overview" => "document.querySelector('#chart-rates svg')",
-                "dead" | "deliveries" => "document.querySelectorAll(`section:not([hidden]) tbody tr`).length === 4",
+                "dead" | "deliveries" => "document.querySelectorAll(`section[data-view]:not([hidden]) tbody tr`).length === 4",
                 "live" => "document.querySelectorAll('#live-rows tr').length > 4",
                 "replays" => "document.querySelector('#replay-form').checkVisibility()",
                 _ => "document.querySelectorAll('#delivery-history li').length === 2",
