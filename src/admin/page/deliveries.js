@@ -82,7 +82,11 @@ export function start() {
 }
 
 export function openDead(filter) {
-  if (Object.keys(filter).length > 0) byId("dead-filter").open = true;
+  const isFiltered = Object.keys(filter).length > 0;
+  if (isFiltered) byId("dead-filter").open = true;
+  for (const button of document.querySelectorAll("[data-every]")) {
+    say(button, `${button.dataset.every === "requeue" ? "Requeue" : "Discard"} all${isFiltered ? " of this filter" : ""} …`);
+  }
   return dead.open(filter);
 }
 

@@ -3,7 +3,6 @@
 const NUMBERS = new Intl.NumberFormat("en");
 const TIME = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
 const MINUTE = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
-const DAY = new Intl.DateTimeFormat(undefined, { year: "numeric", month: "2-digit", day: "2-digit" });
 
 export function number(value) {
   return NUMBERS.format(value);
@@ -67,5 +66,7 @@ export function moment(at) {
   const date = new Date(at);
   if (at === null || at === undefined || Number.isNaN(date.getTime())) return "–";
   const isToday = date.toDateString() === new Date().toDateString();
-  return isToday ? TIME.format(date) : `${DAY.format(date)} ${TIME.format(date)}`;
+  // Year first, which nobody reads in two ways.
+  const day = [date.getFullYear(), date.getMonth() + 1, date.getDate()].map((part) => String(part).padStart(2, "0")).join("-");
+  return isToday ? TIME.format(date) : `${day} ${TIME.format(date)}`;
 }
