@@ -114,6 +114,7 @@ fn a_dead_letter_is_found_read_and_requeued_by_keyboard_alone() {
     };
     browser.keys(TAB);
     until("the way past the head of the page", ".skip");
+    browser.keys(ENTER);
     until("the delivery", "#deliveries-list tbody a");
     browser.keys(ENTER);
     browser.wait_for_text("#delivery-history", "given up after");

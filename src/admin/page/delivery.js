@@ -111,31 +111,31 @@ function indented(text) {
   } catch {
     return text;
   }
-  let [out, depth, isString] = ["", 0, false];
+  const out = [];
+  let [depth, isString, isOpened] = [0, false, false];
   const line = () => `\n${"  ".repeat(depth)}`;
   for (let at = 0; at < text.length; at++) {
     const c = text[at];
     if (isString) {
-      out += c === "\\" ? c + text[++at] : c;
+      out.push(c === "\\" ? c + text[++at] : c);
       isString = c !== "\"";
-    } else if (c === "\"") {
-      [out, isString] = [out + c, true];
-    } else if (c === "{" || c === "[") {
-      const isEmpty = /^\s*[}\]]/.test(text.slice(at + 1, at + 100));
-      depth += 1;
-      out += isEmpty ? c : c + line();
-    } else if (c === "}" || c === "]") {
-      depth -= 1;
-      out += /[{[]$/.test(out) ? c : line() + c;
-    } else if (c === ",") {
-      out += c + line();
-    } else if (c === ":") {
-      out += ": ";
-    } else if (!/\s/.test(c)) {
-      out += c;
+      continue;
     }
+    if (/\s/.test(c)) continue;
+    if (c === "}" || c === "]") {
+      depth -= 1;
+      // What is empty stays on its line.
+      out.push(isOpened ? c : line() + c);
+      isOpened = false;
+      continue;
+    }
+    if (isOpened) out.push(line());
+    isOpened = c === "{" || c === "[";
+    if (isOpened) depth += 1;
+    isString = c === "\"";
+    out.push(c === "," ? c + line() : c === ":" ? ": " : c);
   }
-  return out;
+  return out.join("");
 }
 
 export function start() {

@@ -137,9 +137,13 @@ function route(isFirst) {
   }
   VIEWS[name](wanted, Object.fromEntries(new URLSearchParams(filter ?? "")));
   if (isFirst) return;
-  // Who goes by keyboard, or listens, goes on where the new view begins.
-  document.querySelector(`section[data-view="${name}"] h2`).focus({ preventScroll: true });
+  enter();
   window.scrollTo(0, 0);
+}
+
+/** Who goes by keyboard, or listens, goes on where the view begins. */
+function enter() {
+  document.querySelector(`section[data-view="${view}"] h2`).focus({ preventScroll: true });
 }
 
 function start() {
@@ -166,6 +170,10 @@ function start() {
     stream.start();
     watching.run();
     drawing.run();
+  });
+  byId("skip").addEventListener("click", (event) => {
+    event.preventDefault();
+    enter();
   });
   byId("try-again").addEventListener("click", () => (token.isWanted ? token.ask("This service asks for a token.") : watching.run()));
   watching.run();
