@@ -21,7 +21,7 @@
 //! | [`app`] | the one place that knows every room: channels, start order, stop order |
 //! | [`ingest`] | reports come in over HTTP and are answered once they are durable |
 //! | [`delivery`] | lanes: each drives an MQTT session over a socket |
-//! | [`admin`] | status, health, metrics; the door for moves, behind which the app is |
+//! | [`admin`] | status, health, metrics, the dashboard; the door for moves, behind which the app is |
 //! | [`log`] | the events on disk, and the committer, through which everything goes that is to last |
 //! | [`config`] | `tidings.toml`, and Zuul's own files: read, bounded, proven |
 //! | [`server`] | HTTP itself: connections, limits, who may ask, the shape of errors; knows nothing of reports |

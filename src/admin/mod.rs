@@ -13,6 +13,8 @@
 //! | [`moves`] | `POST /v1/moves` | gives what is pending on one connection to another; the app does it |
 //! | [`deliveries`] | `GET /v1/deliveries`, `…/{id}`, `…/{id}/payload` | which there are, and the history of each; reads the log |
 //! | [`events`] | `GET /v1/events` | what happens, live; reads the log as it grows |
+//! | [`history`] | `GET /v1/history` | the last hour in figures, for charts |
+//! | [`page`] | `GET /`, `/page/…` | the dashboard, which asks the routes above |
 //! | [`repairs`] | `POST /v1/dead/requeue`, `/v1/dead/discard`, `/v1/deliveries/discard` | what operators decide about deliveries; the app does it |
 //! | [`audit`] | `GET /v1/audit` | who did what; reads the log |
 //! | [`replays`] | `/v1/replays`, `…/{id}` | what was delivered is delivered again; the app does it |
@@ -23,7 +25,9 @@ pub mod backups;
 pub mod deliveries;
 pub mod events;
 pub mod health;
+pub mod history;
 pub mod moves;
+pub mod page;
 pub mod repairs;
 pub mod replays;
 pub mod scrape;
@@ -39,6 +43,7 @@ use axum::Router;
 use axum::routing::{get, post};
 use tokio::sync::{mpsc, watch};
 
+use history::History;
 use settings::Settings;
 
 use crate::core::types::{ConnectionName, LaneKey, Millis};
@@ -60,6 +65,8 @@ pub struct Admin {
     stopping: watch::Receiver<bool>,
     /// Scrapes rebuild gauges, one at a time.
     scraping: Mutex<()>,
+    /// What it looked like.
+    history: History,
 }
 
 impl Admin {
@@ -72,7 +79,8 @@ impl Admin {
         moves: mpsc::Sender<moves::Ask>,
         stopping: watch::Receiver<bool>,
     ) -> Self {
-        Admin { log, board, metrics, settings, moves, listener: None, started: Instant::now(), stopping, scraping: Mutex::new(()) }
+        let (started, scraping, history) = (Instant::now(), Mutex::new(()), History::new());
+        Admin { log, board, metrics, settings, moves, listener: None, started, stopping, scraping, history }
     }
 
     /// And at this listener.
@@ -82,14 +90,15 @@ impl Admin {
 }
 
 /// The routes.
-pub fn routes(admin: Admin) -> Router {
+pub fn routes(admin: impl Into<Arc<Admin>>) -> Router {
     Router::new()
         .route("/healthz", get(health::healthz))
         .route("/readyz", get(health::readyz))
         .route("/metrics", get(scrape::metrics))
         .route("/v1/status", get(status::status))
+        .route("/v1/history", get(history::history))
         .route("/v1/moves", post(moves::post))
-        .with_state(Arc::new(admin))
+        .with_state(admin.into())
 }
 
 /// One connection, as the books and the board have it.

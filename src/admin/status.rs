@@ -218,7 +218,7 @@ impl Status {
 }
 
 impl Admin {
-    fn status(&self, now: Millis) -> Status {
+    pub(super) fn status(&self, now: Millis) -> Status {
         let progress = self.log.progress().borrow().clone();
         let settings = self.settings.borrow().clone();
         let store = Store {

@@ -114,7 +114,7 @@ pub struct Running {
     http: JoinHandle<()>,
     /// Where publishers connect, and what serves them.
     listener: Option<(SocketAddr, JoinHandle<()>)>,
-    /// Takes the lanes along when it is gone.
+    /// Takes the lanes along when it is gone; and what samples for charts.
     control: JoinSet<()>,
     commands: mpsc::Sender<Command>,
     store: PathBuf,
@@ -143,15 +143,16 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let (moves, asked_moves) = mpsc::channel(admin::moves::WAITING);
     let (repairs, asked_repairs) = mpsc::channel(admin::repairs::WAITING);
     let admin = Admin::new(log.clone(), Arc::clone(&board), Arc::clone(&metrics), shown, moves, stop.clone());
-    let admin = admin.with_listener(bound.as_ref().map(|bound| bound.address));
+    let admin = Arc::new(admin.with_listener(bound.as_ref().map(|bound| bound.address)));
     let backups = admin::backups::routes(log.clone(), config.store.path.clone());
-    let app = http::routes(ingest, http::Limits::default()).merge(admin::routes(admin)).merge(backups);
+    let app = http::routes(ingest, http::Limits::default()).merge(admin::routes(Arc::clone(&admin))).merge(backups);
     let app = app.merge(admin::deliveries::routes(log.clone())).merge(admin::repairs::routes(repairs));
     let (replays, asked_replays) = mpsc::channel(admin::replays::WAITING);
     let lives = admin::replays::Lives::default();
     let app = app.merge(admin::replays::routes(log.clone(), replays, lives.clone()));
     let app = app.merge(admin::events::routes(log.clone(), Arc::clone(&board), stop.clone()));
     let app = app.merge(admin::audit::routes(log.clone()));
+    let app = app.merge(admin::page::routes());
     let mut told = stop.clone();
     let shutdown = async move {
         // The sender going away is a stop, too.
@@ -178,6 +179,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let mut tasks = JoinSet::new();
     tasks.spawn(control.run(told, asked_moves, asked_repairs));
     tasks.spawn(replaying.run(asked_replays));
+    tasks.spawn(admin::history::sample(admin));
     Ok(Running { address, log, board, metrics, stopping, http, listener: listening, control: tasks, commands, store })
 }
 

@@ -41,6 +41,8 @@ pub struct Tidings {
     /// folder, which may be gone when a test has failed.
     log: NamedTempFile,
     agent: ureq::Agent,
+    /// Where the API is to be, for the next [`Tidings::configure`]; a port of its own choice if nobody says.
+    pub listen: String,
     /// Further lines of `[store]`, for the next [`Tidings::configure`].
     pub store_settings: String,
     /// What the next start finds in its environment.
@@ -91,6 +93,7 @@ impl Tidings {
             running: None,
             log: NamedTempFile::new().unwrap(),
             agent,
+            listen: "127.0.0.1:0".to_owned(),
             store_settings: String::new(),
             environment: Vec::new(),
             exit: None,
@@ -102,7 +105,8 @@ impl Tidings {
     /// Writes the configuration for the next start.
     pub fn configure(&self, config: &str) {
         let store = self.store();
-        let common = format!("[store]\npath = \"{}\"\n{}[http]\nlisten = \"127.0.0.1:0\"\n", store.display(), self.store_settings);
+        let (settings, listen) = (&self.store_settings, &self.listen);
+        let common = format!("[store]\npath = \"{}\"\n{settings}[http]\nlisten = \"{listen}\"\n", store.display());
         // In one step: a service that reads it just now must not find half of it.
         let new = self.config_file().with_extension("new");
         fs::write(&new, common + config).unwrap();

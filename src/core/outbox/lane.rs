@@ -86,8 +86,10 @@ struct Anchor {
 impl Lane {
     /// Gives the next number to what is accepted at `seq`.
     pub(super) fn accept(&mut self, seq: Seq, at: Millis) {
+        let was_empty = self.pending() == 0;
         let send = self.take_send();
-        if send.0.is_multiple_of(ANCHOR_EVERY) || self.anchors.is_empty() {
+        // On an empty lane nothing older is pending: what is then the oldest is known precisely, and an idle lane does not look late.
+        if send.0.is_multiple_of(ANCHOR_EVERY) || self.anchors.is_empty() || was_empty {
             self.anchors.push_back(Anchor { send, seq, at });
         }
     }

@@ -314,3 +314,19 @@ fn a_million_pending_deliveries_take_little_memory() {
     assert_eq!(outbox.lane(&key(0)).unwrap().pending(), 500_000);
     assert!(postcard::to_stdvec(&outbox).unwrap().len() < 16 << 10, "the stored form says about as much as the memory");
 }
+
+#[test]
+fn on_a_lane_that_was_empty_the_oldest_pending_is_the_one_that_has_just_come() {
+    let mut outbox = with_lanes();
+    let oldest = |outbox: &Outbox| outbox.lane(&key(0)).unwrap().oldest_pending_at();
+    for send in 0..5 {
+        let at = 1_000 * (send + 1);
+        outbox.apply(&Event::Accepted(Arc::new(accepted(0, at)))).unwrap();
+        assert_eq!(oldest(&outbox), Some(Millis(at)), "what was done long ago does not make it old");
+        outbox.apply(&Event::Accepted(Arc::new(accepted(0, at + 7)))).unwrap();
+        assert_eq!(oldest(&outbox), Some(Millis(at)));
+        outbox.apply(&delivered(0, 2 * send)).unwrap();
+        outbox.apply(&delivered(0, 2 * send + 1)).unwrap();
+        assert_eq!(oldest(&outbox), None);
+    }
+}
