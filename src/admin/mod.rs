@@ -14,6 +14,7 @@
 //! | [`deliveries`] | `GET /v1/deliveries`, `…/{id}`, `…/{id}/payload` | which there are, and the history of each; reads the log |
 //! | [`events`] | `GET /v1/events` | what happens, live; reads the log as it grows |
 //! | [`repairs`] | `POST /v1/dead/requeue`, `/v1/dead/discard`, `/v1/deliveries/discard` | what operators decide about deliveries; the app does it |
+//! | [`openapi`] | `GET /openapi.json` | the API, for programs |
 //! | [`backups`] | `POST /v1/backups` | what to copy for a backup, and keeps it meanwhile; asks the committer |
 
 pub mod backups;
@@ -21,6 +22,7 @@ pub mod deliveries;
 pub mod events;
 pub mod health;
 pub mod moves;
+pub mod openapi;
 pub mod repairs;
 pub mod scrape;
 pub mod settings;
@@ -85,6 +87,7 @@ pub fn routes(admin: Admin) -> Router {
         .route("/metrics", get(scrape::metrics))
         .route("/v1/status", get(status::status))
         .route("/v1/moves", post(moves::post))
+        .route("/openapi.json", get(openapi::describe))
         .with_state(Arc::new(admin))
 }
 
