@@ -3,13 +3,15 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
 use std::process::Command;
 
 use super::described::Document;
 use super::support::mosquitto::Mosquitto;
 use super::support::python::{OPENAPI, python};
 use super::support::tidings::{PIPELINES, Tidings, named_connection};
+
+/// How it asks, and what it has to be told of this API beyond the document.
+const SETTINGS: [(&str, &str); 2] = [("schemathesis.toml", include_str!("schemathesis.toml")), ("hooks.py", include_str!("hooks.py"))];
 
 #[test]
 fn the_service_does_what_the_document_says_and_nothing_else() {
@@ -20,11 +22,14 @@ fn the_service_does_what_the_document_says_and_nothing_else() {
     let archived = "\n[[pipeline]]\nname = \"check\"\ntenant = \"openstack.org\"\nsuccess.archive = { topic = \"archive\", qos = 1 }\n";
     let service = Tidings::start(&(connections + PIPELINES + archived));
     let answers = service.folder().join("answers");
-    let settings = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/openapi");
+    // It keeps what it found where it runs; each run begins with nothing.
+    for (name, text) in SETTINGS {
+        fs::write(service.folder().join(name), text).unwrap();
+    }
     let mut command = Command::new(schemathesis);
     command.args(["--config-file", "schemathesis.toml", "--no-color", "run", "--checks", "all"]);
     command.arg(format!("http://{}/openapi.json", service.address()));
-    let ended = command.current_dir(settings).env("TIDINGS_ANSWERS", &answers).env("PYTHONDONTWRITEBYTECODE", "1").output().unwrap();
+    let ended = command.current_dir(service.folder()).env("TIDINGS_ANSWERS", &answers).output().unwrap();
     assert!(ended.status.success(), "{}", shortened(&String::from_utf8_lossy(&ended.stdout)));
 
     // Nothing is tested by refusals alone.
