@@ -20,6 +20,8 @@ mount --bind "$1/above" "$1/root/mnt"
 cp "$2" "$1/root/package.deb"
 # Images for containers leave documents out.
 rm -f "$1"/root/etc/dpkg/dpkg.cfg.d/*
+# The index of all manual pages would be made anew each time.
+rm -f "$1/root/var/lib/man-db/auto-update"
 ip link set lo up
 exec chroot "$1/root" env -i LC_ALL=C DEBIAN_FRONTEND=noninteractive PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin sh
 "#;
