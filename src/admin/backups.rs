@@ -85,7 +85,7 @@ async fn begin(State(backups): State<Arc<Backups>>) -> Response<Body> {
             );
             ApiError::new(StatusCode::CONFLICT, "backup_under_way", message).into_response()
         }
-        Err(error) => refused(&error).into_response(),
+        Err(error) => unavailable(&error),
     }
 }
 
@@ -122,17 +122,18 @@ fn settled(found: Result<bool, CommitError>) -> Response<Body> {
             let message = "there is no such backup under way: it has ended, or was not renewed in time; begin another";
             ApiError::new(StatusCode::NOT_FOUND, "no_such_backup", message).into_response()
         }
-        Err(error) => refused(&error).into_response(),
+        Err(error) => unavailable(&error),
     }
 }
 
-fn refused(error: &CommitError) -> ApiError {
+fn unavailable(error: &CommitError) -> Response<Body> {
     let with = |status| ApiError::new(status, error.code(), error.to_string());
-    match error {
+    let refused = match error {
         CommitError::Full(_) => with(StatusCode::INSUFFICIENT_STORAGE),
         CommitError::DoesNotFit(_) | CommitError::Conflict => with(StatusCode::INTERNAL_SERVER_ERROR),
         CommitError::Overloaded | CommitError::Stopped | CommitError::Store(_) => {
             with(StatusCode::SERVICE_UNAVAILABLE).retry_after(Duration::from_secs(5))
         }
-    }
+    };
+    refused.into_response()
 }

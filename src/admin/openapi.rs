@@ -19,7 +19,7 @@ use serde_json::map::Entry;
 /// What all others are put into.
 const BASE: &str = include_str!("openapi/base.json");
 
-/// The parts, each with routes that the service has.
+/// The parts, each with routes that the service has. Those of the folder that are not here wait for theirs.
 const PARTS: [&str; 5] = [
     include_str!("openapi/reports.json"),
     include_str!("openapi/watching.json"),

@@ -26,6 +26,12 @@ fn routes_of_the_sources(folder: &Path, found: &mut BTreeMap<String, BTreeSet<St
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             let text = fs::read_to_string(&path).unwrap();
             let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+            // Files of a page are listed; below /page/ nothing is meant for programs.
+            for path in code.split("File { path: \"").skip(1).filter_map(|file| file.split('"').next()) {
+                if !path.starts_with("/page/") {
+                    found.entry(path.to_owned()).or_default().insert("GET".to_owned());
+                }
+            }
             for call in code.split(".route(").skip(1) {
                 let Some((route, rest)) = call.trim_start().strip_prefix('"').and_then(|call| call.split_once('"')) else { continue };
                 // Up to the parenthesis that closes `.route(`.
@@ -118,8 +124,9 @@ fn every_error_code_of_the_table_is_in_the_document_with_its_status_and_no_other
     table.entry("forbidden_origin".to_owned()).or_default().insert(400);
     if !table.contains_key("unauthorized") {
         // Tokens have their place in the document; the table has them as soon as the service asks for one.
-        described.remove("unauthorized");
-        described.remove("forbidden");
+        for code in ["unauthorized", "forbidden", "forbidden_tenant", "too_many_attempts", "rate_limited"] {
+            described.remove(code);
+        }
     }
     assert_eq!(described, table);
 }
@@ -137,6 +144,7 @@ fn what_holds_for_every_route_is_said_of_every_route() {
             assert!(codes(status).iter().any(|known| known == code), "{where_} can be answered with {status} {code}");
         }
         assert_eq!(codes(401).is_empty(), operation.is_public(), "{where_}: 401 where a token may be asked for");
+        assert_eq!(codes(429).is_empty(), operation.is_public(), "{where_}: 429 where a token may be asked for");
         assert_eq!(
             codes(403).iter().any(|code| code == "forbidden"),
             !operation.is_public(),
@@ -144,7 +152,11 @@ fn what_holds_for_every_route_is_said_of_every_route() {
         );
         for (status, response) in &responses {
             let codes = document.codes(response);
-            assert_eq!(*status == 503 && !codes.is_empty(), document.brings(response, "Retry-After"), "{where_} {status}: Retry-After");
+            assert_eq!(
+                [429, 503].contains(status) && !codes.is_empty(),
+                document.brings(response, "Retry-After"),
+                "{where_} {status}: Retry-After"
+            );
             assert_eq!(*status == 401, document.brings(response, "WWW-Authenticate"), "{where_} {status}: WWW-Authenticate");
         }
     }
