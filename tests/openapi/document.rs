@@ -182,10 +182,13 @@ fn it_is_an_openapi_document_with_every_part_that_there_is() {
     let script = r"
 import json, pathlib, sys
 from openapi_spec_validator import validate
+def once(pairs):
+    assert len(dict(pairs)) == len(pairs), f'given twice: {[name for name, _ in pairs]}'
+    return dict(pairs)
 whole = json.load(open(sys.argv[1]))
 validate(whole)
 for part in sorted(pathlib.Path(sys.argv[2]).glob('*.json')):
-    part = json.loads(part.read_text())
+    part = json.loads(part.read_text(), object_pairs_hook=once)
     whole['paths'].update(part.get('paths', {}))
     for kind, members in part.get('components', {}).items():
         whole['components'].setdefault(kind, {}).update(members)
