@@ -75,6 +75,7 @@ const USED_IN: &[(&str, &[&str])] = &[
     ("prometheus", &["metrics"]),
     ("ureq", &["cli"]),
     ("clap", &["cli", "telemetry"]),
+    ("clap_mangen", &["cli"]),
     ("toml", &["config"]),
     ("saphyr_parser", &["config"]),
     // Contexts are made where keys are checked; streams where they are used.

@@ -8,8 +8,10 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{Response, StatusCode};
 use axum::response::IntoResponse;
@@ -95,22 +97,30 @@ async fn begin(State(backups): State<Arc<Backups>>, Extension(caller): Extension
     }
 }
 
-async fn renew(State(backups): State<Arc<Backups>>, Path(id): Path<String>) -> Response<Body> {
-    match number(&id) {
+/// What the path names; not even UTF-8 is no backup either.
+type Id = Result<Path<String>, PathRejection>;
+
+async fn renew(State(backups): State<Arc<Backups>>, id: Id) -> Response<Body> {
+    match number(id) {
         Some(id) => settled(backups.log.renew_backup(id).await),
         None => settled(Ok(false)),
     }
 }
 
-async fn end(State(backups): State<Arc<Backups>>, Path(id): Path<String>) -> Response<Body> {
-    match number(&id) {
+async fn end(State(backups): State<Arc<Backups>>, id: Id) -> Response<Body> {
+    match number(id) {
         Some(id) => settled(backups.log.end_backup(id).await),
         None => settled(Ok(false)),
     }
 }
 
-fn number(id: &str) -> Option<u64> {
-    u64::from_str_radix(id, 16).ok()
+fn number(id: Id) -> Option<u64> {
+    let Path(id) = id.ok()?;
+    // As it was given: `from_str_radix` would take a sign, too.
+    if id.len() != 16 || !id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return None;
+    }
+    u64::from_str_radix(&id, 16).ok()
 }
 
 fn settled(found: Result<bool, CommitError>) -> Response<Body> {
@@ -125,5 +135,13 @@ fn settled(found: Result<bool, CommitError>) -> Response<Body> {
 }
 
 fn unavailable(error: &CommitError) -> Response<Body> {
-    ApiError::new(StatusCode::SERVICE_UNAVAILABLE, error.code(), error.to_string()).into_response()
+    let with = |status| ApiError::new(status, error.code(), error.to_string());
+    let refused = match error {
+        CommitError::Full(_) => with(StatusCode::INSUFFICIENT_STORAGE),
+        CommitError::DoesNotFit(_) | CommitError::Conflict => with(StatusCode::INTERNAL_SERVER_ERROR),
+        CommitError::Overloaded | CommitError::Stopped | CommitError::Store(_) => {
+            with(StatusCode::SERVICE_UNAVAILABLE).retry_after(Duration::from_secs(5))
+        }
+    };
+    refused.into_response()
 }

@@ -18,6 +18,7 @@
 //! | [`repairs`] | `POST /v1/dead/requeue`, `/v1/dead/discard`, `/v1/deliveries/discard` | what operators decide about deliveries; the app does it |
 //! | [`audit`] | `GET /v1/audit` | who did what; reads the log |
 //! | [`replays`] | `/v1/replays`, `…/{id}` | what was delivered is delivered again; the app does it |
+//! | [`openapi`] | `GET /openapi.json` | the API, for programs |
 //! | [`backups`] | `POST /v1/backups` | what to copy for a backup, and keeps it meanwhile; asks the committer |
 
 pub mod audit;
@@ -28,6 +29,7 @@ pub mod health;
 pub mod history;
 pub mod moves;
 pub mod page;
+pub mod openapi;
 pub mod repairs;
 pub mod replays;
 pub mod scrape;
@@ -98,6 +100,7 @@ pub fn routes(admin: impl Into<Arc<Admin>>) -> Router {
         .route("/v1/status", get(status::status))
         .route("/v1/history", get(history::history))
         .route("/v1/moves", post(moves::post))
+        .route("/openapi.json", get(openapi::describe))
         .with_state(admin.into())
 }
 

@@ -21,7 +21,8 @@
 //! | [`fsck`] | whether a store is whole, and its repair |
 //! | [`migrate`] | a store of an older format |
 //! | [`backup`], [`restore`] | a copy of a store, and a store out of it |
-//! | [`completions`] | completions for a shell |
+//! | [`health`] | whether a running service is alive: for supervisors |
+//! | [`completions`], [`manual`] | completions for a shell, manual pages |
 //! | [`client`], `secure` | the way to a running service, also over TLS |
 //! | [`store`] | which folder the store is, and how far a long job is |
 //! | [`shown`] | deliveries on the terminal |
@@ -36,8 +37,10 @@ mod connect;
 pub mod dead;
 pub mod demo;
 pub mod fsck;
+pub mod health;
 pub mod init;
 pub mod list;
+pub mod manual;
 pub mod migrate;
 pub mod moving;
 pub mod output;
@@ -118,8 +121,13 @@ pub enum Command {
     Backup(backup::BackupArgs),
     /// Make a store out of a backup
     Restore(restore::RestoreArgs),
+    /// Say whether a running service is alive; exit 1 if not
+    Health(health::HealthArgs),
     /// Print completions for a shell
     Completions(completions::CompletionsArgs),
+    /// Write the manual pages into a folder
+    #[command(hide = true)]
+    Manual(manual::ManualArgs),
 }
 
 impl Command {
@@ -153,7 +161,9 @@ pub fn run(command: &Command) -> ExitCode {
         Command::Migrate(args) => migrate::run(args),
         Command::Backup(args) => backup::run(args),
         Command::Restore(args) => restore::run(args),
+        Command::Health(args) => health::run(args),
         Command::Completions(args) => completions::run(args),
+        Command::Manual(args) => manual::run(args),
     }
 }
 

@@ -13,7 +13,6 @@
 //! | `crowd` | many connections, slow ones, and such as never read |
 //! | `garbage` | bytes of a connection, mutated under a seed |
 //! | `publisher` | a publisher of bytes, which does what the test says |
-//! | `python` | virtual environments with pinned clients |
 
 #[allow(dead_code, reason = "each test binary uses its part")]
 #[path = "../support/certificates.rs"]
@@ -31,8 +30,9 @@ mod garbage;
 mod manners;
 mod properties;
 mod publisher;
-mod python;
 mod zuul;
+
+use support::python;
 
 /// A listener on a free port, for the connection `mqtt`, with these further lines.
 pub fn listener(more: &str) -> String {

@@ -15,6 +15,7 @@
 //! | `ledger` | what was accepted and what arrived, and whether the promise was kept |
 //! | `wire` | MQTT as bytes, apart from the codec that the service is built with |
 //! | `splitmix` | chance of which a seed tells everything |
+//! | `python` | virtual environments with pinned packages |
 //! | `image` | a disk of a test's own, to be filled, or to have its power cut |
 
 #![allow(dead_code, reason = "each test binary uses its part")]
@@ -22,6 +23,7 @@
 pub mod image;
 pub mod ledger;
 pub mod mosquitto;
+pub mod python;
 pub mod scripted;
 pub mod splitmix;
 pub mod subscriber;

@@ -1,4 +1,4 @@
-//! Virtual environments with pinned clients, made once below `target/` and kept.
+//! Virtual environments with pinned packages, made once below `target/` and kept.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,6 +13,10 @@ pub const PAHO_2: (&str, &str) = ("paho-2", "paho-mqtt==2.1.0");
 
 /// paho 1.6 alone, with which most of what is out there was written.
 pub const PAHO_1: (&str, &str) = ("paho-1", "paho-mqtt==1.6.1");
+
+/// What asks a service for everything that its OpenAPI document promises, and what knows whether that is a document.
+pub const OPENAPI: (&str, &str) =
+    ("openapi", "schemathesis==4.32.5 hypothesis==6.170.17 jsonschema-rs==0.60.3 openapi-spec-validator==0.9.0");
 
 /// The interpreter of an environment; makes it if it is not there.
 pub fn python((name, packages): (&str, &str)) -> PathBuf {
