@@ -341,6 +341,7 @@ fn every_link_between_documents_leads_somewhere() {
         "CHANGELOG.md",
         "ops/http.md",
         "ops/metrics.md",
+        "ops/performance.md",
         "ops/runbook.md",
         "ops/zuul.md",
         "migrations/README.md",

@@ -55,7 +55,7 @@
 mod client;
 mod draw;
 mod mosquitto;
-pub mod parts;
+pub(super) mod parts;
 mod place;
 mod plan;
 mod process;

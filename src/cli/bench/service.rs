@@ -62,6 +62,8 @@ pub struct Service<'b> {
     folder: PathBuf,
     runs: u32,
     running: Option<Running>,
+    /// Deliveries that were done when it was asked last.
+    done: u64,
     /// A port that is taken and where nobody listens, so that nobody begins to.
     nowhere: (TcpSocket, SocketAddr),
 }
@@ -86,7 +88,7 @@ impl<'b> Service<'b> {
             Ok((socket, address))
         });
         let nowhere = taken.map_err(BenchError::file("there is no free port"))?;
-        Ok(Service { bench, folder: bench.scratch.folder(name)?, runs: 0, running: None, nowhere })
+        Ok(Service { bench, folder: bench.scratch.folder(name)?, runs: 0, running: None, done: 0, nowhere })
     }
 
     /// Starts it, and says how long that took: from the process to where reports are taken.
@@ -109,6 +111,10 @@ impl<'b> Service<'b> {
         let took = begin.elapsed();
         let connection = Connection::open(address).await?;
         self.running = Some(Running { process, address, listener, connection });
+        if settings.broker.is_none() {
+            // Nothing changes now, so this is from where the next delivery is counted.
+            self.books().await?;
+        }
         Ok(took)
     }
 
@@ -170,6 +176,7 @@ impl<'b> Service<'b> {
     /// Deletes its store, so that the next start begins with nothing.
     pub fn forget(&mut self) {
         self.kill();
+        self.done = 0;
         place::delete(&self.store());
     }
 
@@ -197,36 +204,36 @@ impl<'b> Service<'b> {
         let status: Status =
             serde_json::from_slice(&body).map_err(|error| BenchError::Wire(format!("the status can't be read: {error}")))?;
         let connection = status.connections.into_iter().find(|connection| connection.name == "mqtt");
-        Ok(connection.ok_or_else(|| BenchError::Wire("the status has no connection".into()))?.totals)
+        let books = connection.ok_or_else(|| BenchError::Wire("the status has no connection".into()))?.totals;
+        self.done = books.acknowledged + books.sent;
+        Ok(books)
     }
 
-    /// Waits until `count` deliveries more are done, and says at what rate they were, in reports a second: from when the first of them are seen to be
+    /// Waits until `count` deliveries more are done than when it was asked last, and says at what rate they were, in reports a second: from when the first of them are seen to be
     /// done, so that connecting is not in it.
     ///
     /// # Errors
     /// If one fails, or it takes too long.
     pub async fn deliver(&mut self, count: u64) -> Result<f64, BenchError> {
         let limit = Duration::from_secs(60 + count / SLOWEST);
-        let begin = Instant::now();
+        let (begin, before) = (Instant::now(), self.done);
         let mut first: Option<(Instant, u64)> = None;
-        let mut goal = None;
         loop {
             let books = self.books().await?;
-            let (now, done) = (Instant::now(), books.acknowledged + books.sent);
-            if books.dead + books.expired + books.discarded > 0 {
-                return Err(BenchError::Count { what: "deliveries that failed".into(), expected: 0, found: books.dead });
+            let (now, done) = (Instant::now(), self.done - before);
+            let failed = books.dead + books.expired + books.discarded;
+            if failed > 0 {
+                return Err(BenchError::Count { what: "deliveries that failed".into(), expected: 0, found: failed });
             }
-            // What was pending at the first look may have begun to be delivered before it.
-            let goal = *goal.get_or_insert((done + count).min(books.created));
             if done > 0 && first.is_none() {
                 first = Some((now, done));
             }
-            if done >= goal {
-                let (since, before) = first.unwrap_or((begin, 0));
+            if done >= count {
+                let (since, already) = first.unwrap_or((begin, 0));
                 // Short runs may be over before they are seen: then all of it counts, connecting too.
-                return Ok(match done - before > count / 2 {
-                    true => (done - before) as f64 / (now - since).as_secs_f64(),
-                    false => count as f64 / (now - begin).as_secs_f64(),
+                return Ok(match done - already > count / 2 {
+                    true => (done - already) as f64 / (now - since).as_secs_f64(),
+                    false => done as f64 / (now - begin).as_secs_f64(),
                 });
             }
             if begin.elapsed() > limit {

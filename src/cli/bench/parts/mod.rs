@@ -127,7 +127,7 @@ impl Started {
     ///
     /// # Errors
     /// If it is not.
-    pub async fn start(bench: &Bench, words: &[String]) -> Result<Started, BenchError> {
+    pub(in crate::cli::bench) async fn start(bench: &Bench, words: &[String]) -> Result<Started, BenchError> {
         let name = format!("part-{}", words.first().map_or("", String::as_str));
         let said = bench.scratch.path().join(&name);
         // The part before it is gone, and so is what it said.
@@ -168,7 +168,7 @@ impl Started {
     ///
     /// # Errors
     /// See the others.
-    pub async fn run<T: DeserializeOwned>(bench: &Bench, words: &[String]) -> Result<T, BenchError> {
+    pub(in crate::cli::bench) async fn run<T: DeserializeOwned>(bench: &Bench, words: &[String]) -> Result<T, BenchError> {
         let mut part = Started::start(bench, words).await?;
         part.go()?;
         part.result().await

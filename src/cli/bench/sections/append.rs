@@ -10,13 +10,14 @@ use crate::cli::bench::plan::Section;
 use crate::cli::bench::reports::Kind;
 use crate::cli::bench::row::{Bar, Measured};
 use crate::cli::bench::{Bench, BenchError};
+use crate::cli::output;
 
 /// What the control is.
 pub const RAW: &str = "raw append + fdatasync of the same batches";
 
 pub async fn run(bench: &Bench) -> Result<Vec<Measured>, BenchError> {
     let plan = &bench.plan;
-    let name = |producers: u32| format!("{producers} producer{}", if producers == 1 { "" } else { "s" });
+    let name = |producers: u32| output::count(producers.into(), "producer", "producers");
     let row =
         |producers: u32| Measured::rate(Section::Append, name(producers), plan.appended_by(producers)).against(RAW).bar(Bar::AtLeast(0.6));
     let mut rows: Vec<Measured> = plan.producers.iter().map(|producers| row(*producers)).collect();

@@ -5,9 +5,10 @@ use super::{announce, append, deliver, http};
 use crate::cli::bench::mosquitto;
 use crate::cli::bench::plan::{Section, WINDOW};
 use crate::cli::bench::reports::Kind;
-use crate::cli::bench::row::{Better, Measured, percentile};
+use crate::cli::bench::row::{Better, Measured, percentile, short};
 use crate::cli::bench::service::Settings;
 use crate::cli::bench::{Bench, BenchError};
+use crate::cli::output;
 
 const PRODUCERS: [u32; 5] = [1, 4, 16, 64, 256];
 const SIZES: [usize; 5] = [256, 1_536, 16 << 10, 64 << 10, 256 << 10];
@@ -44,11 +45,12 @@ async fn over_producers(bench: &Bench, rows: &mut Vec<Measured>) -> Result<(), B
     let plan = &bench.plan;
     for producers in PRODUCERS {
         let (count, x) = (plan.appended_by(producers).min(plan.share(SHARE)).max(u64::from(producers)), f64::from(producers));
-        let mut speed = rate(format!("append, {producers} producers"), count, "append over producers", x);
-        let mut half = other(format!("append, {producers} producers, p50"), "ms", count, "wait over producers, p50", x);
-        let mut most = other(format!("append, {producers} producers, p99"), "ms", count, "wait over producers, p99", x);
+        let who = output::count(producers.into(), "producer", "producers");
+        let mut speed = rate(format!("append, {who}"), count, "append over producers", x);
+        let mut half = other(format!("append, {who}, p50"), "ms", count, "wait over producers, p50", x);
+        let mut most = other(format!("append, {who}, p99"), "ms", count, "wait over producers, p99", x);
         for round in 0..plan.rounds {
-            announce(Section::Scaling, &format!("{producers} producers"), round, plan.rounds);
+            announce(Section::Scaling, &who, round, plan.rounds);
             let appended = append::committer(bench, plan.kind, producers, 1, count).await?;
             speed.note(appended.rate());
             half.note(appended.p50_ms);
@@ -61,9 +63,11 @@ async fn over_producers(bench: &Bench, rows: &mut Vec<Measured>) -> Result<(), B
 
 async fn over_sizes(bench: &Bench, rows: &mut Vec<Measured>) -> Result<(), BenchError> {
     let plan = &bench.plan;
-    let sized = SIZES.map(|size| (Kind::Sized(size), format!("append, {size} bytes"), "append over size"));
+    let sized = SIZES.map(|size| (Kind::Sized(size), format!("append, {}", output::size(size as u64)), "append over size"));
     let start = [(Kind::Start, "append, start".to_owned(), "append over kind")];
-    let builds = BUILDS.map(|builds| (Kind::Success(builds), format!("append, success with {builds} builds"), "append over kind"));
+    let builds = BUILDS.map(|builds| {
+        (Kind::Success(builds), format!("append, success with {}", output::count(builds as u64, "build", "builds")), "append over kind")
+    });
     for (kind, name, series) in sized.into_iter().chain(start).chain(builds) {
         // As many bytes for each, within bounds.
         let bytes = plan.share(SHARE) * 1_536;
@@ -85,12 +89,13 @@ async fn over_connections(bench: &Bench, rows: &mut Vec<Measured>) -> Result<(),
     for connections in CONNECTION_COUNTS {
         // One alone waits for the disk each time.
         let (count, x) = (plan.share(SHARE.min(0.02 * connections as f64)), connections as f64);
-        let mut speed = rate(format!("HTTP, {connections} connections"), count, "HTTP over connections", x);
-        let mut half = other(format!("HTTP, {connections} connections, p50"), "ms", count, "accept over connections, p50", x);
-        let mut most = other(format!("HTTP, {connections} connections, p99"), "ms", count, "accept over connections, p99", x);
-        let mut memory = other(format!("HTTP, {connections} connections, most resident"), "MiB", count, "memory over connections", x);
+        let who = output::count(connections as u64, "connection", "connections");
+        let mut speed = rate(format!("HTTP, {who}"), count, "HTTP over connections", x);
+        let mut half = other(format!("HTTP, {who}, p50"), "ms", count, "accept over connections, p50", x);
+        let mut most = other(format!("HTTP, {who}, p99"), "ms", count, "accept over connections, p99", x);
+        let mut memory = other(format!("HTTP, {who}, most resident"), "MiB", count, "memory over connections", x);
         for round in 0..plan.rounds {
-            announce(Section::Scaling, &format!("{connections} connections"), round, plan.rounds);
+            announce(Section::Scaling, &who, round, plan.rounds);
             let accepted = http::accepted(bench, &requests, connections, count).await?;
             speed.note(accepted.rate);
             half.note(percentile(&accepted.latencies_ms, 0.5));
@@ -105,8 +110,14 @@ async fn over_connections(bench: &Bench, rows: &mut Vec<Measured>) -> Result<(),
 async fn over_lanes_and_windows(bench: &Bench, rows: &mut Vec<Measured>) -> Result<(), BenchError> {
     let plan = &bench.plan;
     let (count, to_nobody) = (plan.share(SHARE), Settings::to(None));
-    let lanes = LANE_COUNTS
-        .map(|lanes| (Settings { lanes, ..to_nobody }, format!("delivery, {lanes} lanes"), "delivery over lanes", f64::from(lanes)));
+    let lanes = LANE_COUNTS.map(|lanes| {
+        (
+            Settings { lanes, ..to_nobody },
+            format!("delivery, {}", output::count(lanes.into(), "lane", "lanes")),
+            "delivery over lanes",
+            f64::from(lanes),
+        )
+    });
     let windows = WINDOWS
         .map(|window| (Settings { window, ..to_nobody }, format!("delivery, window {window}"), "delivery over window", f64::from(window)));
     for (settings, name, series, x) in lanes.into_iter().chain(windows) {
@@ -125,10 +136,11 @@ async fn over_backlogs(bench: &Bench, rows: &mut Vec<Measured>) -> Result<(), Be
     let plan = &bench.plan;
     for share in [0.01, 0.1, 1.0] {
         let count = plan.share(share);
-        let mut speed = rate(format!("delivery, backlog of {count}"), count, "delivery over backlog", count as f64);
-        let mut memory = other(format!("delivery, backlog of {count}, most resident"), "MiB", count, "memory over backlog", count as f64);
+        let name = format!("backlog of {}", short(count as f64));
+        let mut speed = rate(format!("delivery, {name}"), count, "delivery over backlog", count as f64);
+        let mut memory = other(format!("delivery, {name}, most resident"), "MiB", count, "memory over backlog", count as f64);
         for round in 0..plan.rounds {
-            announce(Section::Scaling, &format!("backlog of {count}"), round, plan.rounds);
+            announce(Section::Scaling, &name, round, plan.rounds);
             let broker = mosquitto::broker(bench, Some(WINDOW)).await?;
             let delivered = deliver::backlog(bench, Settings::to(Some(broker.address)), count).await?;
             speed.note(delivered.rate);

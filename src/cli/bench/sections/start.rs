@@ -10,7 +10,7 @@ use super::announce;
 use crate::cli::bench::mosquitto;
 use crate::cli::bench::plan::{Section, WINDOW};
 use crate::cli::bench::reports::pool;
-use crate::cli::bench::row::{Bar, Better, Measured};
+use crate::cli::bench::row::{Bar, Better, Measured, short as shown};
 use crate::cli::bench::service::{Service, Settings};
 use crate::cli::bench::{Bench, BenchError};
 
@@ -28,11 +28,13 @@ const MIB_PER_GIB: f64 = 1_024.0;
 pub async fn run(bench: &Bench) -> Result<Vec<Measured>, BenchError> {
     let plan = &bench.plan;
     let (long_count, short_count) = (plan.reports * LONG, (plan.reports / SHORT).max(10));
-    let row = |name: &str, unit, better| Measured::new(Section::Start, format!("{name}, {long_count} pending"), unit, better, long_count);
+    let row = |name: &str, unit, better| {
+        Measured::new(Section::Start, format!("{name}, {} pending", shown(long_count as f64)), unit, better, long_count)
+    };
     let short_one = "the same with a short backlog";
     let mut clean = row("start after a clean stop", "ms", Better::Less).against(short_one).bar(Bar::AtMost(3.0));
     let mut killed = row("start after kill -9", "ms", Better::Less).against(short_one);
-    let mut per_gib = row("start after kill -9", "s per GiB of log", Better::Less).bar(Bar::AtMost(2.0));
+    let mut per_gib = row("start after kill -9, by its log", "s per GiB", Better::Less).bar(Bar::AtMost(2.0));
     let mut filling = row("most resident while filling", "MiB", Better::Less).bar(Bar::AtMost(MEMORY));
     let mut waiting = row("resident after a start", "MiB", Better::Less).bar(Bar::AtMost(MEMORY));
     let mut delivering = row("most resident while delivering", "MiB", Better::Less).bar(Bar::AtMost(MEMORY));
