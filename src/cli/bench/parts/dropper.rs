@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 
 use super::Told;
 use crate::cli::bench::BenchError;
-use crate::server;
+use crate::server::{Limits, serve};
 
 /// The largest body that it reads, in bytes: the service's own default.
 const MAX_BODY: usize = 4 << 20;
@@ -31,7 +31,7 @@ pub async fn run(told: &Told) -> Result<String, BenchError> {
     });
     let (listener, address) = bound.map_err(BenchError::file("there is no free port"))?;
     let app = Router::new().route("/v1/reports", post(drop_body));
-    let serving = tokio::spawn(server::serve(listener, app, server::Limits::default(), std::future::pending()));
+    let serving = tokio::spawn(serve(listener, app, Limits::default(), std::future::pending()));
     tokio::task::block_in_place(|| told.wait_to_go(&address.to_string()));
     serving.abort();
     Ok("null".into())
