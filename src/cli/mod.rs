@@ -7,7 +7,7 @@
 //! |---|---|
 //! | [`serve`] | the service |
 //! | [`demo`] | the whole thing on one machine, with an outage |
-//! | [`bench`] | how fast it is, against controls of the same run |
+//! | [`bench`](mod@bench) | how fast it is, against controls of the same run |
 //! | [`init`] | a first configuration, from Zuul's settings if there are any |
 //! | [`check`] | what the configuration says, or what is wrong with it |
 //! | `connect` | its `--connect`: what each broker is, or why it can't be used |
