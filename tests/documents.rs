@@ -352,6 +352,7 @@ fn every_link_between_documents_leads_somewhere() {
         "ops/http.md",
         "ops/installing.md",
         "ops/metrics.md",
+        "ops/performance.md",
         "ops/runbook.md",
         "ops/security.md",
         "ops/zuul.md",

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`serve`] | the service |
 //! | [`demo`] | the whole thing on one machine, with an outage |
+//! | [`bench`](mod@bench) | how fast it is, against controls of the same run |
 //! | [`init`] | a first configuration, from Zuul's settings if there are any |
 //! | [`check`] | what the configuration says, or what is wrong with it |
 //! | `connect` | its `--connect`: what each broker is, or why it can't be used |
@@ -26,10 +27,12 @@
 //! | [`client`], `secure` | the way to a running service, also over TLS |
 //! | [`store`] | which folder the store is, and how far a long job is |
 //! | [`shown`] | deliveries on the terminal |
+//! | `signals` | Ctrl-C, for commands that have something to take down |
 //! | [`output`] | tables, ages, and pipes that may be closed |
 
 pub mod audit;
 pub mod backup;
+pub mod bench;
 pub mod check;
 pub mod client;
 pub mod completions;
@@ -51,6 +54,7 @@ mod secure;
 pub mod serve;
 pub mod show;
 pub mod shown;
+mod signals;
 pub mod status;
 pub mod store;
 pub mod tail;
@@ -89,6 +93,11 @@ pub enum Command {
     Serve(serve::ServeArgs),
     /// Show it all on one machine, with nothing installed: a broker, the service, an outage, and a subscriber that counts
     Demo(demo::DemoArgs),
+    /// Measure this machine: ratios against controls of the same run
+    Bench(bench::BenchArgs),
+    /// What the bench runs in processes of their own
+    #[command(hide = true)]
+    BenchPart(bench::parts::PartArgs),
     /// Write a tidings.toml, from Zuul's settings if there are any, and say which lines of zuul.conf to change
     Init(init::InitArgs),
     /// Read the configuration, show what was understood, and name every mistake
@@ -135,6 +144,7 @@ impl Command {
     pub fn log_filter(&self) -> &'static str {
         match self {
             Command::Demo(_) => demo::LOG_FILTER,
+            Command::Bench(_) | Command::BenchPart(_) => bench::LOG_FILTER,
             _ => telemetry::DEFAULT_FILTER,
         }
     }
@@ -145,6 +155,8 @@ pub fn run(command: &Command) -> ExitCode {
     match command {
         Command::Serve(args) => serve::run(args),
         Command::Demo(args) => demo::run(args),
+        Command::Bench(args) => bench::run(args),
+        Command::BenchPart(args) => bench::parts::run(args),
         Command::Init(args) => init::run(args),
         Command::Check(args) => check::run(args),
         Command::Report(args) => report::run(args),

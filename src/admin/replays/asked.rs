@@ -74,7 +74,7 @@ impl Spec {
             (None, Some(tenants)) => tenants.is_subset(allowed),
             (None, None) => false,
         };
-        caller.tenants().is_none_or(within)
+        caller.tenants().map(AsRef::as_ref).is_none_or(within)
     }
 }
 

@@ -15,7 +15,6 @@
 //! | `broker` | the embedded broker |
 //! | `subscriber`, `check` | what arrived, held against what was posted |
 //! | `progress` | what is shown meanwhile |
-//! | `signals` | Ctrl-C |
 //!
 //! The embedded broker brings as many crates as the rest of the service has, so all of this is behind the feature `demo`, which is on by default.
 
@@ -33,8 +32,6 @@ mod proxy;
 mod reports;
 #[cfg(feature = "demo")]
 mod settings;
-#[cfg(feature = "demo")]
-mod signals;
 #[cfg(feature = "demo")]
 mod story;
 #[cfg(feature = "demo")]

@@ -18,9 +18,9 @@ use super::progress::{Counts, Progress};
 use super::proxy::{Cut, CutError, Proxy};
 use super::reports::Generator;
 use super::settings::settings;
-use super::signals::Signals;
 use super::subscriber::{Subscriber, SubscriberError};
 use crate::app::{self, Running};
+use crate::cli::signals::Signals;
 use crate::cli::{FAILED, output};
 
 /// The outage begins when this share of the reports has been accepted.

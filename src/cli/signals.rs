@@ -1,11 +1,11 @@
-//! Ctrl-C, and its relatives where there are any.
+//! Ctrl-C, and its relatives where there are any: for commands that have something to take down.
 
 use std::io;
 
 #[cfg(unix)]
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// The signals that end the demo. Once this exists, they don't end the process by themselves.
+/// The signals that end a command. Once this exists, they don't end the process by themselves.
 pub struct Signals {
     #[cfg(unix)]
     interrupt: Signal,
