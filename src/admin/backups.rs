@@ -73,7 +73,7 @@ async fn begin(State(backups): State<Arc<Backups>>, Extension(caller): Extension
             let who = caller.token().unwrap_or("tidings backup").to_owned();
             let what = format!("began a backup of everything up to event {}", begun.position);
             if let Err(error) = backups.log.record(vec![Event::Audit { who, what, at: now() }]).await {
-                return refused(&error).into_response();
+                return unavailable(&error);
             }
             let generations = begun.generations.iter().map(|(first, bytes)| BackupGeneration { first: first.0, bytes: *bytes }).collect();
             let answer = BackupBegun {
