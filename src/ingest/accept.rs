@@ -163,7 +163,7 @@ impl AcceptError {
         let (line, field) = match self {
             AcceptError::Batch(BatchError::TooLarge { line, .. }) | AcceptError::TooLarge { line, .. } => (*line, None),
             AcceptError::Report { line, error } => (*line, error.field()),
-            AcceptError::Tenant { line, .. } => (*line, Some("tenant".into())),
+            AcceptError::Tenant { line, .. } => (*line, Some("tenant")),
             AcceptError::Topic { line, error } => (*line, error.field()),
             _ => return None,
         };
