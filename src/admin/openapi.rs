@@ -19,13 +19,16 @@ use serde_json::map::Entry;
 /// What all others are put into.
 const BASE: &str = include_str!("openapi/base.json");
 
-/// The parts, each with routes that the service has. Those of the folder that are not here wait for theirs.
-const PARTS: [&str; 5] = [
+/// The parts, each with routes that the service has.
+const PARTS: [&str; 8] = [
     include_str!("openapi/reports.json"),
     include_str!("openapi/watching.json"),
     include_str!("openapi/deliveries.json"),
     include_str!("openapi/decisions.json"),
     include_str!("openapi/backups.json"),
+    include_str!("openapi/replays.json"),
+    include_str!("openapi/audit.json"),
+    include_str!("openapi/page.json"),
 ];
 
 /// As it is served.
