@@ -95,7 +95,7 @@ impl Replaying {
             workers.retain(|_, worker| worker.is_at_work());
             match ask {
                 Some(Ask::Start { wanted, reply }) => {
-                    let outcome = self.start(wanted, &mut workers).await;
+                    let outcome = self.start(*wanted, &mut workers).await;
                     // Who asked finds it by its key, or in the list.
                     let _ = reply.send(outcome);
                 }

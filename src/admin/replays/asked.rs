@@ -83,7 +83,7 @@ pub enum Ask {
     /// A job is to begin. The answer says whether it is new.
     Start {
         /// Which.
-        wanted: Wanted,
+        wanted: Box<Wanted>,
         /// Nobody may be listening any more.
         reply: oneshot::Sender<Result<(bool, Job), ReplayError>>,
     },

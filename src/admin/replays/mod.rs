@@ -129,7 +129,7 @@ async fn start(State(replays): Place, Extension(caller): Extension<Caller>, head
         }
         let (reply, answer) = oneshot::channel();
         let id = wanted.id;
-        let (is_new, job) = replays.ask(Ask::Start { wanted, reply }, answer).await?;
+        let (is_new, job) = replays.ask(Ask::Start { wanted: Box::new(wanted), reply }, answer).await?;
         let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
         Ok(json(status, &replays.shown(id, &job)?))
     };
