@@ -174,8 +174,18 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let files = read_files(&config).await;
     let (control, stopping_replays) = (commands.clone(), stop.clone());
     let replaying = Replaying { log: log.clone(), metrics: Arc::clone(&metrics), lives, control, stopping: stopping_replays };
-    let control =
-        Control { config, files, log: log.clone(), metrics: Arc::clone(&metrics), routing, settings, rules, pools, notices, stopping: stop };
+    let control = Control {
+        config,
+        files,
+        log: log.clone(),
+        metrics: Arc::clone(&metrics),
+        routing,
+        settings,
+        rules,
+        pools,
+        notices,
+        stopping: stop,
+    };
     let mut tasks = JoinSet::new();
     tasks.spawn(control.run(told, asked_moves, asked_repairs));
     tasks.spawn(replaying.run(asked_replays));

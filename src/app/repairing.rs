@@ -72,7 +72,9 @@ impl Control {
         let (by, reason) = (DEAD_RETENTION.to_owned(), "dead for longer than store.dead_retention".to_owned());
         let which = Which::DeadBefore(before);
         // It is logged, and tried again.
-        let _ = self.repair(Decision { act: Act::DiscardDead, which, by, reason, is_dry_run: false, even_in_flight: false, tenants: None }).await;
+        let _ = self
+            .repair(Decision { act: Act::DiscardDead, which, by, reason, is_dry_run: false, even_in_flight: false, tenants: None })
+            .await;
     }
 
     /// Carries out a decision: done when this returns, and durable, or not begun.

@@ -319,7 +319,13 @@ fn wanted(caller: &Caller, key: Option<&str>, bytes: &[u8]) -> Result<(Wanted, b
         return Err(invalid("tenant", "the token is not for this tenant"));
     }
     let by = if dry_run { String::new() } else { caller.decides(by.as_deref())? };
-    let spec = Spec { filter: asked.at(now)?, tenants: caller.tenants().map(|tenants| tenants.as_ref().clone()), reason, body: xxh3_64(bytes), from: 0 };
+    let spec = Spec {
+        filter: asked.at(now)?,
+        tenants: caller.tenants().map(|tenants| tenants.as_ref().clone()),
+        reason,
+        body: xxh3_64(bytes),
+        from: 0,
+    };
     let id = match key {
         Some(key) => xxh3_64(format!("replay\0{}\0{key}", caller.token().unwrap_or_default()).as_bytes()),
         None => getrandom::u64().map_err(|error| ApiError::internal(format!("the system gives no random number: {error}")))?,
