@@ -100,7 +100,9 @@ fn the_example_loads_as_it_is_and_with_everything_uncommented() {
     }
 
     // What the example calls a default is the default.
-    assert_eq!((config.store, config.retry), (StoreConfig::default(), RetryConfig::default()));
+    assert!(config.store.dead_retention_ms.is_some() && config.gap_notice.is_some());
+    let store = StoreConfig { dead_retention_ms: None, ..config.store };
+    assert_eq!((store, config.retry), (StoreConfig::default(), RetryConfig::default()));
     assert!(config.http.tokens.len() == 4 && config.http.tls.is_some());
     let metrics_are_for_tokens_then = HttpConfig { open_metrics: false, ..HttpConfig::default() };
     assert_eq!(HttpConfig { tokens: Vec::new(), tls: None, ..config.http }, metrics_are_for_tokens_then);

@@ -298,7 +298,7 @@ pub enum OpenError {
     },
     /// A newer release wrote it.
     #[error(
-        "the store {path} has format {found}, and this release of Tidings knows formats up to {known}; \
+        "the store {path} has format {found} (so says `identity` in it), and this release of Tidings knows formats up to {known}; \
          run the release that wrote it, or restore a backup made before the upgrade"
     )]
     Newer {

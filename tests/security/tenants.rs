@@ -151,3 +151,31 @@ fn who_follows_the_events_is_told_of_his_own_tenants() {
     assert_eq!(seen.matches("event: accepted").count(), 2, "{seen}");
     assert!(!seen.contains("umbrella") && !seen.contains("two"), "{seen}");
 }
+
+#[test]
+fn a_replay_is_of_its_tenants_and_other_replays_are_not_there() {
+    let tokens = Tokens::new();
+    let broker = ScriptedBroker::start(|_| vec![Act::Usual]);
+    let tidings = Tidings::start(&(tokens.all() + "metrics = 'anyone'\n" + &connection(broker.port, "") + SOON + PIPELINES));
+    post(&tidings, "ci", &report("acme", "one", 1));
+    post(&tidings, "ci", &report("umbrella", "two", 2));
+    let totals = || ask_as(&tidings, "ops", "GET", "/v1/status", "").json()["connections"][0]["totals"].clone();
+    wait_until("both are delivered", || totals()["pending"] == 0 && totals()["created"] == 2);
+    let replay = |name: &str, body: serde_json::Value| ask_as(&tidings, name, "POST", "/v1/replays", &body.to_string());
+    let matches = |name: &str| replay(name, json!({ "filter": {}, "dry_run": true })).json()["matches"].clone();
+    assert_eq!((matches("ops"), matches("acme-ops")), (json!(2), json!(1)));
+    let refused = replay("acme-ops", json!({ "filter": { "tenant": "umbrella" } }));
+    assert_eq!((refused.status, refused.json()["error"]["field"].as_str()), (422, Some("tenant")), "{refused:?}");
+    let everything = replay("ops", json!({ "filter": {} })).json()["id"].as_str().unwrap().to_owned();
+    let own = replay("acme-ops", json!({ "filter": {} })).json()["id"].as_str().unwrap().to_owned();
+    wait_until("three are replayed", || totals()["created"] == 5 && totals()["pending"] == 0);
+    let listed = |name: &str| -> Vec<serde_json::Value> {
+        let found = ask_as(&tidings, name, "GET", "/v1/replays", "").json();
+        found["replays"].as_array().unwrap().iter().map(|job| job["id"].clone()).collect()
+    };
+    assert_eq!((listed("acme"), listed("ops")), (vec![json!(own)], vec![json!(own), json!(everything)]));
+    for (method, name) in [("GET", "acme"), ("DELETE", "acme-ops")] {
+        let answer = ask_as(&tidings, name, method, &format!("/v1/replays/{everything}"), "");
+        assert_eq!((answer.status, answer.code().as_str()), (404, "unknown_replay"), "{method}");
+    }
+}
