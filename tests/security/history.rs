@@ -32,7 +32,7 @@ fn every_act_is_in_the_history_with_who_did_it() {
     let expected = [
         ("SIGHUP".to_owned(), reload.to_owned()),
         ("ops".to_owned(), format!("began a backup of everything up to event {}", backup["position"])),
-        ("anna (token ops)".to_owned(), format!("discarded 1 pending deliveries (wrong branch): {id}")),
+        ("anna (token ops)".to_owned(), format!("discarded 1 pending delivery (wrong branch): {id}")),
     ];
     assert_eq!(entries(&tidings, ""), (expected.to_vec(), Value::Null));
     // Page by page, and behind the restart.

@@ -15,7 +15,7 @@ mod asked;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::body::{Body, to_bytes};
+use axum::body::{Body, HttpBody, to_bytes};
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, Request, Response, StatusCode};
@@ -277,14 +277,18 @@ fn key(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
 }
 
 async fn read(body: Body) -> Result<Vec<u8>, ApiError> {
+    let too_large = || {
+        let message = format!("a body of more than {LARGEST_BODY} bytes, and a filter has less");
+        ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message).closing()
+    };
+    if body.size_hint().lower() > LARGEST_BODY as u64 {
+        return Err(too_large());
+    }
     let bytes = tokio::time::timeout(BODY_TIMEOUT, to_bytes(body, LARGEST_BODY)).await;
     let bytes = bytes.map_err(|_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", "the body did not arrive").closing())?;
     let bytes =
         bytes.map_err(|error| match std::error::Error::source(&error).is_some_and(|cause| cause.to_string().contains("length limit")) {
-            true => {
-                let message = format!("a body of more than {LARGEST_BODY} bytes, and a filter has less");
-                ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message).closing()
-            }
+            true => too_large(),
             false => ApiError::new(StatusCode::BAD_REQUEST, "invalid_body", "the body is broken off").closing(),
         })?;
     Ok(bytes.to_vec())
