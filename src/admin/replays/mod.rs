@@ -22,7 +22,8 @@ use axum::http::{HeaderMap, Request, Response, StatusCode};
 use axum::response::IntoResponse;
 use axum::routing::{delete, get};
 use axum::{Extension, Router};
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -87,13 +88,22 @@ pub fn routes(log: LogHandle, asks: mpsc::Sender<Ask>, lives: Lives) -> Router {
 #[serde(deny_unknown_fields)]
 struct Question {
     filter: Option<Object<Filtered>>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "whole")]
     rate: Option<u32>,
     by: Option<String>,
     #[serde(default)]
     reason: Option<String>,
     #[serde(default)]
     dry_run: bool,
+}
+
+/// A whole number, also as `3.0`: to JSON Schema, and so to who reads the API's document, that is an integer.
+fn whole<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+    match Option::<f64>::deserialize(deserializer)? {
+        None => Ok(None),
+        Some(number) if number.fract() == 0.0 && (0.0..=f64::from(u32::MAX)).contains(&number) => Ok(Some(number as u32)),
+        Some(number) => Err(D::Error::custom(format_args!("invalid value: `{number}`, expected a whole number"))),
+    }
 }
 
 /// A filter as it comes, and the state that may be said in it.
