@@ -5,6 +5,9 @@ use std::process::ExitCode;
 use clap::Parser;
 use tidings::{cli, telemetry};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let arguments = cli::Arguments::parse();
     if let Err(error) = telemetry::start(arguments.log_format, arguments.command.log_filter()) {
