@@ -36,9 +36,9 @@ pub struct ReplayArgs {
     /// Reports per second at most [default: as fast as it goes]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub rate: Option<u32>,
-    /// Who asks for it; the name stands in the history [default: $USER]
+    /// Who asks for it; the name stands in the history [default: $USER, or the token's name]
     #[arg(long, value_name = "NAME", env = "USER", hide_env = true)]
-    pub by: String,
+    pub by: Option<String>,
     /// Why; it stands in the history, too
     #[arg(long, value_name = "TEXT")]
     pub reason: Option<String>,
@@ -121,7 +121,8 @@ fn list(args: &ReplayArgs, client: &Client) -> Result<ExitCode, ClientError> {
 
 fn cancel(args: &ReplayArgs, client: &Client, id: &str) -> Result<ExitCode, ClientError> {
     let id = shown::query(&[("", id)]);
-    let path = format!("/v1/replays/{}?{}", id.trim_start_matches('='), shown::query(&[("by", &args.by)]));
+    let by: Vec<(&str, &str)> = args.by.iter().map(|by| ("by", by.as_str())).collect();
+    let path = format!("/v1/replays/{}?{}", id.trim_start_matches('='), shown::query(&by));
     let job: Shown = read(&client.delete(&path)?.body)?;
     if args.json {
         return Ok(print_json(&job));
