@@ -160,7 +160,7 @@ fn what_is_no_replay_is_refused_and_begins_nothing() {
     refused(json!({ "filter": {} }), 422, "invalid_query", "by");
     refused(json!({ "by": "ops" }), 422, "invalid_query", "filter");
     refused(json!({ "filter": {}, "by": "ops", "rate": 2_000_000 }), 422, "invalid_query", "rate");
-    refused(json!({ "filter": {}, "by": "ops", "rate": -1 }), 400, "invalid_json", "u32");
+    refused(json!({ "filter": {}, "by": "ops", "rate": -1 }), 400, "invalid_json", "whole number");
     refused(json!({ "filter": {}, "by": "ops", "reason": " " }), 422, "invalid_query", "reason");
     assert_eq!(
         ask(&tidings, &json!({ "filter": {}, "by": "ops" }), Some("a b")).unwrap().json()["error"]["code"],

@@ -102,7 +102,7 @@ fn whole<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::E
     match Option::<f64>::deserialize(deserializer)? {
         None => Ok(None),
         Some(number) if number.fract() == 0.0 && (0.0..=f64::from(u32::MAX)).contains(&number) => Ok(Some(number as u32)),
-        Some(number) => Err(D::Error::custom(format_args!("invalid value: `{number}`, expected a whole number"))),
+        Some(number) => Err(D::Error::custom(format_args!("invalid value: `{number}`, expected a whole number, 0 or more"))),
     }
 }
 
