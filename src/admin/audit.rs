@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
 use super::deliveries::budget::Budget;
-use super::deliveries::query::{cursor, invalid, read_cursor};
+use super::deliveries::query::{cursor, read_cursor};
 use super::deliveries::scan::not_gone;
 use super::deliveries::unreadable;
 use crate::core::event::Event;
@@ -25,8 +25,7 @@ use crate::core::search::AUDIT_KEY;
 use crate::core::types::Seq;
 use crate::log::ReadError;
 use crate::log::committer::LogHandle;
-use crate::server::error::{ApiError, json};
-use crate::server::time::rfc3339;
+use crate::server::error::{ApiError, invalid, json};
 
 /// Entries of one answer if nobody says.
 const USUAL: usize = 100;
@@ -145,7 +144,7 @@ fn search(log: &LogHandle, oldest: Seq, mut before: Seq, limit: usize, mut budge
                 if found.len() == limit {
                     return Ok((found, Some(position.next())));
                 }
-                found.push(Entry { position: position.to_string(), at: rfc3339(at.0), who: who.clone(), what: what.clone() });
+                found.push(Entry { position: position.to_string(), at: at.rfc3339(), who: who.clone(), what: what.clone() });
             }
         }
         before = glimpse.first;

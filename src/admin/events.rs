@@ -25,7 +25,6 @@ use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, sleep_until};
 
-use super::deliveries::query::invalid;
 use super::deliveries::scan::take_number;
 use super::deliveries::story::proof_of;
 use crate::core::event::{DeliveryRef, Event};
@@ -36,8 +35,7 @@ use crate::delivery::board::{Board, LaneState};
 use crate::log::committer::{LogHandle, Progress};
 use crate::log::{Page, ReadError};
 use crate::server::caller::Caller;
-use crate::server::error::ApiError;
-use crate::server::time::rfc3339;
+use crate::server::error::{ApiError, invalid};
 
 /// So many clients at once.
 const CLIENTS: usize = 16;
@@ -284,7 +282,8 @@ impl Follower {
 
     /// The name and the data of an event; none for those that are of no interest outside.
     fn describe(&self, position: Seq, what: &Event) -> Option<(&'static str, Value)> {
-        let of_lane = |lane: &LaneKey| json!({ "at": what.at().map(time), "connection": lane.connection.as_str(), "lane": lane.lane });
+        let of_lane =
+            |lane: &LaneKey| json!({ "at": what.at().map(Millis::rfc3339), "connection": lane.connection.as_str(), "lane": lane.lane });
         let of_one =
             |delivery: &DeliveryRef, more: Value| with(with(of_lane(&delivery.lane), json!({ "id": delivery.id.to_string() })), more);
         let of_many = |lane: &LaneKey, ranges: &Ranges, more: Value| {
@@ -310,7 +309,7 @@ impl Follower {
                 (name, of_many(lane, sends, json!({ "dead": dead, "by": by, "reason": reason })))
             }
             Event::Refused { delivery, code, attempts, retry_at, .. } => {
-                ("refused", of_one(delivery, json!({ "code": code, "attempts": attempts, "retry_at": time(*retry_at) })))
+                ("refused", of_one(delivery, json!({ "code": code, "attempts": attempts, "retry_at": retry_at.rfc3339() })))
             }
             Event::Resent { delivery, .. } => ("sent_again", of_one(delivery, json!({}))),
             Event::DeadLettered { delivery, reason, attempts, .. } => {
@@ -324,22 +323,18 @@ impl Follower {
                 ("session", with(of_lane(lane), more))
             }
             Event::LanesChanged { connection, first, count, at, .. } => {
-                ("lanes", json!({ "at": time(*at), "connection": connection.as_str(), "first": first, "count": count }))
+                ("lanes", json!({ "at": at.rfc3339(), "connection": connection.as_str(), "first": first, "count": count }))
             }
             Event::ReplayStarted { job, by, rate, at, .. } => {
-                ("replay_started", json!({ "at": time(*at), "replay": job_name(*job), "by": by, "rate": rate }))
+                ("replay_started", json!({ "at": at.rfc3339(), "replay": job_name(*job), "by": by, "rate": rate }))
             }
             Event::ReplayEnded { job, cancelled_by, at } => {
-                ("replay_ended", json!({ "at": time(*at), "replay": job_name(*job), "cancelled_by": cancelled_by }))
+                ("replay_ended", json!({ "at": at.rfc3339(), "replay": job_name(*job), "cancelled_by": cancelled_by }))
             }
-            Event::Audit { who, what, at } => ("audit", json!({ "at": time(*at), "who": who, "what": what })),
+            Event::Audit { who, what, at } => ("audit", json!({ "at": at.rfc3339(), "who": who, "what": what })),
             _ => return None,
         })
     }
-}
-
-fn time(at: Millis) -> String {
-    rfc3339(at.0)
 }
 
 fn with(mut data: Value, more: Value) -> Value {

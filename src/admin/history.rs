@@ -20,13 +20,11 @@ use serde::{Deserialize, Serialize};
 use tokio::time::MissedTickBehavior;
 
 use super::Admin;
-use super::deliveries::query::invalid;
 use super::status::Status;
 use super::status::verdict::{Flow, Verdict};
 use crate::core::types::Millis;
 use crate::log::committer::now;
-use crate::server::error::json;
-use crate::server::time::rfc3339;
+use crate::server::error::{invalid, json};
 
 /// From one sample to the next: an outage of some seconds is seen, and an hour is little to keep and to send.
 const STEP: Duration = Duration::from_secs(5);
@@ -152,7 +150,7 @@ pub(super) async fn history(State(admin): State<Arc<Admin>>, asked: Result<Query
         },
     };
     let history = &admin.history;
-    let answer = Answer { started_at: rfc3339(history.started_at.0), step_s: STEP.as_secs(), samples: history.after(after) };
+    let answer = Answer { started_at: history.started_at.rfc3339(), step_s: STEP.as_secs(), samples: history.after(after) };
     let mut response = json(StatusCode::OK, &answer);
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Extension;
-use axum::body::{Body, HttpBody, to_bytes};
+use axum::body::Body;
 use axum::extract::State;
 use axum::http::{Request, Response, StatusCode};
 use axum::response::IntoResponse;
@@ -17,13 +17,10 @@ use super::Admin;
 use crate::core::types::ConnectionName;
 use crate::server::caller::Caller;
 use crate::server::error::{ApiError, json};
-use crate::server::object::Object;
+use crate::server::question;
 
 /// A request is three names.
 const LARGEST_BODY: usize = 4 << 10;
-
-/// It has to arrive within this.
-const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A name in the history, in bytes.
 const LONGEST_NAME: usize = 64;
@@ -139,19 +136,8 @@ impl Admin {
 }
 
 async fn read(caller: &Caller, body: Body) -> Result<(ConnectionName, ConnectionName, String), ApiError> {
-    if body.size_hint().lower() > LARGEST_BODY as u64 {
-        let message = format!("a body of more than {LARGEST_BODY} bytes: it is three names");
-        return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message).closing());
-    }
-    let bytes = tokio::time::timeout(BODY_TIMEOUT, to_bytes(body, LARGEST_BODY)).await;
-    let bytes = bytes.map_err(|_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", "the body did not arrive").closing())?;
-    let bytes = bytes.map_err(|_| {
-        ApiError::new(StatusCode::BAD_REQUEST, "invalid_body", "the body is broken off, or larger than three names are").closing()
-    })?;
-    let Object(Wanted { from, to, by }) = serde_json::from_slice(&bytes).map_err(|error| {
-        let message = format!(r#"expected {{"from":"CONNECTION","to":"CONNECTION","by":"NAME"}}: {error}"#);
-        ApiError::new(StatusCode::BAD_REQUEST, "invalid_json", message)
-    })?;
+    let bytes = question::read(body, LARGEST_BODY, "it is three names").await?;
+    let Wanted { from, to, by } = question::object(&bytes, r#"{"from":"CONNECTION","to":"CONNECTION","by":"NAME"}"#)?;
     for (field, name) in [("from", &from), ("to", &to)] {
         if name.trim().is_empty() || name.len() > LONGEST_NAME || name.chars().any(char::is_control) {
             let message = format!("{field}: expected a name of 1 to {LONGEST_NAME} bytes");

@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::{Body, HttpBody, to_bytes};
+use axum::body::Body;
 use axum::extract::State;
 use axum::http::{Request, Response, StatusCode};
 use axum::response::IntoResponse;
@@ -20,23 +20,18 @@ use axum::{Extension, Router};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
-use super::deliveries::query::{Asked, invalid};
+use super::deliveries::query::Asked;
 use crate::core::event::Accepted;
 use crate::core::search::Filter;
 use crate::core::types::{Millis, Seq};
 use crate::log::committer::now;
 use crate::server::caller::Caller;
-use crate::server::error::{ApiError, json};
+use crate::server::error::{ApiError, invalid, json};
 use crate::server::object::Object;
+use crate::server::question;
 
 /// A body: ten thousand ids have less than 250 KiB.
 const LARGEST_BODY: usize = 1 << 20;
-
-/// It has to arrive within this.
-const BODY_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// A reason in the history, in bytes.
-const LONGEST_REASON: usize = 500;
 
 /// So many ids may be named in one request.
 const MOST_IDS: usize = 10_000;
@@ -198,34 +193,14 @@ async fn carry_out(repairs: &mpsc::Sender<Ask>, act: Act, caller: &Caller, body:
 }
 
 async fn read(body: Body) -> Result<Wanted, ApiError> {
-    let too_large = || {
-        let message = format!("a body of more than {LARGEST_BODY} bytes: name fewer ids, or use a filter");
-        ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message).closing()
-    };
-    if body.size_hint().lower() > LARGEST_BODY as u64 {
-        return Err(too_large());
-    }
-    let bytes = tokio::time::timeout(BODY_TIMEOUT, to_bytes(body, LARGEST_BODY)).await;
-    let bytes = bytes.map_err(|_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", "the body did not arrive").closing())?;
-    let bytes =
-        bytes.map_err(|error| match std::error::Error::source(&error).is_some_and(|cause| cause.to_string().contains("length limit")) {
-            true => too_large(),
-            false => ApiError::new(StatusCode::BAD_REQUEST, "invalid_body", "the body is broken off").closing(),
-        })?;
-    let read: Result<Object<Wanted>, _> = serde_json::from_slice(&bytes);
-    read.map(|Object(wanted)| wanted).map_err(|error| {
-        let message = format!(r#"expected {{"ids":["17"],"by":"NAME"}}, or "filter":{{…}} instead of "ids": {error}"#);
-        ApiError::new(StatusCode::BAD_REQUEST, "invalid_json", message)
-    })
+    let bytes = question::read(body, LARGEST_BODY, "name fewer ids, or use a filter").await?;
+    question::object(&bytes, r#"{"ids":["17"],"by":"NAME"}, or "filter":{…} instead of "ids""#)
 }
 
 fn decision(act: Act, caller: &Caller, wanted: Wanted) -> Result<Decision, ApiError> {
     let Wanted { ids, filter, by, reason, dry_run, even_in_flight, state } = wanted;
-    let is_text = |text: &str, longest: usize| !text.trim().is_empty() && text.len() <= longest && !text.chars().any(char::is_control);
     let by = caller.decides(by.as_deref())?;
-    if reason.as_ref().is_some_and(|reason| !is_text(reason, LONGEST_REASON)) {
-        return Err(invalid("reason", format!("expected 1 to {LONGEST_REASON} bytes of text in one line")));
-    }
+    let reason = question::reason(reason)?;
     match (act, state.as_deref()) {
         // Said, so that nobody gives up what is pending who meant what is dead.
         (Act::DiscardPending, Some("pending")) | (Act::Requeue | Act::DiscardDead, None | Some("dead")) => {}

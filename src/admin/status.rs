@@ -7,7 +7,6 @@
 pub mod verdict;
 
 use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
 
 use axum::Extension;
 use axum::body::Body;
@@ -230,13 +229,13 @@ impl Admin {
             committed: progress.committed.to_string(),
             full: progress.full.is_some(),
             full_reason: progress.full,
-            full_since: progress.full_since.map(rfc3339),
+            full_since: progress.full_since.map(Millis::rfc3339),
             failed: progress.failed,
         };
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             store_id: self.log.store_id().to_string(),
-            now: rfc3339(now),
+            now: now.rfc3339(),
             uptime_seconds: self.started.elapsed().as_secs(),
             stopping: *self.stopping.borrow(),
             store,
@@ -256,9 +255,9 @@ fn config(settings: &Settings) -> Config {
     let refused = settings.refused.as_ref();
     Config {
         file: settings.file.as_ref().map(|file| file.display().to_string()),
-        since: rfc3339(settings.since),
+        since: settings.since.rfc3339(),
         last_reload_successful: refused.is_none(),
-        refused_at: refused.map(|refused| rfc3339(refused.at)),
+        refused_at: refused.map(|refused| refused.at.rfc3339()),
         mistakes: refused.map(|refused| refused.mistakes.lines().take(MISTAKES).map(str::to_owned).collect()).unwrap_or_default(),
         restart_needed: settings.restart_needed.iter().map(|key| (*key).to_owned()).collect(),
     }
@@ -291,13 +290,13 @@ fn lane(number: u32, replay: bool, pending: u64, status: LaneStatus) -> Lane {
         lane: number,
         replay,
         state: status.state.name().to_owned(),
-        since: status.since.map(rfc3339),
+        since: status.since.map(Millis::rfc3339),
         protocol: status.protocol.map(|protocol: Protocol| protocol.name().to_owned()),
         server: status.server,
         pending,
         in_flight: status.in_flight,
         waiting: status.waiting,
-        last_error: status.last_error.map(|(at, message)| LaneError { at: rfc3339(at), message }),
+        last_error: status.last_error.map(|(at, message)| LaneError { at: at.rfc3339(), message }),
     }
 }
 
@@ -316,24 +315,5 @@ impl From<Totals> for Books {
             possible_duplicates: totals.possible_duplicates,
             balanced: totals.balance(),
         }
-    }
-}
-
-/// A time for people and machines, in UTC.
-fn rfc3339(at: Millis) -> String {
-    /// The end of the year 9999, beyond which RFC 3339 has no way to write a year.
-    const LAST: u64 = 253_402_300_799_999;
-    humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(at.0.min(LAST))).to_string()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_rfc3339_whatever_the_clock_says() {
-        assert_eq!(rfc3339(Millis(0)), "1970-01-01T00:00:00.000Z");
-        assert_eq!(rfc3339(Millis(1_524_801_179_855)), "2018-04-27T03:52:59.855Z");
-        assert_eq!(rfc3339(Millis(u64::MAX)), "9999-12-31T23:59:59.999Z");
     }
 }

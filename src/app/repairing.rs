@@ -19,7 +19,6 @@ use crate::core::types::{ConnectionName, LaneKey, Millis, Qos, Seq};
 use crate::delivery::backlog::{BacklogReader, Limits};
 use crate::log::committer::{CommitError, LogHandle, now};
 use crate::log::{Page, ReadError};
-use crate::server::time::rfc3339;
 
 /// One commit requeues at most so many: each has an event of its own, and its lane holds it in memory until it is sent.
 const MOST_REQUEUED: usize = 10_000;
@@ -220,7 +219,7 @@ impl Control {
                 let at = now();
                 let mut events = decision::discard(&choice.chosen, is_dead, by, reason, at);
                 let to = self.notices.borrow().clone();
-                let notice = to.and_then(|to| choice.missing.notice(&to, reason, Some(by), at, &rfc3339(at.0)));
+                let notice = to.and_then(|to| choice.missing.notice(&to, reason, Some(by), at));
                 if let Some(Event::Accepted(notice)) = &notice {
                     let connection = notice.lane.connection.as_str();
                     self.metrics.tidings_deliveries_created_total.with_label_values(&[connection]).inc();

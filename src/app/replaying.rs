@@ -20,12 +20,12 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::control::Command;
-use crate::admin::deliveries::seek::{Copies, Limits, Piece, Selection, seek};
+use crate::admin::deliveries::seek::{Copies, Limits, Piece, seek};
 use crate::admin::replays::{Ask, Lives, ReplayError, Spec, Wanted};
 use crate::core::event::{Accepted, Event};
 use crate::core::outbox::{Job, job_name};
 use crate::core::replay::{self, Step};
-use crate::core::search::Snapshot;
+use crate::core::search::{Filter, Snapshot};
 use crate::core::types::{ConnectionName, LaneKey, Seq};
 use crate::failpoint::{self, Point};
 use crate::log::committer::{CommitError, LogHandle, now};
@@ -232,7 +232,7 @@ struct Work {
 
 /// How far it is.
 struct Place {
-    selection: Selection,
+    filter: Filter,
     snapshot: Arc<Snapshot>,
     copies: Copies,
     /// The next position to look at.
@@ -275,16 +275,16 @@ impl Work {
         let known = self.log.ask_in_order(move |outbox| outbox.jobs().get(id).cloned()).await;
         let job = known.map_err(|_| Ended::Told)?.into_inner().filter(|job| job.end.is_none()).ok_or(Ended::Told)?;
         let spec = Spec::read(&job.filter).map_err(Ended::Failed)?;
-        let selection = spec.selection().map_err(|error| Ended::Failed(format!("{error:?}")))?;
-        let snapshot = self.snapshot(&selection).await?;
+        let filter = spec.wanted().map_err(|error| Ended::Failed(format!("{error:?}")))?;
+        let snapshot = self.snapshot(&filter).await?;
         let copies = Copies { from: Seq(spec.from), gone: Vec::new(), taken: job.copied().clone() };
         let (at, until) = (job.through.next().max(Seq(spec.from)), job.asked);
         let (created, rate) = (job.created, job.rate);
-        Ok(Place { selection, snapshot, copies, at, until, created, rate, lanes: BTreeMap::new(), recorded_at: Instant::now() })
+        Ok(Place { filter, snapshot, copies, at, until, created, rate, lanes: BTreeMap::new(), recorded_at: Instant::now() })
     }
 
-    async fn snapshot(&self, selection: &Selection) -> Result<Arc<Snapshot>, Ended> {
-        let connection = selection.filter.connection.clone();
+    async fn snapshot(&self, filter: &Filter) -> Result<Arc<Snapshot>, Ended> {
+        let connection = filter.connection.clone();
         let asked = self.log.ask_in_order(move |outbox| Snapshot::of(outbox, connection.as_ref())).await;
         asked.map(|snapshot| Arc::new(snapshot.into_inner())).map_err(|_| Ended::Told)
     }
@@ -340,15 +340,14 @@ impl Work {
                 Limits { count: usize::try_from(count).unwrap_or(1), ..PIECE }
             }
         };
-        let (log, snapshot, selection, copies) =
-            (self.log.clone(), Arc::clone(&place.snapshot), place.selection.clone(), place.copies.clone());
+        let (log, snapshot, filter, copies) = (self.log.clone(), Arc::clone(&place.snapshot), place.filter.clone(), place.copies.clone());
         let (at, until) = (place.at, place.until);
-        let seeking = tokio::task::spawn_blocking(move || seek(&log, &snapshot, &selection, &copies, at, until, limits));
+        let seeking = tokio::task::spawn_blocking(move || seek(&log, &snapshot, &filter, &copies, at, until, limits));
         let mut piece =
             seeking.await.map_err(|error| Ended::Failed(error.to_string()))?.map_err(|error| Ended::Failed(error.to_string()))?;
         if piece.is_gone {
             // What is stored now, and what of that is still to come, is known to the outbox.
-            place.snapshot = self.snapshot(&place.selection).await?;
+            place.snapshot = self.snapshot(&place.filter).await?;
             let oldest = place.snapshot.oldest.max(piece.next);
             if oldest > piece.next {
                 let lost = oldest.min(place.until).0.saturating_sub(piece.next.0);

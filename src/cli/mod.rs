@@ -8,6 +8,7 @@
 //! | [`serve`] | the service |
 //! | [`demo`] | the whole thing on one machine, with an outage |
 //! | [`bench`](mod@bench) | how fast it is, against controls of the same run |
+//! | `busy_zuul` | what the reports of these two are made of |
 //! | [`init`] | a first configuration, from Zuul's settings if there are any |
 //! | [`check`] | what the configuration says, or what is wrong with it |
 //! | `connect` | its `--connect`: what each broker is, or why it can't be used |
@@ -33,6 +34,7 @@
 pub mod audit;
 pub mod backup;
 pub mod bench;
+mod busy_zuul;
 pub mod check;
 pub mod client;
 pub mod completions;

@@ -69,8 +69,8 @@ impl Missing {
         }
     }
 
-    /// The notice of it; none if nothing is missing. `reason` and `by` say why and by whose decision, `written_at` is `at` for people.
-    pub fn notice(&self, to: &NoticeTo, reason: &str, by: Option<&str>, at: Millis, written_at: &str) -> Option<Event> {
+    /// The notice of it; none if nothing is missing. `reason` and `by` say why and by whose decision.
+    pub fn notice(&self, to: &NoticeTo, reason: &str, by: Option<&str>, at: Millis) -> Option<Event> {
         if self.count == 0 {
             return None;
         }
@@ -81,7 +81,7 @@ impl Missing {
             .collect();
         let more = self.count - deliveries.len() as u64;
         let payload = serde_json::json!({
-            "gap": { "count": self.count, "reason": reason, "by": by, "at": written_at, "deliveries": deliveries, "more": more }
+            "gap": { "count": self.count, "reason": reason, "by": by, "at": at.rfc3339(), "deliveries": deliveries, "more": more }
         });
         Some(Event::Accepted(Arc::new(Accepted {
             at,
@@ -121,7 +121,7 @@ mod tests {
     fn a_notice_counts_all_and_names_some() {
         let mut missing = Missing::default();
         (0..150).for_each(|id| missing.add(Seq(id), &accepted("a/b")));
-        let Some(Event::Accepted(notice)) = missing.notice(&to(), "expired", None, Millis(7), "then") else { panic!("there is one") };
+        let Some(Event::Accepted(notice)) = missing.notice(&to(), "expired", None, Millis(7)) else { panic!("there is one") };
         let told: serde_json::Value = serde_json::from_slice(&notice.payload).unwrap();
         let gap = &told["gap"];
         assert_eq!((&gap["count"], &gap["more"], gap["deliveries"].as_array().unwrap().len()), (&150.into(), &50.into(), NAMED));
@@ -133,9 +133,9 @@ mod tests {
     fn about_notices_there_is_none() {
         let mut missing = Missing::default();
         missing.add(Seq(1), &accepted("a"));
-        let Some(Event::Accepted(notice)) = missing.notice(&to(), "discarded", Some("ops"), Millis(7), "then") else { panic!("one") };
+        let Some(Event::Accepted(notice)) = missing.notice(&to(), "discarded", Some("ops"), Millis(7)) else { panic!("one") };
         let mut of_notices = Missing::default();
         of_notices.add(Seq(2), &notice);
-        assert_eq!(of_notices.notice(&to(), "expired", None, Millis(8), "then"), None);
+        assert_eq!(of_notices.notice(&to(), "expired", None, Millis(8)), None);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
@@ -117,6 +118,13 @@ impl Millis {
     pub fn plus(self, ms: u64) -> Millis {
         Millis(self.0.saturating_add(ms))
     }
+
+    /// The time for people and machines: RFC 3339 with milliseconds, in UTC.
+    pub fn rfc3339(self) -> String {
+        // The last moment of the year 9999, beyond which the format has no years.
+        const LAST: u64 = 253_402_300_799_999;
+        humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(self.0.min(LAST))).to_string()
+    }
 }
 
 /// The name of a configured connection, cheap to clone.
@@ -186,5 +194,12 @@ mod tests {
     fn an_age_is_zero_when_the_clock_has_jumped_back() {
         assert_eq!(Millis(1_000).since(Millis(5_000)), 0);
         assert_eq!(Millis(5_000).since(Millis(1_000)), 4_000);
+    }
+
+    #[test]
+    fn times_are_rfc3339_whatever_the_clock_says() {
+        assert_eq!(Millis(0).rfc3339(), "1970-01-01T00:00:00.000Z");
+        assert_eq!(Millis(1_524_801_179_855).rfc3339(), "2018-04-27T03:52:59.855Z");
+        assert_eq!(Millis(u64::MAX).rfc3339(), "9999-12-31T23:59:59.999Z");
     }
 }

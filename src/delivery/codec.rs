@@ -3,8 +3,6 @@
 //! What that codec does not give is read from the frame itself: reason codes as numbers, and the CONNACK with which a 3.1.1 broker answers
 //! a CONNECT of MQTT 5 (two bytes, which a v5 decoder takes for a broken packet).
 
-use std::time::{Duration, UNIX_EPOCH};
-
 use bytes::{Buf, BytesMut};
 use rumqttc::mqttbytes::v4;
 use rumqttc::v5::mqttbytes::v5;
@@ -105,11 +103,7 @@ pub struct Stamp {
 
 impl Stamp {
     fn properties(self) -> [(String, String); 2] {
-        /// The end of the year 9999, beyond which RFC 3339 has no way to write a year.
-        const LAST: u64 = 253_402_300_799_999;
-        let at = UNIX_EPOCH + Duration::from_millis(self.accepted_at.0.min(LAST));
-        let accepted_at = humantime::format_rfc3339_millis(at).to_string();
-        [(STAMP_ID.to_owned(), self.id.to_string()), (STAMP_ACCEPTED_AT.to_owned(), accepted_at)]
+        [(STAMP_ID.to_owned(), self.id.to_string()), (STAMP_ACCEPTED_AT.to_owned(), self.accepted_at.rfc3339())]
     }
 }
 

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use serde::{Serialize, Serializer};
 
 use super::batch::{BatchError, Piece, Shape, line_prefix, pieces};
-use super::repeat::{IdempotencyKey, first_answer};
+use super::repeat::{first_answer, recognise};
 use super::routing::{InForce, Routing};
 use crate::core::event::{Accepted, Dedupe, Event, Properties, Source};
 use crate::core::report::{Report, ReportError};
@@ -20,6 +20,7 @@ use crate::log::codec::MAX_EVENT;
 use crate::log::committer::{Appended, CommitError, Committed, LogHandle};
 use crate::metrics::Metrics;
 use crate::server::caller::Caller;
+use crate::server::idempotency::IdempotencyKey;
 
 /// The way of a report from its bytes to the log. Cheap to clone.
 #[derive(Clone)]
@@ -191,7 +192,7 @@ impl Ingest {
         // Held to the end: see `routing`.
         let routing = self.routing.current().await;
         let pieces = pieces(&post.body, post.shape, routing.max_report)?;
-        let dedupe = post.key.as_ref().map(|key| key.recognise(post.user(), &post.body, pieces.len(), post.shape));
+        let dedupe = post.key.as_ref().map(|key| recognise(key, post.user(), &post.body, pieces.len(), post.shape));
         let draft = self.draft(&routing, &pieces, &post, dedupe, now);
         // The log recognises a request by its deliveries. One that makes none *now*, because the routes have changed since, may have made some before.
         if let Some(dedupe) = dedupe

@@ -28,11 +28,11 @@ use tokio::sync::Semaphore;
 use super::accept::{AcceptError, Answer, Delivery, Ingest, Post};
 use super::batch::Shape;
 use super::body::{self, BodyError, Measure};
-use super::repeat::{IdempotencyKey, InvalidKey};
 use crate::core::event::Source;
 use crate::log::committer::{Committed, now};
 use crate::server::caller::Caller;
 use crate::server::error::{ApiError, json};
+use crate::server::idempotency::{IdempotencyKey, InvalidKey};
 
 /// Limits of a request.
 #[derive(Debug, Clone, Copy)]
@@ -138,7 +138,7 @@ impl Door {
     async fn take(&self, by: Caller, request: Request<Body>) -> Result<Committed<Answer>, Refusal> {
         let (head, body) = request.into_parts();
         let shape = shape_of(&head.headers)?;
-        let key = key_of(&head.headers)?;
+        let key = IdempotencyKey::of(&head.headers)?;
         let held = body::read(body, self.measure(shape).await, &self.budget).await?;
         let ingest = self.ingest.clone();
         // On a task of its own: a client that goes away must not leave a commit behind that nobody counts.
@@ -226,15 +226,6 @@ fn shape_of(headers: &HeaderMap) -> Result<Shape, Refusal> {
         () if kind.eq_ignore_ascii_case("application/x-ndjson") => Ok(Shape::Ndjson),
         () => Err(unknown()),
     }
-}
-
-fn key_of(headers: &HeaderMap) -> Result<Option<IdempotencyKey>, Refusal> {
-    let mut values = headers.get_all("idempotency-key").iter();
-    let Some(value) = values.next() else { return Ok(None) };
-    if values.next().is_some() {
-        return Err(InvalidKey.into());
-    }
-    Ok(Some(IdempotencyKey::parse(value.as_bytes())?))
 }
 
 #[cfg(test)]

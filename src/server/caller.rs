@@ -5,9 +5,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use axum::http::StatusCode;
-
-use super::error::ApiError;
+use super::error::{ApiError, invalid};
 pub use crate::core::access::Role;
 
 /// The name of whoever decides may have so many bytes.
@@ -77,8 +75,7 @@ impl Caller {
 }
 
 fn no_name() -> ApiError {
-    let message = format!("by: expected a name of 1 to {LONGEST_NAME} bytes, which the history will show");
-    ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_query", message).field(Some("by".into()))
+    invalid("by", format!("expected a name of 1 to {LONGEST_NAME} bytes, which the history will show"))
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! wrong, where it is one part.
 
 use std::borrow::Cow;
+use std::fmt::Display;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -76,6 +77,12 @@ impl ApiError {
     pub fn internal(message: impl Into<String>) -> Self {
         ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", message)
     }
+}
+
+/// Something in a question is wrong: 422 `invalid_query`, with the name of the part.
+pub fn invalid(field: &str, message: impl Display) -> ApiError {
+    let error = ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_query", format!("{field}: {message}"));
+    error.field(Some(field.to_owned()))
 }
 
 impl IntoResponse for ApiError {

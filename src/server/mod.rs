@@ -18,6 +18,8 @@
 //! | [`door`] | tokens, and the table of which opens what |
 //! | [`caller`] | who asks, and what that allows |
 //! | [`time`] | times in questions and answers |
+//! | [`idempotency`] | by what a request is recognised when it comes again |
+//! | [`question`] | bodies that hold a decision |
 //! | [`object`] | JSON objects in questions, and nothing that only passes for one |
 //! | [`connection`] | one socket: stalled writes, and closing without losing the last answer |
 //! | [`tls`] | certificates, and the handshake |
@@ -28,8 +30,10 @@ pub mod connection;
 pub mod door;
 pub mod error;
 pub mod guard;
+pub mod idempotency;
 pub mod lines;
 pub mod object;
+pub mod question;
 pub mod tally;
 pub mod time;
 pub mod tls;

@@ -14,7 +14,7 @@ use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::Value;
 use tidings::core::report::{MAX_NESTING, Report, ReportError};
 use tidings::ingest::batch::{BatchError, MAX_LINES, Shape, pieces};
-use tidings::ingest::repeat::IdempotencyKey;
+use tidings::server::idempotency::IdempotencyKey;
 
 use crate::memory::bounded;
 use crate::mutate::{Form, Mutator};

@@ -12,9 +12,9 @@ use tidings::core::topic::TopicTemplate;
 use tidings::core::types::{ConnectionName, Qos};
 use tidings::ingest::accept::{AcceptError, Answer, Post};
 use tidings::ingest::batch::Shape;
-use tidings::ingest::repeat::IdempotencyKey;
 use tidings::log::committer::{CommitError, Committed};
 use tidings::server::caller::Caller;
+use tidings::server::idempotency::IdempotencyKey;
 
 use crate::lane::look;
 use crate::process::Posted;

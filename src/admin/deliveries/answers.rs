@@ -5,7 +5,6 @@ use serde::{Deserialize, Serialize};
 use crate::core::event::{Accepted, Properties};
 use crate::core::search::{Standing, State};
 use crate::core::types::Seq;
-use crate::server::time::rfc3339;
 
 /// One page of a list.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,7 +79,7 @@ impl Row {
         Row {
             id: id.to_string(),
             state: standing.state,
-            accepted_at: rfc3339(accepted.at.0),
+            accepted_at: accepted.at.rfc3339(),
             source: accepted.source.label().to_owned(),
             user: accepted.user.clone(),
             tenant: accepted.tenant.clone(),
@@ -95,8 +94,8 @@ impl Row {
             retain: accepted.retain,
             bytes: accepted.payload.len() as u64,
             attempts: standing.attempts,
-            retry_at: standing.retry_at.map(|at| rfc3339(at.0)),
-            dead_at: standing.dead_at.map(|at| rfc3339(at.0)),
+            retry_at: standing.retry_at.map(|at| at.rfc3339()),
+            dead_at: standing.dead_at.map(|at| at.rfc3339()),
             dead: None,
         }
     }

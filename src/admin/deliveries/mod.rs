@@ -42,7 +42,7 @@ use tokio::sync::Semaphore;
 
 use answers::{Deliveries, Story};
 use budget::Budget;
-use query::{ListQuery, cursor, invalid};
+use query::{ListQuery, cursor};
 use story::{Mark, NoStory};
 
 use crate::core::event::Source;
@@ -51,7 +51,7 @@ use crate::core::types::{ConnectionName, Seq};
 use crate::log::ReadError;
 use crate::log::committer::{LogHandle, now};
 use crate::server::caller::Caller;
-use crate::server::error::{ApiError, json};
+use crate::server::error::{ApiError, invalid, json};
 
 /// So many searches at once: each keeps a thread and the disk busy for up to some seconds.
 const SEARCHES: usize = 4;

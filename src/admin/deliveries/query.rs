@@ -5,10 +5,8 @@ use serde::{Deserialize, Serialize};
 use super::scan::Wanted;
 use crate::core::search::{Filter, State, TopicFilter};
 use crate::core::types::{Millis, Seq};
-use crate::server::error::ApiError;
-use crate::server::time::{moment, rfc3339};
-
-use axum::http::StatusCode;
+use crate::server::error::{ApiError, invalid};
+use crate::server::time::moment;
 
 /// Rows of one answer if nobody says.
 const USUAL_ROWS: usize = 100;
@@ -66,12 +64,6 @@ pub(super) struct ListQuery {
     until: Option<String>,
 }
 
-/// Something in a question is wrong.
-pub fn invalid(field: &str, message: impl std::fmt::Display) -> ApiError {
-    let error = ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_query", format!("{field}: {message}"));
-    error.field(Some(field.to_owned()))
-}
-
 impl Asked {
     /// The same, with times that mean the same whenever they are read.
     ///
@@ -79,7 +71,7 @@ impl Asked {
     /// 422 `invalid_query`, with the field.
     pub fn at(self, now: Millis) -> Result<Asked, ApiError> {
         let time = |field: &str, value: Option<String>| {
-            value.map(|value| moment(&value, now.0).map(rfc3339).map_err(|error| invalid(field, error))).transpose()
+            value.map(|value| moment(&value, now.0).map(|at| Millis(at).rfc3339()).map_err(|error| invalid(field, error))).transpose()
         };
         Ok(Asked { since: time("since", self.since)?, until: time("until", self.until)?, ..self })
     }

@@ -19,15 +19,6 @@ use crate::core::types::{Millis, Seq};
 use crate::log::committer::LogHandle;
 use crate::log::{Page, ReadError};
 
-/// What is looked for.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Selection {
-    /// What was accepted.
-    pub filter: Filter,
-    /// Of these tenants only; none: of all.
-    pub tenants: Option<BTreeSet<String>>,
-}
-
 /// Copies that are to be taken, because their originals can't be.
 #[derive(Debug, Clone, Default)]
 pub struct Copies {
@@ -83,18 +74,18 @@ pub struct Piece {
 pub fn seek(
     log: &LogHandle,
     snapshot: &Snapshot,
-    selection: &Selection,
+    filter: &Filter,
     copies: &Copies,
     from: Seq,
     until: Seq,
     limits: Limits,
 ) -> Result<Piece, ReadError> {
     let mut budget = Budget::of_a_piece();
-    let keys = selection.filter.keys();
+    let keys = filter.keys();
     let mut gathered = Gathered { next: from, ..Gathered::default() };
     let mut is_gone = false;
     while gathered.next < until && !gathered.is_full && budget.glimpse() {
-        if let Some(since) = selection.filter.since {
+        if let Some(since) = filter.since {
             gathered.next = pass_generations(log, gathered.next, until, since);
             if gathered.next >= until {
                 break;
@@ -104,7 +95,7 @@ pub fn seek(
             is_gone = true;
             break;
         };
-        if !may_hold(&glimpse, &selection.filter, &keys) {
+        if !may_hold(&glimpse, filter, &keys) {
             gathered.next = glimpse.last.next();
             continue;
         }
@@ -113,7 +104,7 @@ pub fn seek(
             is_gone = true;
             break;
         };
-        gathered.take(page.get(), snapshot, selection, copies, until, limits);
+        gathered.take(page.get(), snapshot, filter, copies, until, limits);
     }
     let Gathered { mut candidates, accepted, next, .. } = gathered;
     // What ended in pages that were deleted meanwhile is gone itself.
@@ -134,9 +125,9 @@ struct Gathered {
 }
 
 impl Gathered {
-    fn take(&mut self, page: &Page, snapshot: &Snapshot, selection: &Selection, copies: &Copies, until: Seq, limits: Limits) {
+    fn take(&mut self, page: &Page, snapshot: &Snapshot, filter: &Filter, copies: &Copies, until: Seq, limits: Limits) {
         for (at, id, send, accepted) in deliveries(page) {
-            if at < self.next || at >= until || !selection.wants(accepted) {
+            if at < self.next || at >= until || !is_wanted(filter, accepted) {
                 continue;
             }
             let is_taken = || self.candidates.iter().any(|known| known.id == id);
@@ -160,12 +151,9 @@ impl Gathered {
     }
 }
 
-impl Selection {
-    fn wants(&self, accepted: &Accepted) -> bool {
-        accepted.source != Source::Internal
-            && self.tenants.as_ref().is_none_or(|tenants| tenants.contains(&accepted.tenant))
-            && self.filter.matches(accepted)
-    }
+/// Whether it is what is looked for.
+fn is_wanted(filter: &Filter, accepted: &Accepted) -> bool {
+    accepted.source != Source::Internal && filter.matches(accepted)
 }
 
 /// Passes over whole generations of which the newest event is older than what is looked for.

@@ -16,7 +16,6 @@ use crate::core::search::{Snapshot, Standing, State, end_of};
 use crate::core::types::{LaneKey, Millis, SendNo, Seq};
 use crate::log::committer::LogHandle;
 use crate::log::{Glimpse, Page, ReadError};
-use crate::server::time::rfc3339;
 
 /// Why there is no story.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -260,7 +259,7 @@ impl Teller {
                 let says = format!(
                     "the broker refused it with 0x{code:02x} ({}); {attempts} refusals are charged to it; tried again at {}",
                     reason_name(*code),
-                    rfc3339(retry_at.0)
+                    retry_at.rfc3339()
                 );
                 Chapter { code: Some(format!("0x{code:02x}")), ..chapter(at, when, "refused", says) }
             }
@@ -299,7 +298,7 @@ impl Teller {
 }
 
 fn chapter(position: Seq, at: Option<Millis>, event: &str, says: String) -> Chapter {
-    Chapter { position: position.to_string(), at: at.map(|at| rfc3339(at.0)), event: event.to_owned(), says, by: None, code: None }
+    Chapter { position: position.to_string(), at: at.map(|at| at.rfc3339()), event: event.to_owned(), says, by: None, code: None }
 }
 
 /// A proof, for machines and for people.

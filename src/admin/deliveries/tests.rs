@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::answers::Story;
 use super::budget::Budget;
 use super::scan::{Wanted, list};
-use super::seek::{Copies, Limits, Selection, seek};
+use super::seek::{Copies, Limits, seek};
 use super::story::{Mark, NoStory, tell};
 use crate::core::event::{Accepted, DeadReason, DeliveryRef, Event, LanePurpose, Proof};
 use crate::core::ranges::Ranges;
@@ -326,7 +326,7 @@ fn what_was_carried_forward_is_listed_once_and_shown_and_what_is_past_its_retent
         let history = told(&story);
         let events: Vec<&str> = history.iter().map(|(event, _)| event.as_str()).collect();
         assert_eq!(events, ["accepted", "earlier", "carried"], "{story:?}");
-        assert_eq!(history[1].1, "1970-01-01T00:00:00Z  given up after 3 refusals: no", "what its generation said of it is kept");
+        assert_eq!(history[1].1, "1970-01-01T00:00:00.003Z  given up after 3 refusals: no", "what its generation said of it is kept");
         let waiting = told(&tell(&log, &snapshot, Seq(2), None, Budget::of(1_000, 1_000)).unwrap());
         assert!(waiting[1].1.contains("the broker refused it with 0x80"), "{waiting:?}");
         // What was carried is replayed from there, once, and only when it is delivered.
@@ -334,7 +334,7 @@ fn what_was_carried_forward_is_listed_once_and_shown_and_what_is_past_its_retent
             let limits = Limits { count: 10, bytes: 1 << 20 };
             let (mut at, mut found) = (snapshot.oldest, Vec::new());
             while at < snapshot.next {
-                let piece = seek(&log, snapshot, &Selection::default(), copies, at, snapshot.next, limits).unwrap();
+                let piece = seek(&log, snapshot, &Filter::default(), copies, at, snapshot.next, limits).unwrap();
                 assert!(piece.next > at && !piece.is_gone && piece.found.len() <= 10);
                 found.extend(piece.found.iter().map(|found| found.id.0));
                 at = piece.next;

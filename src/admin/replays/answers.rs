@@ -5,7 +5,6 @@ use serde::{Deserialize, Serialize};
 use super::asked::{Live, Spec};
 use crate::admin::deliveries::query::Asked;
 use crate::core::outbox::{Job, job_name};
-use crate::server::time::rfc3339;
 
 /// A job, as it is answered; the commands read the same.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,8 +82,8 @@ impl Shown {
             reason: spec.reason,
             filter: spec.filter,
             rate: job.rate,
-            started_at: rfc3339(job.at.0),
-            ended_at: job.end.as_ref().map(|end| rfc3339(end.at.0)),
+            started_at: job.at.rfc3339(),
+            ended_at: job.end.as_ref().map(|end| end.at.rfc3339()),
             cancelled_by: job.end.as_ref().and_then(|end| end.cancelled_by.clone()),
             created: job.created,
             delivered: job.delivered,

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use crate::admin::deliveries::query::Asked;
-use crate::admin::deliveries::seek::Selection;
 use crate::core::outbox::Job;
+use crate::core::search::Filter;
 use crate::log::committer::now;
 use crate::server::caller::Caller;
 use crate::server::error::ApiError;
@@ -64,8 +64,8 @@ impl Spec {
     ///
     /// # Errors
     /// If the filter says nothing that can be looked for.
-    pub fn selection(&self) -> Result<Selection, ApiError> {
-        Ok(Selection { filter: self.filter.clone().filter(now())?, tenants: self.tenants.clone() })
+    pub fn wanted(&self) -> Result<Filter, ApiError> {
+        Ok(Filter { within: self.tenants.clone().map(Arc::new), ..self.filter.clone().filter(now())? })
     }
 
     pub(super) fn may_be_seen(&self, caller: &Caller) -> bool {

@@ -15,7 +15,7 @@ mod asked;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::body::{Body, HttpBody, to_bytes};
+use axum::body::Body;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, Request, Response, StatusCode};
@@ -27,30 +27,23 @@ use serde::{Deserialize, Deserializer};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::deliveries::query::{Asked, invalid};
-use super::deliveries::seek::{Copies, Limits, Selection, seek};
+use super::deliveries::query::Asked;
+use super::deliveries::seek::{Copies, Limits, seek};
 use super::deliveries::{read_query, unreadable};
 use crate::core::outbox::{Job, job_named};
-use crate::core::search::Snapshot;
+use crate::core::search::{Filter, Snapshot};
 use crate::core::types::{Millis, Seq};
 use crate::log::committer::{LogHandle, now};
 use crate::server::caller::Caller;
-use crate::server::error::{ApiError, json};
+use crate::server::error::{ApiError, invalid, json};
+use crate::server::idempotency::IdempotencyKey;
 use crate::server::object::Object;
+use crate::server::question;
 pub use answers::{Counted, Shown, ShownJobs};
 pub use asked::{Ask, Live, Lives, ReplayError, Spec, Wanted};
 
 /// A body: a filter with its longest topic, and a reason.
 const LARGEST_BODY: usize = 128 << 10;
-
-/// It has to arrive within this.
-const BODY_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// A reason in the history, in bytes.
-const LONGEST_REASON: usize = 500;
-
-/// An idempotency key, in characters.
-const LONGEST_KEY: usize = 255;
 
 /// Reports per second at most: more is as fast as it goes.
 const HIGHEST_RATE: u32 = 1_000_000;
@@ -131,9 +124,9 @@ type Place = State<Arc<Replays>>;
 
 async fn start(State(replays): Place, Extension(caller): Extension<Caller>, headers: HeaderMap, request: Request<Body>) -> Response<Body> {
     let answer = async {
-        let key = key(&headers)?;
-        let bytes = read(request.into_body()).await?;
-        let (wanted, is_dry_run) = wanted(&caller, key, &bytes)?;
+        let key = IdempotencyKey::of(&headers)?;
+        let bytes = question::read(request.into_body(), LARGEST_BODY, "a filter has less").await?;
+        let (wanted, is_dry_run) = wanted(&caller, key.as_ref(), &bytes)?;
         if is_dry_run {
             return Ok(json(StatusCode::OK, &replays.count(wanted.spec).await?));
         }
@@ -234,19 +227,19 @@ impl Replays {
             let message = "another dry run counts; try again when it is done";
             return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", message).retry_after(Duration::from_secs(5)));
         };
-        let selection = spec.selection()?;
-        let connection = selection.filter.connection.clone();
+        let filter = spec.wanted()?;
+        let connection = filter.connection.clone();
         let snapshot = self.jobs(move |outbox| Snapshot::of(outbox, connection.as_ref())).await?;
         let log = self.log.clone();
         let counting = tokio::task::spawn_blocking(move || {
             let _place = place;
-            count(&log, &snapshot, &selection)
+            count(&log, &snapshot, &filter)
         });
         counting.await.unwrap_or_else(|_| Err(ApiError::internal("a fault in Tidings; its log says more")))
     }
 }
 
-fn count(log: &LogHandle, snapshot: &Snapshot, selection: &Selection) -> Result<Counted, ApiError> {
+fn count(log: &LogHandle, snapshot: &Snapshot, filter: &Filter) -> Result<Counted, ApiError> {
     let until = Instant::now() + COUNTING;
     let mut copies = Copies { from: snapshot.oldest, ..Copies::default() };
     let mut counted = Counted { dry_run: true, matches: 0, bytes: 0, complete: false };
@@ -255,7 +248,7 @@ fn count(log: &LogHandle, snapshot: &Snapshot, selection: &Selection) -> Result<
         if Instant::now() >= until {
             return Ok(counted);
         }
-        let piece = seek(log, snapshot, selection, &copies, at, snapshot.next, COUNTED_AT_ONCE).map_err(unreadable)?;
+        let piece = seek(log, snapshot, filter, &copies, at, snapshot.next, COUNTED_AT_ONCE).map_err(unreadable)?;
         for found in &piece.found {
             counted.matches += 1;
             counted.bytes += found.accepted.payload.len() as u64;
@@ -273,43 +266,9 @@ fn count(log: &LogHandle, snapshot: &Snapshot, selection: &Selection) -> Result<
     Ok(counted)
 }
 
-fn key(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
-    let mut keys = headers.get_all("idempotency-key").iter();
-    let Some(key) = keys.next() else { return Ok(None) };
-    let is_key = |key: &&str| (1..=LONGEST_KEY).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic());
-    match key.to_str().ok().filter(is_key) {
-        Some(key) if keys.next().is_none() => Ok(Some(key)),
-        _ => {
-            let message = format!("an Idempotency-Key is 1 to {LONGEST_KEY} visible ASCII characters, given once; a UUID does well");
-            Err(ApiError::new(StatusCode::BAD_REQUEST, "invalid_idempotency_key", message))
-        }
-    }
-}
-
-async fn read(body: Body) -> Result<Vec<u8>, ApiError> {
-    let too_large = || {
-        let message = format!("a body of more than {LARGEST_BODY} bytes, and a filter has less");
-        ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message).closing()
-    };
-    if body.size_hint().lower() > LARGEST_BODY as u64 {
-        return Err(too_large());
-    }
-    let bytes = tokio::time::timeout(BODY_TIMEOUT, to_bytes(body, LARGEST_BODY)).await;
-    let bytes = bytes.map_err(|_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", "the body did not arrive").closing())?;
-    let bytes =
-        bytes.map_err(|error| match std::error::Error::source(&error).is_some_and(|cause| cause.to_string().contains("length limit")) {
-            true => too_large(),
-            false => ApiError::new(StatusCode::BAD_REQUEST, "invalid_body", "the body is broken off").closing(),
-        })?;
-    Ok(bytes.to_vec())
-}
-
-fn wanted(caller: &Caller, key: Option<&str>, bytes: &[u8]) -> Result<(Wanted, bool), ApiError> {
-    let read: Result<Object<Question>, _> = serde_json::from_slice(bytes);
-    let Object(Question { filter, rate, by, reason, dry_run }) = read.map_err(|error| {
-        let message = format!(r#"expected {{"filter":{{"pipeline":"check","since":"2h"}},"by":"NAME"}}: {error}"#);
-        ApiError::new(StatusCode::BAD_REQUEST, "invalid_json", message)
-    })?;
+fn wanted(caller: &Caller, key: Option<&IdempotencyKey>, bytes: &[u8]) -> Result<(Wanted, bool), ApiError> {
+    let expected = r#"{"filter":{"pipeline":"check","since":"2h"},"by":"NAME"}"#;
+    let Question { filter, rate, by, reason, dry_run } = question::object(bytes, expected)?;
     let Some(Object(filter)) = filter else {
         return Err(invalid("filter", "expected a filter; an empty one, {}, means everything that was delivered"));
     };
@@ -322,10 +281,7 @@ fn wanted(caller: &Caller, key: Option<&str>, bytes: &[u8]) -> Result<(Wanted, b
     if rate > HIGHEST_RATE {
         return Err(invalid("rate", format!("expected 1 to {HIGHEST_RATE} reports per second, or 0 for as fast as it goes")));
     }
-    let is_text = |text: &String| !text.trim().is_empty() && text.len() <= LONGEST_REASON && !text.chars().any(char::is_control);
-    if reason.as_ref().is_some_and(|reason| !is_text(reason)) {
-        return Err(invalid("reason", format!("expected 1 to {LONGEST_REASON} bytes of text in one line")));
-    }
+    let reason = question::reason(reason)?;
     let now: Millis = now();
     // Every mistake in it is named now.
     asked.clone().filter(now)?;
@@ -341,7 +297,7 @@ fn wanted(caller: &Caller, key: Option<&str>, bytes: &[u8]) -> Result<(Wanted, b
         from: 0,
     };
     let id = match key {
-        Some(key) => xxh3_64(format!("replay\0{}\0{key}", caller.token().unwrap_or_default()).as_bytes()),
+        Some(key) => xxh3_64(format!("replay\0{}\0{}", caller.token().unwrap_or_default(), key.as_str()).as_bytes()),
         None => getrandom::u64().map_err(|error| ApiError::internal(format!("the system gives no random number: {error}")))?,
     };
     Ok((Wanted { id, spec, rate, by }, dry_run))

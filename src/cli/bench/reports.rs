@@ -5,6 +5,8 @@
 
 use bytes::Bytes;
 
+use crate::cli::busy_zuul::{Dice, JOBS, PLACES};
+
 /// What the reports are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -84,30 +86,6 @@ pub fn pool(kind: Kind, seed: u64) -> Vec<Report> {
     let count = (POOL_BYTES / kind.size()).clamp(64, POOL_REPORTS);
     Reports::new(kind, seed).take(count).collect()
 }
-
-const PLACES: [(&str, &str, &str); 8] = [
-    ("acme", "web/shop", "main"),
-    ("acme", "web/search", "main"),
-    ("acme", "infra/deploy", "stable/2.4"),
-    ("robotics", "arm-firmware", "main"),
-    ("robotics", "arm-firmware", "release-7"),
-    ("robotics", "planner", "main"),
-    ("openstack.org", "sf-jobs", "master"),
-    ("openstack.org", "nova", "master"),
-];
-
-const JOBS: [&str; 10] = [
-    "linters",
-    "unit-tests-python312",
-    "unit-tests-python313",
-    "functional-debian-13",
-    "functional-ubuntu-noble",
-    "build-container-image",
-    "upgrade-from-previous-release",
-    "docs-preview",
-    "performance-nightly",
-    "integration-postgresql",
-];
 
 const WORDS: [&str; 16] = [
     "change",
@@ -237,26 +215,6 @@ impl Reports {
             now - took - 1.25,
             now - 1.25,
         ));
-    }
-}
-
-/// SplitMix64: small, and the same everywhere.
-struct Dice(u64);
-
-impl Dice {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        usize::try_from(self.next() % bound as u64).expect("a remainder of a usize is one")
-    }
-
-    fn uuid(&mut self) -> String {
-        format!("{:016x}{:016x}", self.next(), self.next())
     }
 }
 

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 use super::check::Marker;
+use crate::cli::busy_zuul::{Dice, JOBS, PLACES};
 use crate::core::types::Qos;
 
 /// The pipelines, as they stand in a `tidings.toml`: the template is that of Zuul's documentation, and every QoS is in use.
@@ -36,29 +37,6 @@ start.mqtt = { topic = "{tenant}/zuul/{pipeline}/{project}/{branch}/started" }
 success.mqtt = { topic = "{tenant}/zuul/{pipeline}/{project}/{branch}", qos = 1 }
 failure.mqtt = { topic = "{tenant}/zuul/{pipeline}/{project}/{branch}", qos = 1 }
 "#;
-
-const PLACES: [(&str, &str, &str); 8] = [
-    ("acme", "web/shop", "main"),
-    ("acme", "web/search", "main"),
-    ("acme", "infra/deploy", "stable/2.4"),
-    ("robotics", "arm-firmware", "main"),
-    ("robotics", "arm-firmware", "release-7"),
-    ("robotics", "planner", "main"),
-    ("openstack.org", "sf-jobs", "master"),
-    ("openstack.org", "nova", "master"),
-];
-
-const JOBS: [&str; 9] = [
-    "linters",
-    "unit-tests-python312",
-    "unit-tests-python313",
-    "functional-debian-13",
-    "functional-ubuntu-noble",
-    "build-container-image",
-    "upgrade-from-previous-release",
-    "docs-preview",
-    "performance-nightly",
-];
 
 /// Changes under way at once in a place: few, so that topics come again and again and their order is worth checking.
 const CHANGES: u64 = 6;
@@ -253,26 +231,6 @@ fn qos_of(pipeline: &str, is_start: bool) -> Qos {
         ("gate", true) | ("periodic", false) => Qos::AtLeastOnce,
         (_, true) => Qos::AtMostOnce,
         (_, false) => Qos::ExactlyOnce,
-    }
-}
-
-/// SplitMix64: small, and the same everywhere.
-struct Dice(u64);
-
-impl Dice {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        usize::try_from(self.next() % bound as u64).expect("a remainder of a usize is one")
-    }
-
-    fn uuid(&mut self) -> String {
-        format!("{:016x}{:016x}", self.next(), self.next())
     }
 }
 

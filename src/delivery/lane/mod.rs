@@ -404,8 +404,7 @@ impl<'a> Lane<'a> {
                 missing.add(payload.get().stamp().id, payload.get().accepted());
             }
         }
-        let at = now();
-        missing.notice(&to, "expired", None, at, &rfc3339(at))
+        missing.notice(&to, "expired", None, now())
     }
 
     async fn committed(&mut self, appended: Committed<Appended>) -> Result<(), LaneError> {
@@ -439,13 +438,6 @@ impl<'a> Lane<'a> {
         }
         Ok(())
     }
-}
-
-/// A time as notices write it.
-fn rfc3339(at: Millis) -> String {
-    // The last moment of the year 9999, beyond which the format has no years.
-    const LAST: u64 = 253_402_300_799_999;
-    humantime::format_rfc3339_millis(std::time::UNIX_EPOCH + Duration::from_millis(at.0.min(LAST))).to_string()
 }
 
 /// A random number for backoff.

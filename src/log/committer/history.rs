@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::core::event::Event;
-use crate::core::types::{Millis, Seq};
+use crate::core::types::Seq;
 use crate::log::{LogReader, ReadError};
 
 /// So many lines are kept of one delivery: the last ones.
@@ -61,7 +61,7 @@ fn line(event: &Event) -> Option<(Seq, String)> {
         Event::Requeued { delivery, by, at } => (delivery.id, at, format!("requeued by {by}")),
         _ => return None,
     };
-    let mut line = format!("{}  {says}", time(*at));
+    let mut line = format!("{}  {says}", at.rfc3339());
     if line.len() > LINE_BYTES {
         let end = (0..=LINE_BYTES).rev().find(|end| line.is_char_boundary(*end)).unwrap_or(0);
         line.truncate(end);
@@ -70,18 +70,11 @@ fn line(event: &Event) -> Option<(Seq, String)> {
     Some((id, line))
 }
 
-fn time(at: Millis) -> String {
-    // The last moment of the year 9999, beyond which the format has no years.
-    const LAST: u64 = 253_402_300_799_999;
-    let at = std::time::UNIX_EPOCH + std::time::Duration::from_millis(at.0.min(LAST));
-    humantime::format_rfc3339_seconds(at).to_string()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::core::event::{DeadReason, DeliveryRef};
-    use crate::core::types::{LaneKey, SendNo};
+    use crate::core::types::{LaneKey, Millis, SendNo};
 
     #[test]
     fn a_history_stays_short_whatever_a_broker_says_and_however_often() {
@@ -89,7 +82,7 @@ mod tests {
         let reason = DeadReason { code: "refused".into(), broker_code: None, message: "é".repeat(1_000) };
         let (id, dead) = line(&Event::DeadLettered { delivery, reason, attempts: 3, at: Millis(0) }).unwrap();
         assert!(
-            id == Seq(7) && dead.len() < LINE_BYTES + 4 && dead.starts_with("1970-01-01T00:00:00Z  given up after 3 refusals: é"),
+            id == Seq(7) && dead.len() < LINE_BYTES + 4 && dead.starts_with("1970-01-01T00:00:00.000Z  given up after 3 refusals: é"),
             "{dead}"
         );
         let lines = |count: usize, text: &str| (0..count).map(|number| format!("{text}{number}")).collect::<Vec<_>>();
