@@ -157,7 +157,13 @@ fn asked(headers: &HeaderMap) -> Result<(Shape, Option<IdempotencyKey>), Refusal
 }
 
 impl Door {
-    async fn take(self: Arc<Self>, by: Caller, shape: Shape, key: Option<IdempotencyKey>, body: Body) -> Result<Committed<Answer>, Refusal> {
+    async fn take(
+        self: Arc<Self>,
+        by: Caller,
+        shape: Shape,
+        key: Option<IdempotencyKey>,
+        body: Body,
+    ) -> Result<Committed<Answer>, Refusal> {
         let held = body::read(body, self.measure(shape).await, &self.budget).await?;
         let (commit_timeout, timers) = (self.limits.commit_timeout, self.timers.clone());
         // A client that goes away must not leave a commit behind that nobody counts.

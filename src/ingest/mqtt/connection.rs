@@ -63,10 +63,7 @@ type Work = Pin<Box<dyn Future<Output = Event> + Send>>;
 
 /// What a connection waits for.
 enum Event {
-    Read {
-        asked: usize,
-        read: std::io::Result<usize>,
-    },
+    Read { asked: usize, read: std::io::Result<usize> },
     Written(std::io::Result<usize>),
     Stalled,
     Budget(Option<OwnedSemaphorePermit>),
