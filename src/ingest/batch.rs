@@ -85,7 +85,11 @@ pub fn pieces(body: &Bytes, shape: Shape, max_report: usize) -> Result<Vec<Piece
 }
 
 fn lines(body: &Bytes) -> impl Iterator<Item = Piece> {
-    body.split(|byte| *byte == b'\n').enumerate().filter(|(_, line)| !line.trim_ascii().is_empty()).map(|(number, line)| {
+    let mut begin = 0;
+    // The last line may go without its end.
+    let ends = memchr::memchr_iter(b'\n', body).chain([body.len()]);
+    let lines = ends.map(move |end| &body[std::mem::replace(&mut begin, end + 1)..end]);
+    lines.enumerate().filter(|(_, line)| !line.trim_ascii().is_empty()).map(|(number, line)| {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         // A copy: what follows from one line must not keep the whole body in memory.
         Piece { line: Some(number + 1), bytes: Bytes::copy_from_slice(line) }

@@ -4,15 +4,16 @@
 //! the body is read. What counts is what arrives. All bodies that are being read or wait for their commit share a budget of memory;
 //! when it is used up, new ones are told to come back, so that many slow clients can't fill the memory.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Poll, ready};
 use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
 use bytes::{Bytes, BytesMut};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Sleep, sleep};
 
 /// A body, and its place in the budget for as long as it is held.
 #[derive(Debug)]
@@ -82,13 +83,20 @@ pub async fn read(mut body: Body, measure: Measure, budget: &Arc<Semaphore>) -> 
     if announced > limit {
         return Err(too_large);
     }
-    let deadline = Instant::now() + timeout;
+    // Runs from the first time that there is something to wait for: most bodies have arrived with their heads, and need no timer.
+    let mut patience: Option<Pin<Box<Sleep>>> = None;
     // Not more up front than a common report: an announcement costs nothing.
     let mut bytes = BytesMut::with_capacity(announced.min(64 << 10));
     let mut places: Option<OwnedSemaphorePermit> = None;
     loop {
-        let frame = timeout_at(deadline, poll_fn(|cx| Pin::new(&mut body).poll_frame(cx))).await;
-        let data = match frame.map_err(|_| BodyError::TimedOut(timeout))? {
+        let frame = poll_fn(|cx| {
+            if let Poll::Ready(frame) = Pin::new(&mut body).poll_frame(cx) {
+                return Poll::Ready(Ok(frame));
+            }
+            ready!(patience.get_or_insert_with(|| Box::pin(sleep(timeout))).as_mut().poll(cx));
+            Poll::Ready(Err(BodyError::TimedOut(timeout)))
+        });
+        let data = match frame.await? {
             None => return Ok(Held { bytes: bytes.freeze(), _places: places }),
             Some(Err(_)) => return Err(BodyError::Broken),
             // Trailers say nothing that is wanted here.

@@ -12,6 +12,7 @@
 //! Once a request has been read, its commit no longer depends on the client: one that goes away meanwhile has its reports accepted and counted all the
 //! same, and can learn so by asking again with its `Idempotency-Key`.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,11 +29,13 @@ use tokio::sync::Semaphore;
 use super::accept::{AcceptError, Answer, Delivery, Ingest, Post};
 use super::batch::Shape;
 use super::body::{self, BodyError, Measure};
+use super::finish::{Finishing, Panicked};
 use crate::core::event::Source;
 use crate::log::committer::{Committed, now};
 use crate::server::caller::Caller;
 use crate::server::error::{ApiError, json};
 use crate::server::idempotency::{IdempotencyKey, InvalidKey};
+use crate::server::timers::Timers;
 
 /// Limits of a request.
 #[derive(Debug, Clone, Copy)]
@@ -114,42 +117,64 @@ struct Door {
     ingest: Ingest,
     limits: Limits,
     budget: Arc<Semaphore>,
+    timers: Timers,
 }
 
 /// The route.
 pub fn routes(ingest: Ingest, limits: Limits) -> Router {
     let budget = Arc::new(Semaphore::new(limits.memory.min(Semaphore::MAX_PERMITS)));
-    let door = Arc::new(Door { ingest, limits, budget });
+    let door = Arc::new(Door { ingest, limits, budget, timers: Timers::default() });
     Router::new().route("/v1/reports", post(take)).with_state(door)
 }
 
-async fn take(State(door): State<Arc<Door>>, Extension(caller): Extension<Caller>, request: Request<Body>) -> Response<Body> {
-    match door.take(caller, request).await {
-        Ok(answer) => accepted(&answer),
-        Err(refusal) => {
-            let code = refusal.code();
-            door.ingest.metrics.tidings_ingest_rejected_total.with_label_values(&[Source::Http.label(), code]).inc();
-            refused(&refusal)
+/// What is waited for holds no more than it needs: it is made anew for every request, and moved from one wrapping into the next.
+fn take(
+    State(door): State<Arc<Door>>,
+    Extension(caller): Extension<Caller>,
+    request: Request<Body>,
+) -> impl Future<Output = Response<Body>> + Send {
+    let (head, body) = request.into_parts();
+    let asked = asked(&head.headers);
+    async move {
+        let taken = match asked {
+            Ok((shape, key)) => Arc::clone(&door).take(caller, shape, key, body).await,
+            Err(refusal) => Err(refusal),
+        };
+        match taken {
+            Ok(answer) => accepted(&answer),
+            Err(refusal) => {
+                let code = refusal.code();
+                door.ingest.metrics.tidings_ingest_rejected_total.with_label_values(&[Source::Http.label(), code]).inc();
+                refused(&refusal)
+            }
         }
     }
 }
 
+/// What the head says of the body.
+fn asked(headers: &HeaderMap) -> Result<(Shape, Option<IdempotencyKey>), Refusal> {
+    Ok((shape_of(headers)?, IdempotencyKey::of(headers)?))
+}
+
 impl Door {
-    async fn take(&self, by: Caller, request: Request<Body>) -> Result<Committed<Answer>, Refusal> {
-        let (head, body) = request.into_parts();
-        let shape = shape_of(&head.headers)?;
-        let key = IdempotencyKey::of(&head.headers)?;
+    async fn take(
+        self: Arc<Self>,
+        by: Caller,
+        shape: Shape,
+        key: Option<IdempotencyKey>,
+        body: Body,
+    ) -> Result<Committed<Answer>, Refusal> {
         let held = body::read(body, self.measure(shape).await, &self.budget).await?;
-        let ingest = self.ingest.clone();
-        // On a task of its own: a client that goes away must not leave a commit behind that nobody counts.
-        let accepting = tokio::spawn(async move {
+        let (commit_timeout, timers) = (self.limits.commit_timeout, self.timers.clone());
+        // A client that goes away must not leave a commit behind that nobody counts.
+        let accepting = Finishing::new(async move {
             let post = Post { body: held.bytes.clone(), shape, key, by };
-            ingest.accept(post, now()).await
+            self.ingest.accept(post, now()).await
         });
-        match tokio::time::timeout(self.limits.commit_timeout, accepting).await {
-            Err(_) => Err(Refusal::CommitTimeout),
-            Ok(Err(_)) => Err(Refusal::Fault),
-            Ok(Ok(result)) => Ok(result?),
+        match timers.limit(commit_timeout, accepting).await {
+            None => Err(Refusal::CommitTimeout),
+            Some(Err(Panicked)) => Err(Refusal::Fault),
+            Some(Ok(result)) => Ok(result?),
         }
     }
 

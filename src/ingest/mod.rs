@@ -20,10 +20,12 @@
 //! | [`http`] | `POST /v1/reports` |
 //! | [`mqtt`] | the MQTT listener |
 //! | [`body`] | a request's body, within limits of size, time and memory |
+//! | [`finish`] | work that goes on when nobody waits for it any more |
 
 pub mod accept;
 pub mod batch;
 pub mod body;
+pub mod finish;
 pub mod http;
 pub mod lanes;
 pub mod mqtt;

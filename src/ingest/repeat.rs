@@ -71,7 +71,7 @@ fn deliveries_of(page: &Arc<Page>, key: u128) -> impl Iterator<Item = (Seq, Dedu
         let Event::Accepted(accepted) = event else { return None };
         let dedupe = accepted.dedupe.filter(|dedupe| dedupe.key == key)?;
         let seq = Seq(page.first.0 + offset as u64);
-        Some((seq, dedupe, Delivery::of(seq, accepted)))
+        Some((seq, dedupe, Delivery { id: seq, accepted: Arc::clone(accepted) }))
     })
 }
 

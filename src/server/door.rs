@@ -215,7 +215,7 @@ impl Door {
             // There is nothing there, and that is no secret.
             return Ok(Caller::nobody());
         };
-        let rules = Arc::clone(&self.rules.borrow());
+        let rules = self.rules.borrow();
         let peer = request.extensions().get::<Peer>().map_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED), |peer| network_of(peer.0));
         let (needs, scope) = wanted(request.method(), path.as_str());
         let judged = self.judge(&rules, request.headers(), peer, needs, scope);

@@ -23,6 +23,7 @@
 //! | [`object`] | JSON objects in questions, and nothing that only passes for one |
 //! | [`connection`] | one socket: stalled writes, and closing without losing the last answer |
 //! | [`tls`] | certificates, and the handshake |
+//! | [`timers`] | timers that are used again |
 //! | [`tally`], [`lines`] | what is counted of each client, and how much of it is logged |
 
 pub mod caller;
@@ -36,6 +37,7 @@ pub mod object;
 pub mod question;
 pub mod tally;
 pub mod time;
+pub mod timers;
 pub mod tls;
 
 use std::convert::Infallible;
@@ -57,7 +59,7 @@ use axum::response::IntoResponse;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -67,6 +69,7 @@ use connection::{Patient, Stream};
 use door::{Door, Peer};
 use error::ApiError;
 use guard::Guard;
+use timers::Timers;
 
 /// Limits of connections.
 #[derive(Debug, Clone, Copy)]
@@ -240,7 +243,7 @@ async fn converse(stream: Box<dyn Stream>, peer: IpAddr, app: Router, limits: Li
         })
     });
     let conversation = http1::Builder::new()
-        .timer(TokioTimer::new())
+        .timer(Timers::default())
         .header_read_timeout(limits.head_timeout)
         .max_buf_size(limits.head_bytes)
         .serve_connection(TokioIo::new(socket), service);

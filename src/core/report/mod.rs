@@ -18,13 +18,11 @@ mod walk;
 #[cfg(test)]
 mod tests;
 
-use std::ops::Range;
-
 use bytes::Bytes;
 use thiserror::Error;
 
-use schema::{SLOTS, Slot};
-use walk::Plain;
+use schema::Slot;
+use walk::{Kept, Plain};
 
 /// How deep objects and lists may be nested. Zuul needs 5 and what jobs return a few more; most JSON readers, subscribers' among
 /// them, give up somewhere between a hundred and a thousand.
@@ -71,12 +69,8 @@ impl ReportError {
 #[derive(Debug, Clone)]
 pub struct Report {
     payload: Bytes,
-    /// By [`Slot`]: what was given and is not null. `action`, `tenant` and `pipeline` are always there.
-    named: [Option<String>; SLOTS],
-    /// The plain values of `changes[]`, in the order given.
-    changes: Vec<Vec<(String, Plain)>>,
-    /// Where in the payload the values of `returned_data` stand, rising.
-    returned_data: Vec<Range<usize>>,
+    /// What routing and topics need of it. `action`, `tenant` and `pipeline` are always there.
+    kept: Kept,
 }
 
 /// What [`Report::change_value`] comes upon.
@@ -113,7 +107,7 @@ impl Report {
                 });
             }
         }
-        Ok(Report { named: kept.named, changes: kept.changes, returned_data: kept.returned_data, payload })
+        Ok(Report { kept, payload })
     }
 
     /// What was posted, byte for byte.
@@ -124,7 +118,7 @@ impl Report {
     /// The payload without `returned_data` in `buildset.builds[]` and `buildset.retry_builds[]`; every other value, its spelling
     /// and the order of keys stay. Where there is none, these are the very bytes that were posted.
     pub fn payload_without_returned_data(&self) -> Bytes {
-        cut::without(&self.payload, &self.returned_data)
+        cut::without(&self.payload, &self.kept.returned_data)
     }
 
     /// The reporter's action: `start`, `success`, `failure`, …
@@ -169,17 +163,23 @@ impl Report {
 
     /// The value under any key of one of the report's changes, counted from 0.
     pub fn change_value(&self, index: usize, key: &str) -> ChangeValue<'_> {
-        let Some(change) = self.changes.get(index) else { return ChangeValue::NoSuchChange { count: self.changes.len() } };
+        if index >= self.kept.changes {
+            return ChangeValue::NoSuchChange { count: self.kept.changes };
+        }
         // Of a key given twice the last one counts, as in Python and in JavaScript.
-        match change.iter().rev().find(|(name, _)| name == key) {
-            None | Some((_, Plain::Null)) => ChangeValue::Nothing,
-            Some((_, Plain::Text(text))) if text.is_empty() => ChangeValue::Nothing,
-            Some((_, Plain::Text(text))) => ChangeValue::Text(text),
-            Some((_, Plain::Nested(kind))) => ChangeValue::NotPlain(kind),
+        let found = self.kept.members.iter().rev().find(|member| member.change == index && member.key.within(&self.payload) == key);
+        match found.map(|member| &member.value) {
+            None | Some(Plain::Null) => ChangeValue::Nothing,
+            Some(Plain::Nested(kind)) => ChangeValue::NotPlain(kind),
+            Some(Plain::Text(text)) => match text.within(&self.payload) {
+                "" => ChangeValue::Nothing,
+                text => ChangeValue::Text(text),
+            },
         }
     }
 
     fn named(&self, slot: Slot) -> Option<&str> {
-        self.named[slot as usize].as_deref().filter(|text| !text.is_empty())
+        let text = self.kept.named[slot as usize].as_ref()?.within(&self.payload);
+        (!text.is_empty()).then_some(text)
     }
 }

@@ -180,6 +180,47 @@ fn nesting_is_bounded_also_where_nobody_looks() {
 }
 
 #[test]
+fn many_brackets_side_by_side_or_within_strings_are_not_nesting() {
+    let list = "[{}],".repeat(MAX_NESTING);
+    parse(&report_with(&format!(r#""x":[{list}0],"y":"{}","z":"\\\"{}\\\\""#, "[{".repeat(MAX_NESTING), "[".repeat(MAX_NESTING)))).unwrap();
+    let deep = format!(r#""x":[{list}0],"y":"\"]}}","z":{}{}"#, "[".repeat(MAX_NESTING), "]".repeat(MAX_NESTING));
+    assert!(message(&report_with(&deep)).starts_with("nested deeper than 100 levels at line 1 column"));
+}
+
+#[test]
+fn texts_that_stand_there_with_escapes_are_read_as_what_they_mean() {
+    let text = r#"{"pro\u006aect":"wid\u0067ets","changes":[{"own\/\u006bey":"a\\b","top\u0069c":"\u00e9","topic2":"é"}],"tenant":"acm\u0065","pipeline":"check","action":"success"}"#;
+    let report = parse(text).unwrap();
+    assert_eq!((report.tenant(), report.project()), ("acme", Some("widgets")));
+    assert_eq!(report.change_value(0, "own/key"), ChangeValue::Text("a\\b"));
+    assert_eq!(report.change_value(0, "topic"), ChangeValue::Text("é"));
+    assert_eq!(report.change_value(0, "topic2"), ChangeValue::Text("é"));
+    assert_eq!(report.payload(), text.as_bytes());
+}
+
+#[test]
+fn keys_may_come_in_any_order() {
+    for text in [
+        r#"{"ref":"r","action":"a","pipeline":"p","tenant":"t","branch":"b"}"#,
+        r#"{"action":"a","ref":"r","tenant":"t","x":1,"pipeline":"p","branch":"b"}"#,
+    ] {
+        let report = parse(text).unwrap();
+        let found = (report.action(), report.tenant(), report.pipeline(), report.branch(), report.ref_());
+        assert_eq!(found, ("a", "t", "p", Some("b"), Some("r")));
+    }
+}
+
+#[test]
+fn each_change_has_its_own_members() {
+    let changes = r#"[{"topic":"one","own":1},{},{"own":2,"own":3,"topic":""}]"#;
+    let report = parse(&report_with(&format!(r#""changes":{changes}"#))).unwrap();
+    let values = [0, 1, 2].map(|index| (report.change_value(index, "topic"), report.change_value(index, "own")));
+    let text = ChangeValue::Text;
+    assert_eq!(values, [(text("one"), text("1")), (ChangeValue::Nothing, ChangeValue::Nothing), (ChangeValue::Nothing, text("3"))]);
+    assert_eq!(report.change_value(3, "topic"), ChangeValue::NoSuchChange { count: 3 });
+}
+
+#[test]
 fn a_message_never_quotes_megabytes() {
     let text = message(&report_with(&format!(r#""buildset":"{}""#, "é".repeat(500_000))));
     assert!(text.starts_with("buildset: expected an object, found \"éé"), "{text}");

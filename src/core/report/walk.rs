@@ -5,6 +5,7 @@
 use std::fmt;
 use std::ops::Range;
 
+use memchr::{memchr2, memchr2_iter};
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
@@ -14,21 +15,60 @@ use super::{MAX_NESTING, ReportError};
 /// How much of a wrong string is quoted in a message, in characters.
 const QUOTED: usize = 40;
 
+/// So many members of changes are made room for at once: a change of Zuul's has nine.
+const MEMBERS: usize = 16;
+
+/// A text of a report. Most stand in it as they are, and are not copied: a report has some thirty of them that are kept, and one in ten is used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Text {
+    /// Where in the payload it stands.
+    Place(Range<usize>),
+    /// It stands there with escapes, or as a number.
+    Read(String),
+    /// A word of the schema, or of Python's.
+    Word(&'static str),
+}
+
+impl Text {
+    /// The text, in the report that it was read from.
+    pub(super) fn within<'r>(&'r self, payload: &'r [u8]) -> &'r str {
+        match self {
+            Text::Place(place) => std::str::from_utf8(&payload[place.clone()]).expect("it was a text when the report was read"),
+            Text::Read(text) => text,
+            Text::Word(word) => word,
+        }
+    }
+}
+
 /// A value as far as a topic can use it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Plain {
     Null,
     /// A string, or a number or truth value as Python writes it.
-    Text(String),
+    Text(Text),
     /// Not plain: `a list` or `an object`.
     Nested(&'static str),
 }
 
+/// A member of one of the report's changes.
+#[derive(Debug, Clone)]
+pub(super) struct Member {
+    /// Which change, counted from 0.
+    pub change: usize,
+    pub key: Text,
+    pub value: Plain,
+}
+
 /// What is kept of a report.
-#[derive(Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Kept {
-    pub named: [Option<String>; SLOTS],
-    pub changes: Vec<Vec<(String, Plain)>>,
+    /// By [`Slot`](super::schema::Slot): what was given and is not null.
+    pub named: [Option<Text>; SLOTS],
+    /// How many changes there are.
+    pub changes: usize,
+    /// Their members, in the order given.
+    pub members: Vec<Member>,
+    /// Where in the payload the values of `returned_data` stand, rising.
     pub returned_data: Vec<Range<usize>>,
 }
 
@@ -49,14 +89,15 @@ pub(super) fn walk(text: &str) -> Result<Kept, ReportError> {
 
 /// Where the nesting exceeds its limit, as line and column. What is ignored is not walked into, so it is bounded here.
 fn first_too_deep(text: &str) -> Option<(usize, usize)> {
+    let bytes = text.as_bytes();
+    // Most reports have not even so many brackets, and that is known at memory speed.
+    memchr2_iter(b'{', b'[', bytes).nth(MAX_NESTING)?;
     let mut depth = 0usize;
-    let mut in_string = false;
-    let mut bytes = text.bytes().enumerate();
-    while let Some((at, byte)) = bytes.next() {
+    let mut at = 0;
+    while let Some(byte) = bytes.get(at) {
         match byte {
-            b'"' => in_string = !in_string,
-            b'\\' if in_string => _ = bytes.next(),
-            b'{' | b'[' if !in_string => {
+            b'"' => at = end_of_string(bytes, at + 1)?,
+            b'{' | b'[' => {
                 depth += 1;
                 if depth > MAX_NESTING {
                     let before = &text[..at];
@@ -64,11 +105,24 @@ fn first_too_deep(text: &str) -> Option<(usize, usize)> {
                     return Some((line, at - before.rfind('\n').map_or(0, |newline| newline + 1) + 1));
                 }
             }
-            b'}' | b']' if !in_string => depth = depth.saturating_sub(1),
+            b'}' | b']' => depth = depth.saturating_sub(1),
             _ => {}
         }
+        at += 1;
     }
     None
+}
+
+/// Where the quote stands that ends a string; none if nothing does.
+fn end_of_string(bytes: &[u8], mut at: usize) -> Option<usize> {
+    loop {
+        at += memchr2(b'"', b'\\', bytes.get(at..)?)?;
+        if bytes[at] == b'"' {
+            return Some(at);
+        }
+        // What is escaped ends nothing.
+        at += 2;
+    }
 }
 
 struct State {
@@ -77,6 +131,26 @@ struct State {
     kept: Kept,
     /// The mistake that ended the walk; serde's own error then means nothing.
     mistake: Option<ReportError>,
+}
+
+impl State {
+    /// Where a part of the text stands in it.
+    fn place(&self, part: &str) -> Range<usize> {
+        place_in(self.start, part)
+    }
+
+    fn keep(&mut self, member: Member) {
+        if self.kept.members.is_empty() {
+            self.kept.members.reserve(MEMBERS);
+        }
+        self.kept.members.push(member);
+    }
+}
+
+/// Where a part stands of a text that begins at this address.
+fn place_in(start: usize, part: &str) -> Range<usize> {
+    let from = part.as_ptr() as usize - start;
+    from..from + part.len()
 }
 
 /// The way to a value.
@@ -124,9 +198,19 @@ impl Walk<'_> {
 
     fn number<E: Error>(mut self, number: serde_json::Number) -> Result<Option<Plain>, E> {
         match self.shape {
-            Shape::Anything | Shape::TextOrNumber | Shape::Time => Ok(self.give(|| Plain::Text(number.to_string()))),
+            Shape::Anything | Shape::TextOrNumber | Shape::Time => Ok(self.give(|| Plain::Text(Text::Read(number.to_string())))),
             _ => Err(self.unexpected(number)),
         }
+    }
+
+    fn text<E: Error>(mut self, value: &str, keep: impl FnOnce(&State) -> Text) -> Result<Option<Plain>, E> {
+        let fits = match self.shape {
+            Shape::Anything | Shape::Text | Shape::TextOrNumber => true,
+            Shape::Name => !value.is_empty(),
+            Shape::Time => value.trim().parse::<f64>().is_ok_and(f64::is_finite),
+            Shape::Flag | Shape::List(_) | Shape::Object(_) => false,
+        };
+        if fits { Ok(self.give(|| Plain::Text(keep(self.state)))) } else { Err(self.unexpected(quoted(value))) }
     }
 }
 
@@ -158,7 +242,7 @@ impl<'de> Visitor<'de> for Walk<'_> {
 
     fn visit_bool<E: Error>(mut self, value: bool) -> Result<Self::Value, E> {
         match self.shape {
-            Shape::Anything | Shape::Flag => Ok(self.give(|| Plain::Text(if value { "True" } else { "False" }.to_owned()))),
+            Shape::Anything | Shape::Flag => Ok(self.give(|| Plain::Text(Text::Word(if value { "True" } else { "False" })))),
             _ => Err(self.unexpected(value)),
         }
     }
@@ -176,14 +260,12 @@ impl<'de> Visitor<'de> for Walk<'_> {
         self.number(number)
     }
 
-    fn visit_str<E: Error>(mut self, value: &str) -> Result<Self::Value, E> {
-        let fits = match self.shape {
-            Shape::Anything | Shape::Text | Shape::TextOrNumber => true,
-            Shape::Name => !value.is_empty(),
-            Shape::Time => value.trim().parse::<f64>().is_ok_and(f64::is_finite),
-            Shape::Flag | Shape::List(_) | Shape::Object(_) => false,
-        };
-        if fits { Ok(self.give(|| Plain::Text(value.to_owned()))) } else { Err(self.unexpected(quoted(value))) }
+    fn visit_borrowed_str<E: Error>(self, value: &'de str) -> Result<Self::Value, E> {
+        self.text(value, |state| Text::Place(state.place(value)))
+    }
+
+    fn visit_str<E: Error>(self, value: &str) -> Result<Self::Value, E> {
+        self.text(value, |_| Text::Read(value.to_owned()))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(mut self, mut list: A) -> Result<Self::Value, A::Error> {
@@ -209,8 +291,11 @@ impl<'de> Visitor<'de> for Walk<'_> {
             _ => return Err(self.unexpected("an object")),
         };
         let mut seen = 0u64;
-        let mut change = Vec::new();
-        while let Some(key) = map.next_key_seed(KeyOf(object))? {
+        // Which change this is.
+        let change = self.state.kept.changes;
+        // Producers write keys in the schema's order, so the next one is looked for where the last one was found.
+        let mut next = 0;
+        while let Some(key) = map.next_key_seed(KeyOf { object, next, start: self.state.start })? {
             match key {
                 Key::Known(place, field) => {
                     if seen & (1 << place) != 0 {
@@ -218,21 +303,22 @@ impl<'de> Visitor<'de> for Walk<'_> {
                         return Err(Walk { shape: &field.shape, path, wanted: false, state: self.state }.mistake("given twice".to_owned()));
                     }
                     seen |= 1 << place;
+                    next = place + 1;
                     if let Some(value) = self.known(&mut map, field, object.is_change)? {
-                        change.push((field.key.to_owned(), value));
+                        self.state.keep(Member { change, key: Text::Word(field.key), value });
                     }
                 }
                 Key::Unknown(Some(key)) => {
                     let walk = Walk { shape: &Shape::Anything, path: Path::Whole, wanted: true, state: self.state };
                     if let Some(value) = map.next_value_seed(walk)? {
-                        change.push((key, value));
+                        self.state.keep(Member { change, key, value });
                     }
                 }
                 Key::Unknown(None) => _ = map.next_value::<IgnoredAny>()?,
             }
         }
         if object.is_change {
-            self.state.kept.changes.push(change);
+            self.state.kept.changes += 1;
         }
         Ok(self.give(|| Plain::Nested("an object")))
     }
@@ -244,9 +330,8 @@ impl Walk<'_> {
         let path = Path::Key(&self.path, field.key);
         match field.keep {
             Keep::Place => {
-                let raw = map.next_value::<&RawValue>()?.get();
-                let from = raw.as_ptr() as usize - self.state.start;
-                self.state.kept.returned_data.push(from..from + raw.len());
+                let place = self.state.place(map.next_value::<&RawValue>()?.get());
+                self.state.kept.returned_data.push(place);
                 Ok(None)
             }
             Keep::Nothing => map.next_value_seed(Walk { shape: &field.shape, path, wanted: of_change, state: self.state }),
@@ -263,12 +348,30 @@ impl Walk<'_> {
 
 /// A key of an object, looked up without a copy where the schema has it.
 enum Key {
-    Known(u64, &'static Field),
+    Known(usize, &'static Field),
     /// Not in the schema. With its name only where that is kept.
-    Unknown(Option<String>),
+    Unknown(Option<Text>),
 }
 
-struct KeyOf(&'static Object);
+struct KeyOf {
+    object: &'static Object,
+    /// Where among its fields it is looked for first.
+    next: usize,
+    /// See [`State::start`].
+    start: usize,
+}
+
+impl KeyOf {
+    fn find(&self, key: &str, keep: impl FnOnce() -> Text) -> Key {
+        let fields = self.object.fields;
+        let (before, after) = fields.split_at(self.next.min(fields.len()));
+        let after = (before.len()..).zip(after);
+        match after.chain((0..).zip(before)).find(|(_, field)| field.key == key) {
+            Some((place, field)) => Key::Known(place, field),
+            None => Key::Unknown(self.object.is_change.then(keep)),
+        }
+    }
+}
 
 impl<'de> DeserializeSeed<'de> for KeyOf {
     type Value = Key;
@@ -278,16 +381,19 @@ impl<'de> DeserializeSeed<'de> for KeyOf {
     }
 }
 
-impl Visitor<'_> for KeyOf {
+impl<'de> Visitor<'de> for KeyOf {
     type Value = Key;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a key")
     }
 
+    fn visit_borrowed_str<E: Error>(self, key: &'de str) -> Result<Key, E> {
+        Ok(self.find(key, || Text::Place(place_in(self.start, key))))
+    }
+
     fn visit_str<E: Error>(self, key: &str) -> Result<Key, E> {
-        let known = (0..).zip(self.0.fields).find(|(_, field)| field.key == key);
-        Ok(known.map_or_else(|| Key::Unknown(self.0.is_change.then(|| key.to_owned())), |(place, field)| Key::Known(place, field)))
+        Ok(self.find(key, || Text::Read(key.to_owned())))
     }
 }
 

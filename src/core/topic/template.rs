@@ -193,7 +193,8 @@ impl TopicTemplate {
     /// # Errors
     /// If the report lacks a change that the template names, or what comes out is no topic.
     pub fn render(&self, report: &Report) -> Result<Topic, RenderError> {
-        let mut topic = String::with_capacity(self.source.len());
+        // Values are about as long as their names, or half as long again.
+        let mut topic = String::with_capacity(self.source.len() * 3 / 2);
         for part in &self.parts {
             match part {
                 Part::Literal(text) => push(&mut topic, text),
@@ -301,6 +302,9 @@ fn outside_brackets(text: &str) -> impl Iterator<Item = char> {
 }
 
 fn push(topic: &mut String, text: &str) {
+    if !text.bytes().any(|byte| matches!(byte, b'+' | b'#')) {
+        return topic.push_str(text);
+    }
     topic.extend(text.chars().map(|c| if is_wildcard(c) { '_' } else { c }));
 }
 

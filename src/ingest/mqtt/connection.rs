@@ -25,7 +25,8 @@ use crate::core::frame::Frame;
 use crate::core::listener::{Admission, Answer, Close, Connect, Ended, Incoming, Input, Outgoing, Output, Publisher as Machine, code};
 use crate::core::types::{Millis, Protocol};
 use crate::failpoint::{self, Point};
-use crate::log::committer::{CommitError, Committed};
+use crate::log::committer::{CommitError, Committed, LogHandle};
+use crate::server::timers::Timers;
 
 /// A packet that has begun has to be whole after so long: a sender that is slower holds what others could use.
 const PACKET_TIMEOUT: Duration = Duration::from_secs(60);
@@ -40,8 +41,12 @@ const WRITE_AHEAD: usize = 64 << 10;
 /// One read takes so many bytes at most.
 const READ_AT_MOST: usize = 64 << 10;
 
-/// And this where nothing is known of what comes.
+/// And this where nothing is known of what comes. A read that is filled makes the next one twice as large: who sends much is read in few calls, and
+/// who sends little needs little memory.
 const READ_AT_LEAST: usize = 4 << 10;
+
+/// A buffer is given up when it is so many times as large as the next read.
+const TOO_ROOMY: usize = 4;
 
 /// The last answers get so long to leave.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -58,7 +63,7 @@ type Work = Pin<Box<dyn Future<Output = Event> + Send>>;
 
 /// What a connection waits for.
 enum Event {
-    Read(std::io::Result<usize>),
+    Read { asked: usize, read: std::io::Result<usize> },
     Written(std::io::Result<usize>),
     Stalled,
     Budget(Option<OwnedSemaphorePermit>),
@@ -90,6 +95,9 @@ pub struct Conversation {
     /// Nothing was read for a while, for reasons of our own.
     was_paused: bool,
     lease: Lease,
+    /// The next read takes so many bytes, if there is room for them.
+    next_read: usize,
+    timers: Timers,
     budget: Option<Work>,
     work: Option<Work>,
     publisher: Publisher,
@@ -123,6 +131,8 @@ impl Conversation {
             packet_since: None,
             was_paused: false,
             lease,
+            next_read: READ_AT_LEAST,
+            timers: Timers::default(),
             budget: None,
             work: None,
             publisher: Publisher::default(),
@@ -232,7 +242,7 @@ impl Conversation {
         self.lease.shrink_to(usage);
         if self.arrived.is_empty() {
             self.packet_since = None;
-            if self.arrived.capacity() > READ_AT_MOST {
+            if self.arrived.capacity() > READ_AT_MOST.min(self.next_read * TOO_ROOMY) {
                 self.arrived = BytesMut::new();
             }
         } else if self.packet_since.is_none() {
@@ -336,8 +346,7 @@ impl Conversation {
         let tick = [tick, slow, deaf].into_iter().flatten().min();
         let stall = self.stalled_since.map(|since| since + WRITE_TIMEOUT);
         let is_held = self.machine.is_held() && self.work.is_none();
-        let mut progress = self.shared.store.log.progress();
-        let Conversation { reader, writer, arrived, outgoing, work, budget, claim, is_told_to_stop, .. } = self;
+        let Conversation { shared, reader, writer, arrived, outgoing, timers, work, budget, claim, is_told_to_stop, .. } = self;
         let is_writing = !outgoing.is_empty();
         tokio::select! {
             // Answers first: they are what clients wait for.
@@ -347,10 +356,10 @@ impl Conversation {
             event = pending_or(budget) => { *budget = None; event }
             () = evicted(claim.as_ref()) => Event::Evicted,
             _ = stopping.wait_for(|stopping| *stopping), if !*is_told_to_stop => { *is_told_to_stop = true; Event::Stopping }
-            read = read(reader, arrived, chunk.unwrap_or(0)), if chunk.is_some() => Event::Read(read),
-            () = until(tick) => Event::Tick,
-            () = until(stall), if is_writing => Event::Stalled,
-            () = room(&mut progress), if is_held => Event::Room,
+            read = read(reader, arrived, chunk.unwrap_or(0)), if chunk.is_some() => Event::Read { asked: chunk.unwrap_or(0), read },
+            () = until(timers, tick) => Event::Tick,
+            () = until(timers, stall), if is_writing => Event::Stalled,
+            () = room(&shared.store.log), if is_held => Event::Room,
         }
     }
 
@@ -361,11 +370,14 @@ impl Conversation {
         }
         let begun = Frame::begin(&self.arrived, usize::MAX).ok().flatten();
         let missing = begun.map_or(0, |frame| frame.length.saturating_sub(self.arrived.len()));
-        let chunk = missing.clamp(READ_AT_LEAST, READ_AT_MOST);
-        let usage = self.arrived.len() + self.machine.held_bytes() + chunk;
-        if self.lease.covers(usage) {
-            return Some(chunk);
+        let least = missing.clamp(READ_AT_LEAST, READ_AT_MOST);
+        let held = self.arrived.len() + self.machine.held_bytes();
+        for chunk in [least.max(self.next_read), least] {
+            if self.lease.covers(held + chunk) {
+                return Some(chunk);
+            }
         }
+        let usage = held + least;
         let waiting = self.lease.wait_for(usage);
         self.budget = Some(Box::pin(async move { Event::Budget(waiting.await) }));
         None
@@ -373,14 +385,16 @@ impl Conversation {
 
     fn apply(&mut self, event: Event) {
         match event {
-            Event::Read(Ok(0)) => self.is_gone = true,
-            Event::Read(Ok(_)) => {}
+            Event::Read { read: Ok(0), .. } => self.is_gone = true,
+            Event::Read { asked, read: Ok(count) } => {
+                self.next_read = if count >= asked { asked * 2 } else { count }.clamp(READ_AT_LEAST, READ_AT_MOST);
+            }
             Event::Written(Err(_)) => {
                 self.outgoing.clear();
                 self.stalled_since = None;
                 self.deaf_since = Some(tokio::time::Instant::now());
             }
-            Event::Read(Err(error)) => {
+            Event::Read { read: Err(error), .. } => {
                 self.is_gone = true;
                 self.outgoing.clear();
                 self.give(Input::End(Close::lost(format!("the connection was lost: {error}"))));
@@ -480,18 +494,18 @@ async fn evicted(claim: Option<&Claim>) {
     }
 }
 
-async fn until(at: Option<tokio::time::Instant>) {
+async fn until(timers: &Timers, at: Option<tokio::time::Instant>) {
     match at {
-        Some(at) => tokio::time::sleep_until(at).await,
+        Some(at) => timers.lend(at.into_std()).await,
         None => std::future::pending().await,
     }
 }
 
 /// The store has room again, or it is worth another try.
-async fn room(progress: &mut watch::Receiver<crate::log::committer::Progress>) {
+async fn room(log: &LogHandle) {
     tokio::time::sleep(TRY_AGAIN).await;
     // An error means that the log is gone, which the next try will find out.
-    let _ = progress.wait_for(|progress| progress.full.is_none()).await;
+    let _ = log.progress().wait_for(|progress| progress.full.is_none()).await;
 }
 
 /// Time since the start, for machines that know no clock.

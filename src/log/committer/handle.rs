@@ -4,7 +4,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc, oneshot, watch};
+use tokio::time::timeout;
 
 use super::Limits;
 use super::answer::{Appended, CommitError, Progress};
@@ -103,16 +105,33 @@ impl LogHandle {
     pub async fn accept(&self, events: Vec<Event>) -> Result<Committed<Appended>, CommitError> {
         let bytes: usize = events.iter().map(size_of_event).sum();
         let wanted = u32::try_from(bytes.min(QUEUE_BYTES)).expect("the queue's bound fits 32 bits");
-        let place = tokio::time::timeout(ACCEPT_PATIENCE, self.places.clone().acquire_many_owned(wanted));
-        let place = place.await.map_err(|_| CommitError::Overloaded)?.map_err(|_| CommitError::Stopped)?;
+        let place = self.place(wanted).await?;
         let (reply, answer) = oneshot::channel();
-        let append = Command::Append(Append { events, bytes, is_accept: true, reply, place: Some(place) });
-        match tokio::time::timeout(ACCEPT_PATIENCE, self.commands.send(append)).await {
-            Err(_) => return Err(CommitError::Overloaded),
-            Ok(Err(_)) => return Err(CommitError::Stopped),
-            Ok(Ok(())) => {}
-        }
+        self.hand_in(Command::Append(Append { events, bytes, is_accept: true, reply, place: Some(place) })).await?;
         answer.await.unwrap_or(Err(CommitError::Stopped))
+    }
+
+    /// Room for so many bytes. As a rule there is some, and then no timer is made.
+    async fn place(&self, bytes: u32) -> Result<OwnedSemaphorePermit, CommitError> {
+        match Arc::clone(&self.places).try_acquire_many_owned(bytes) {
+            Ok(place) => return Ok(place),
+            Err(TryAcquireError::Closed) => return Err(CommitError::Stopped),
+            Err(TryAcquireError::NoPermits) => {}
+        }
+        // In a box of its own, as below: a timer is aligned so widely that whatever holds one inside is expensive to make.
+        let place = Box::pin(timeout(ACCEPT_PATIENCE, Arc::clone(&self.places).acquire_many_owned(bytes))).await;
+        place.map_err(|_| CommitError::Overloaded)?.map_err(|_| CommitError::Stopped)
+    }
+
+    /// Gives a producer's append to the committer; the same is true of the channel.
+    async fn hand_in(&self, append: Command) -> Result<(), CommitError> {
+        let append = match self.commands.try_send(append) {
+            Ok(()) => return Ok(()),
+            Err(TrySendError::Closed(_)) => return Err(CommitError::Stopped),
+            Err(TrySendError::Full(append)) => append,
+        };
+        let handed_in = Box::pin(timeout(ACCEPT_PATIENCE, self.commands.send(append))).await;
+        handed_in.map_err(|_| CommitError::Overloaded)?.map_err(|_| CommitError::Stopped)
     }
 
     /// Appends outcomes and other events of Tidings' own making. Goes on when the store is full, in the reserve kept for them.
