@@ -66,7 +66,8 @@ impl Nats {
         std::fs::create_dir_all(&ports).unwrap();
         let port = if self.port == 0 { "-1".to_owned() } else { self.port.to_string() };
         let store = self.folder.join("store");
-        let arguments = ["-a", "127.0.0.1", "-p", &port, "-js", "-sd", store.to_str().unwrap(), "--ports_file_dir", ports.to_str().unwrap()];
+        let arguments =
+            ["-a", "127.0.0.1", "-p", &port, "-js", "-sd", store.to_str().unwrap(), "--ports_file_dir", ports.to_str().unwrap()];
         let mut keeper = Command::new("sh")
             .args(["-c", KEEPER, "sh", self.folder.to_str().unwrap(), self.keep])
             .args(arguments)

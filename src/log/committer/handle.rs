@@ -101,6 +101,10 @@ impl LogHandle {
     /// # Errors
     /// [`CommitError::Full`], [`CommitError::Conflict`], [`CommitError::Overloaded`] and [`CommitError::Stopped`] are the producer's to handle.
     pub async fn accept(&self, events: Vec<Event>) -> Result<Committed<Appended>, CommitError> {
+        // A store that does not answer: what is in the queue already waits for it, and more would only wait longer.
+        if self.busy_for().is_some_and(|busy| busy >= ACCEPT_PATIENCE) {
+            return Err(CommitError::Overloaded);
+        }
         let bytes: usize = events.iter().map(size_of_event).sum();
         let wanted = u32::try_from(bytes.min(QUEUE_BYTES)).expect("the queue's bound fits 32 bits");
         let place = tokio::time::timeout(ACCEPT_PATIENCE, self.places.clone().acquire_many_owned(wanted));

@@ -11,7 +11,7 @@
 
 use async_nats::jetstream::Context;
 use async_nats::jetstream::kv::{self, CreateErrorKind, UpdateErrorKind};
-use async_nats::jetstream::stream::RawMessageErrorKind;
+use async_nats::jetstream::stream::{Config, DiscardPolicy, RawMessageErrorKind, StorageType};
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -113,14 +113,25 @@ impl Bucket {
     /// The bucket, which is created if it is not there.
     pub(super) async fn open(context: &Context, options: &Options, exists: bool) -> Result<Bucket, String> {
         if !exists {
-            let config = kv::Config {
-                bucket: options.stream.clone(),
-                description: "what Tidings keeps beside its log".into(),
-                history: 1,
+            // A bucket is a stream. It is made as one, because the client's own way asks for figures of the account that nats-server 2.9 does not give.
+            let config = Config {
+                name: stream_name(options),
+                description: Some("what Tidings keeps beside its log".into()),
+                subjects: vec![format!("$KV.{}.>", options.stream)],
+                discard: DiscardPolicy::New,
+                storage: StorageType::File,
+                max_bytes: -1,
+                max_messages: -1,
+                max_messages_per_subject: 1,
+                max_message_size: -1,
+                max_consumers: -1,
                 num_replicas: options.replicas,
-                ..kv::Config::default()
+                allow_rollup: true,
+                allow_direct: true,
+                deny_delete: true,
+                ..Config::default()
             };
-            let created = context.create_key_value(config).await;
+            let created = context.create_stream(config).await;
             created.map_err(|error| format!("creating the bucket: {}", told(&error)))?;
         }
         let store = context.get_key_value(&options.stream).await;

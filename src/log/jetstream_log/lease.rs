@@ -95,14 +95,8 @@ impl Lease {
     /// Holds it. `last` is the last message of the log that is known to be stored.
     pub(super) fn hold(got: Got, bridge: &Arc<Bridge>, bucket: &Bucket, last: Arc<AtomicU64>) -> Lease {
         let Got { holder, revision, .. } = got;
-        let lease = Lease {
-            bridge: Arc::clone(bridge),
-            bucket: bucket.clone(),
-            holder,
-            last,
-            is_lost: Arc::default(),
-            is_over: Arc::default(),
-        };
+        let lease =
+            Lease { bridge: Arc::clone(bridge), bucket: bucket.clone(), holder, last, is_lost: Arc::default(), is_over: Arc::default() };
         let (bucket, mut holder, last) = (bucket.clone(), lease.holder.clone(), Arc::clone(&lease.last));
         let (is_lost, is_over) = (Arc::clone(&lease.is_lost), Arc::clone(&lease.is_over));
         bridge.spawn(async move {

@@ -101,7 +101,9 @@ impl Publication {
                 Ok(Some(_)) => return Err(NotStored::Overtaken),
                 Ok(None) | Err(_) if Instant::now() < until => {
                     if !has_waited {
-                        tracing::warn!("the store's servers did not acknowledge a commit ({what}); it is tried again, and nothing else is accepted until then");
+                        tracing::warn!(
+                            "the store's servers did not acknowledge a commit ({what}); it is tried again, and nothing else is accepted until then"
+                        );
                         has_waited = true;
                     }
                     sleep(AGAIN).await;

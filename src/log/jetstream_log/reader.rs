@@ -153,12 +153,7 @@ impl Shared {
             let to = (from + parsed.header.parts as usize).min(commit.pages.len());
             let parts = &commit.pages[from..to];
             let page = Arc::new(self.decode(parts).map_err(told)?);
-            decoded.push(Decoded {
-                at: commit.at + from as u64,
-                page,
-                newest,
-                bytes: parts.iter().map(|part| part.len() as u64).sum(),
-            });
+            decoded.push(Decoded { at: commit.at + from as u64, page, newest, bytes: parts.iter().map(|part| part.len() as u64).sum() });
             from = to;
         }
         Ok(decoded)
@@ -213,9 +208,9 @@ impl Shared {
         let end = at + u64::from(header.pages - header.page) - 1;
         let is_valid = end == at
             || end <= self.last_message.load(Ordering::Acquire)
-                && self.header_at(end)?.is_some_and(|(_, last)| {
-                    (last.run, last.pages, last.page + 1) == (header.run, header.pages, header.pages)
-                });
+                && self
+                    .header_at(end)?
+                    .is_some_and(|(_, last)| (last.run, last.pages, last.page + 1) == (header.run, header.pages, header.pages));
         Ok(is_valid.then_some(Found { at, bytes, header }))
     }
 

@@ -6,7 +6,9 @@
 use std::time::Duration;
 
 use async_nats::jetstream::context::GetStreamErrorKind;
-use async_nats::jetstream::stream::{Config, DirectGetErrorKind, DiscardPolicy, Info, RawMessageErrorKind, RetentionPolicy, StorageType, Stream};
+use async_nats::jetstream::stream::{
+    Config, DirectGetErrorKind, DiscardPolicy, Info, RawMessageErrorKind, RetentionPolicy, StorageType, Stream,
+};
 use async_nats::jetstream::{self, Context, ErrorCode};
 use async_nats::{ConnectOptions, Event, ServerAddr};
 use bytes::Bytes;
@@ -55,7 +57,9 @@ pub(super) async fn connect(options: &Options) -> Result<Context, String> {
     let client = connect.connect(servers).await.map_err(|error| format!("connecting: {}", told(&error)))?;
     let most = client.server_info().max_payload;
     if most < MIN_MAX_PAYLOAD {
-        return Err(format!("the servers take messages of {most} bytes and {MIN_MAX_PAYLOAD} are needed: raise `max_payload` in their configuration"));
+        return Err(format!(
+            "the servers take messages of {most} bytes and {MIN_MAX_PAYLOAD} are needed: raise `max_payload` in their configuration"
+        ));
     }
     Ok(jetstream::context::ContextBuilder::new().timeout(REQUEST).build(client))
 }
@@ -177,7 +181,9 @@ impl Pages {
         match self.stream.direct_get(at).await {
             Ok(message) => Ok(Some(message.payload)),
             // A replica may lag, and a stream of somebody's own making may not allow it.
-            Err(error) if matches!(error.kind(), DirectGetErrorKind::NotFound | DirectGetErrorKind::ErrorResponse(..)) => self.get(at).await,
+            Err(error) if matches!(error.kind(), DirectGetErrorKind::NotFound | DirectGetErrorKind::ErrorResponse(..)) => {
+                self.get(at).await
+            }
             Err(error) => Err(format!("reading message {at}: {}", told(&error))),
         }
     }

@@ -234,7 +234,10 @@ fn what_can_not_be_found_out_ends_the_log() {
 }
 
 /// Does something to the stream and the bucket behind the log's back.
-fn meddle<F: Future<Output = ()> + Send + 'static>(options: &Options, act: impl FnOnce(async_nats::jetstream::Context) -> F + Send + 'static) {
+fn meddle<F: Future<Output = ()> + Send + 'static>(
+    options: &Options,
+    act: impl FnOnce(async_nats::jetstream::Context) -> F + Send + 'static,
+) {
     let (bridge, options) = (Bridge::new().unwrap(), options.clone());
     bridge.wait(Duration::from_secs(10), async move { act(servers::connect(&options).await.unwrap()).await }).expect("it is done");
 }
@@ -275,7 +278,8 @@ fn a_newer_format_and_a_strangers_stream_are_refused() {
     let options = self::options();
     let stream = options.stream.clone();
     meddle(&options, move |context| async move {
-        let config = async_nats::jetstream::stream::Config { name: stream.clone(), subjects: vec![format!("{stream}.pages")], ..Default::default() };
+        let config =
+            async_nats::jetstream::stream::Config { name: stream.clone(), subjects: vec![format!("{stream}.pages")], ..Default::default() };
         context.create_stream(config).await.unwrap();
     });
     let error = JetStreamLog::open(options).map(|_| ()).unwrap_err();

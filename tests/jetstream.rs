@@ -1,0 +1,150 @@
+//! The service over a log on NATS JetStream: the real binary, a real nats-server, a real mosquitto; each of them is killed.
+#![cfg(all(unix, feature = "jetstream"))]
+
+mod support;
+
+use std::thread;
+use std::time::Duration;
+
+use support::ledger::{Ledger, action_for, report};
+use support::mosquitto::{IN_ORDER, Mosquitto, PERSISTENT};
+use support::nats::Nats;
+use support::subscriber::Subscriber;
+use support::tidings::{Client, PIPELINES, Reply, SOON, Tidings, connection};
+use support::{PATIENCE, wait_until};
+
+/// Lines of `[store]`.
+fn store(nats: &Nats) -> String {
+    format!("backend = \"jetstream\"\nservers = [\"{}\"]\nstream = \"reports\"\nreplicas = 1\n", nats.address())
+}
+
+fn prepared(nats: &Nats, mosquitto: &Mosquitto) -> Tidings {
+    let config = connection(mosquitto.port, "") + SOON + PIPELINES;
+    let mut tidings = Tidings::prepare("");
+    tidings.store_settings = store(nats);
+    tidings.configure(&config);
+    tidings
+}
+
+/// QoS 1 and 2 by turns, on a few topics.
+fn body(number: u64) -> String {
+    report(action_for(1 + (number % 2) as u8), &format!("p{}", number % 5), number)
+}
+
+/// Posts until it is accepted, as a producer does that loses nothing: with a key, so that nothing is accepted twice.
+fn insist(client: &Client, number: u64) -> Reply {
+    let (body, key) = (body(number), format!("report-{number}"));
+    let mut accepted = None;
+    wait_until("the report is accepted", || {
+        accepted = client.post(body.as_bytes(), "application/json", Some(&key)).filter(|reply| reply.status == 202);
+        accepted.is_some()
+    });
+    accepted.unwrap()
+}
+
+fn post(ledger: &mut Ledger, tidings: &Tidings, numbers: std::ops::Range<u64>) {
+    for number in numbers {
+        let reply = insist(&tidings.client(), number);
+        ledger.enter(body(number).as_bytes(), &reply.json()["deliveries"]);
+    }
+}
+
+#[test]
+fn kills_of_the_service_and_of_the_servers_lose_nothing_and_repeat_no_qos_2() {
+    let mut nats = Nats::start();
+    let mosquitto = Mosquitto::start(&[PERSISTENT, IN_ORDER].concat());
+    let subscriber = Subscriber::start(mosquitto.port);
+    let mut tidings = prepared(&nats, &mosquitto);
+    tidings.run();
+    let mut ledger = Ledger::default();
+    for round in 0..6u64 {
+        post(&mut ledger, &tidings, round * 100..round * 100 + 50);
+        match round % 3 {
+            // Each with commits under way, of outcomes at least.
+            0 => {
+                tidings.kill();
+                tidings.run();
+            }
+            1 => {
+                nats.kill();
+                nats.run();
+            }
+            _ => {
+                nats.kill();
+                tidings.kill();
+                nats.run();
+                tidings.run();
+            }
+        }
+        post(&mut ledger, &tidings, round * 100 + 50..round * 100 + 100);
+    }
+    tidings.wait_until_delivered();
+    wait_until("all arrive", || ledger.is_complete(&subscriber.arrivals()));
+    ledger.assert_kept(&subscriber.arrivals());
+    tidings.assert_balanced();
+    assert_eq!(tidings.stop(), Some(0));
+    tidings.run();
+    assert_eq!(tidings.total("created"), 600);
+    // What was taken in twice would be answered with another id.
+    assert_eq!(insist(&tidings.client(), 7).json()["deliveries"][0]["id"], ledger.accepted[7].id.to_string());
+}
+
+#[test]
+fn a_second_instance_on_the_stream_is_refused_and_told_who_has_it() {
+    let nats = Nats::start();
+    let mosquitto = Mosquitto::start("");
+    let mut first = prepared(&nats, &mosquitto);
+    let second = prepared(&nats, &mosquitto);
+    first.run();
+    let (code, log) = second.refused();
+    assert_eq!(code, Some(1));
+    assert!(log.contains("is in use by instance") && log.contains(&format!("(pid {})", first.pid())), "{log}");
+    let mut ledger = Ledger::default();
+    post(&mut ledger, &first, 0..3);
+    assert_eq!(first.stop(), Some(0));
+    let mut second = second;
+    second.run();
+    assert_eq!(second.total("created"), 3);
+}
+
+#[test]
+fn while_the_servers_are_away_reports_are_refused_and_then_go_on_by_themselves() {
+    let mut nats = Nats::start();
+    let mosquitto = Mosquitto::start(PERSISTENT);
+    let subscriber = Subscriber::start(mosquitto.port);
+    let mut tidings = prepared(&nats, &mosquitto);
+    tidings.run();
+    let mut ledger = Ledger::default();
+    post(&mut ledger, &tidings, 0..5);
+    nats.kill();
+    // The first ones wait for the commit that they are in; those that come later are not kept waiting.
+    let waiting: Vec<_> = (5..8)
+        .map(|number| {
+            let client = tidings.client();
+            thread::spawn(move || insist(&client, number))
+        })
+        .collect();
+    let mut attempts = 0;
+    wait_until("a report is refused", || {
+        attempts += 1;
+        thread::sleep(Duration::from_millis(200));
+        let client = tidings.client();
+        let (sender, answered) = std::sync::mpsc::channel();
+        let number = 1_000 + attempts;
+        thread::spawn(move || sender.send(client.post(body(number).as_bytes(), "application/json", Some(&format!("late-{number}")))));
+        let reply = answered.recv_timeout(Duration::from_secs(1)).ok().flatten();
+        reply.is_some_and(|reply| reply.status == 503 && reply.json()["error"]["code"] == "overloaded")
+    });
+    assert!(!tidings.has_ended());
+    nats.run();
+    for (number, waiting) in (5..8).zip(waiting) {
+        ledger.enter(body(number).as_bytes(), &waiting.join().unwrap().json()["deliveries"]);
+    }
+    post(&mut ledger, &tidings, 8..20);
+    assert!(!tidings.has_ended(), "it went on without a restart");
+    tidings.wait_until_delivered_within(PATIENCE);
+    // Those that gave up waiting may have been accepted all the same, as a timeout has it.
+    wait_until("all arrive", || ledger.is_complete(&subscriber.arrivals()));
+    let found = ledger.compare(&subscriber.arrivals());
+    assert!(found.missing.is_empty() && found.twice.is_empty(), "{found:#?}");
+}
