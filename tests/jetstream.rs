@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -147,4 +148,43 @@ fn while_the_servers_are_away_reports_are_refused_and_then_go_on_by_themselves()
     wait_until("all arrive", || ledger.is_complete(&subscriber.arrivals()));
     let found = ledger.compare(&subscriber.arrivals());
     assert!(found.missing.is_empty() && found.twice.is_empty(), "{found:#?}");
+}
+
+#[test]
+fn a_store_moves_from_its_folder_to_servers_and_delivers_what_was_pending_once() {
+    let nats = Nats::start();
+    let mut mosquitto = Mosquitto::start(&[PERSISTENT, IN_ORDER].concat());
+    let subscriber = Subscriber::start(mosquitto.port);
+    let config = connection(mosquitto.port, "") + SOON + PIPELINES;
+    let mut on_disk = Tidings::start(&config);
+    let mut ledger = Ledger::default();
+    post(&mut ledger, &on_disk, 0..40);
+    on_disk.wait_until_delivered();
+    mosquitto.stop();
+    post(&mut ledger, &on_disk, 40..90);
+    let folder = on_disk.store();
+    let mut on_servers = prepared(&nats, &mosquitto);
+    let target = format!("jetstream:{}", on_servers.config_file().display());
+    let move_it = || {
+        let output = Command::new(env!("CARGO_BIN_EXE_tidings"))
+            .args(["move-store", "--from", folder.to_str().unwrap(), "--to", &target])
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        (output.status.code(), [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap()).concat())
+    };
+    let (code, told) = move_it();
+    assert!(code == Some(1) && told.contains("in use by another process"), "{told}");
+    on_disk.kill();
+    let (code, told) = move_it();
+    assert!(code == Some(0) && told.contains("50 deliveries pending"), "{told}");
+    let (code, told) = move_it();
+    assert!(code == Some(1) && told.contains("holds a store already"), "{told}");
+    mosquitto.run();
+    on_servers.run();
+    on_servers.wait_until_delivered();
+    wait_until("all arrive", || ledger.is_complete(&subscriber.arrivals()));
+    ledger.assert_kept(&subscriber.arrivals());
+    assert_eq!(on_servers.total("created"), 90);
+    on_servers.assert_balanced();
 }

@@ -18,6 +18,7 @@
 //! | [`listener`] | the MQTT listener's place: bound first, served once the store is open |
 //! | [`lanes`] | which lanes a connection has, and that each of them runs |
 //! | [`pools`] | the lanes at work, and how they stop |
+//! | [`store_move`] | a store moves from a folder to servers |
 //! | [`store`] | which log is opened, and how |
 
 mod access;
@@ -32,6 +33,7 @@ mod reload;
 mod repairing;
 mod replaying;
 mod store;
+mod store_move;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -46,6 +48,7 @@ use control::{Command, Control};
 use pools::Pools;
 pub use reload::{Changes, ReloadError};
 use replaying::Replaying;
+pub use store_move::{MoveStoreError, MovedStore, move_store};
 
 use crate::admin::{self, Admin};
 use crate::config::Config;
@@ -241,7 +244,7 @@ impl Running {
                 _ = look.tick() => {
                     if let Some(busy) = self.log.busy_for().filter(|busy| *busy > self.commit_hangs) {
                         let store = &self.store;
-                        return format!("a commit to {store} has not ended for {} s; look at what it is kept on", busy.as_secs());
+                        return format!("a commit to {store} has not ended for {} s; look at the disk, or the servers, that it is kept on", busy.as_secs());
                     }
                 }
             }

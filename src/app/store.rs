@@ -59,7 +59,7 @@ pub(super) async fn open(config: &Config, limits: Limits, metrics: &Arc<Metrics>
 }
 
 #[cfg(feature = "jetstream")]
-mod remote {
+pub(super) mod remote {
     use super::{Duration, OpenError, Opened};
     use crate::config::{JetStreamConfig, JetStreamLogin};
     use crate::log::jetstream_log::{JetStreamLog, Login, Options};
@@ -67,20 +67,25 @@ mod remote {
     pub(super) const PATIENCE: Duration = Options::PATIENCE;
 
     pub(super) fn open(config: JetStreamConfig, max_size: u64) -> Result<Opened, OpenError> {
+        JetStreamLog::open(options(config, max_size))
+    }
+
+    /// The log's options as the configuration has them.
+    pub(in crate::app) fn options(config: JetStreamConfig, max_size: u64) -> Options {
         let login = match config.login {
             None => Login::Nobody,
             Some(JetStreamLogin::User(user, password)) => Login::User { user, password: password.expose().to_owned() },
             Some(JetStreamLogin::Token(token)) => Login::Token(token.expose().to_owned()),
             Some(JetStreamLogin::Credentials(file)) => Login::Credentials(file),
         };
-        JetStreamLog::open(Options {
+        Options {
             replicas: config.replicas.into(),
             login,
             ca_certs: config.ca_certs,
             identity: config.identity.map(|identity| (identity.certfile, identity.keyfile)),
             instance: instance(),
             ..Options::new(config.servers, &config.stream, max_size)
-        })
+        }
     }
 
     /// Names this process for the people who run it.

@@ -61,6 +61,8 @@ pub struct LogHandle {
     pub(super) reader: Arc<dyn LogReader>,
     pub(super) busy: Arc<Busy>,
     pub(super) store_id: StoreId,
+    /// The log is on other machines.
+    pub(super) is_shared: bool,
 }
 
 /// What waits for the committer.
@@ -101,8 +103,8 @@ impl LogHandle {
     /// # Errors
     /// [`CommitError::Full`], [`CommitError::Conflict`], [`CommitError::Overloaded`] and [`CommitError::Stopped`] are the producer's to handle.
     pub async fn accept(&self, events: Vec<Event>) -> Result<Committed<Appended>, CommitError> {
-        // A store that does not answer: what is in the queue already waits for it, and more would only wait longer.
-        if self.busy_for().is_some_and(|busy| busy >= ACCEPT_PATIENCE) {
+        // Servers that don't answer may do so for minutes: what is in the queue already waits for them, and more would only wait longer.
+        if self.is_shared && self.busy_for().is_some_and(|busy| busy >= ACCEPT_PATIENCE) {
             return Err(CommitError::Overloaded);
         }
         let bytes: usize = events.iter().map(size_of_event).sum();

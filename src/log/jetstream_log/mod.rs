@@ -44,11 +44,13 @@
 //! | [`scan`] | the stream → commits |
 //! | [`reader`] | pages for everybody |
 //! | [`open`] | find or make it, read on from the newest checkpoint |
+//! | [`import`] | another store is taken in |
 //! | [`lease`] | one instance at a time |
 //! | [`bridge`] | from threads that block to the client, and waits that end |
 
 mod bridge;
 mod bucket;
+mod import;
 mod lease;
 mod open;
 mod publish;
@@ -66,8 +68,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+pub use self::import::{ImportError, Imported, import};
+
 use self::bridge::Bridge;
-use self::bucket::{Bucket, Mark, Part, State};
+use self::bucket::{Bucket, Identity, Mark, Part, State};
 use self::lease::Lease;
 use self::publish::{NotStored, Publication};
 use self::reader::Shared;
@@ -87,6 +91,12 @@ const PER_MESSAGE: u64 = 256;
 
 /// Between two looks at how large the stream is.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// Between two tries of what may be done again.
+const AGAIN: Duration = Duration::from_millis(200);
+
+/// A stop takes no longer for this.
+const CLOSING: Duration = Duration::from_secs(10);
 
 /// How many messages others may have appended are asked for at first: mostly there is one, or none.
 const FEW: u64 = 2;
@@ -205,6 +215,7 @@ pub struct JetStreamLog {
     /// For messages.
     store: String,
     id: StoreId,
+    identity: Identity,
     /// What message ids of this start begin with.
     message_id: String,
     run: u64,
@@ -233,7 +244,7 @@ impl JetStreamLog {
     /// # Errors
     /// See [`OpenError`].
     pub fn open(options: Options) -> Result<Opened, OpenError> {
-        open::open(options, true)
+        open::open(options, open::Purpose::Serve)
     }
 
     fn check(&mut self) -> Result<(), AppendError> {
@@ -256,6 +267,24 @@ impl JetStreamLog {
         answer.unwrap_or_else(|| Err("the servers did not answer".into())).map_err(|what| self.fail(what))
     }
 
+    /// As [`done`](Self::done), for what may be done again: it is, as long as it fails.
+    fn insist<T, F>(&mut self, act: impl Fn() -> F + Send + 'static) -> Result<T, AppendError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, String>> + Send,
+    {
+        let patience = self.patience;
+        self.done(async move {
+            let until = tokio::time::Instant::now() + patience;
+            loop {
+                match act().await {
+                    Err(_) if tokio::time::Instant::now() < until => tokio::time::sleep(AGAIN).await,
+                    other => return other,
+                }
+            }
+        })
+    }
+
     /// Puts a checkpoint as of the next position into the bucket. Returns where it is, and its size.
     fn put_checkpoint(&mut self, kind: Kind, checkpoint: &[u8]) -> Result<(Mark, u64), AppendError> {
         let next = self.next_seq();
@@ -269,15 +298,10 @@ impl JetStreamLog {
             id: format!("{}-{}", self.run, self.checkpoints),
             parts: parts.len() as u64,
         };
-        let (bucket, id, patience) = (self.bucket.clone(), mark.id.clone(), self.patience);
-        self.done(async move {
-            let until = tokio::time::Instant::now() + patience;
-            loop {
-                match bucket.put_checkpoint(&id, parts.clone()).await {
-                    Err(_) if tokio::time::Instant::now() < until => tokio::time::sleep(Duration::from_millis(200)).await,
-                    other => return other,
-                }
-            }
+        let (bucket, id) = (self.bucket.clone(), mark.id.clone());
+        self.insist(move || {
+            let (bucket, id, parts) = (bucket.clone(), id.clone(), parts.clone());
+            async move { bucket.put_checkpoint(&id, parts).await }
         })?;
         Ok((mark, size))
     }
@@ -324,7 +348,10 @@ impl EventLog for JetStreamLog {
         let mut count = FEW;
         loop {
             let (pages, from) = (self.pages.clone(), self.end + 1);
-            let read = self.done(async move { pages.get_many(from, count, false).await })?;
+            let read = self.insist(move || {
+                let pages = pages.clone();
+                async move { pages.get_many(from, count, false).await }
+            })?;
             let read_all = read.len() as u64 == count;
             for bytes in read {
                 self.end += 1;
@@ -450,6 +477,8 @@ impl EventLog for JetStreamLog {
 
     fn close(mut self: Box<Self>, checkpoint: &[u8]) -> Result<(), AppendError> {
         self.check()?;
+        // A stop has its limit; without a checkpoint the next start takes a little longer.
+        self.patience = self.patience.min(CLOSING);
         let (mark, _) = self.put_checkpoint(Kind::Checkpoint, checkpoint)?;
         let written = *self.shared.parts().last().expect("there is always one that is written");
         self.change(move |state| {

@@ -23,13 +23,25 @@ use super::{FORMAT, JetStreamLog, Options, Watched};
 use crate::core::types::Seq;
 use crate::log::codec::{Decoder, Encoder, Kind, Limits, parse};
 use crate::log::sizes::Sizes;
-use crate::log::{Checkpoint, LastStop, OpenError, Opened};
+use crate::log::{Checkpoint, LastStop, OpenError, Opened, StoreId};
 
 /// The whole of it, the pages apart: some dozen requests, and the wait for a lease that may be nobody's.
 const OPENING: Duration = Duration::from_secs(60);
 
 /// So many messages are asked for at once, within such a time.
 const BATCH: Duration = Duration::from_secs(30);
+
+/// What a store is opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// To be worked on, by one.
+    Serve,
+    /// By several: tests only.
+    #[cfg(test)]
+    Beside,
+    /// To take in another store, with its id and from this position on. It is a store, with an identity, when that has ended.
+    Import(StoreId, Seq),
+}
 
 /// What is known after the first part.
 struct Found {
@@ -45,13 +57,17 @@ struct Found {
     was_clean: bool,
 }
 
-/// Opens the store; `alone` unless a test wants several logs on it.
-pub(super) fn open(options: Options, alone: bool) -> Result<Opened, OpenError> {
+pub(super) fn open(options: Options, purpose: Purpose) -> Result<Opened, OpenError> {
+    let (log, checkpoint, last_stop) = open_log(options, purpose)?;
+    Ok(Opened { log: Box::new(log), checkpoint, last_stop, is_copy: false })
+}
+
+pub(super) fn open_log(options: Options, purpose: Purpose) -> Result<(JetStreamLog, Option<Checkpoint>, LastStop), OpenError> {
     let store = where_it_is(&options);
     let unreachable = |what: String| OpenError::Unreachable { store: store.clone(), what };
     let bridge = Arc::new(Bridge::new().map_err(|error| unreachable(format!("starting a thread: {error}")))?);
     let (asked, named) = (options.clone(), store.clone());
-    let found = bridge.wait(OPENING, async move { prepare(&asked, &named, alone).await });
+    let found = bridge.wait(OPENING, async move { prepare(&asked, &named, purpose).await });
     let found = found.unwrap_or_else(|| Err(unreachable(format!("the servers did not answer within {} s", OPENING.as_secs()))))?;
     let damaged = |what: String| OpenError::StreamDamaged { store: store.clone(), what };
     let hex = |text: &str| u64::from_str_radix(text, 16).map_err(|_| damaged("`identity` of the bucket holds no ids".into()));
@@ -61,7 +77,8 @@ pub(super) fn open(options: Options, alone: bool) -> Result<Opened, OpenError> {
         Some(mark) => (mark.next, mark.message),
         None => (found.state.generations[0].first, found.state.generations[0].message),
     };
-    if next == Seq::FIRST && checkpoint.is_none() && found.state.generations[0].first > Seq::FIRST {
+    let is_import = matches!(purpose, Purpose::Import(..));
+    if checkpoint.is_none() && found.state.generations[0].first > Seq::FIRST && !is_import {
         return Err(damaged("no checkpoint can be read, and the oldest events are no longer stored".into()));
     }
     let must_hold = found.lease.as_ref().map_or(0, |lease| lease.must_hold);
@@ -90,7 +107,8 @@ pub(super) fn open(options: Options, alone: bool) -> Result<Opened, OpenError> {
     let log = JetStreamLog {
         lease,
         store,
-        id: crate::log::StoreId(id),
+        id: StoreId(id),
+        identity: found.identity.clone(),
         message_id: format!("{}.{}", found.identity.store, found.state.starts),
         run: found.state.starts,
         checkpoints: 0,
@@ -107,10 +125,10 @@ pub(super) fn open(options: Options, alone: bool) -> Result<Opened, OpenError> {
         shared,
         bridge,
     };
-    Ok(Opened { log: Box::new(log), checkpoint, last_stop, is_copy: false })
+    Ok((log, checkpoint, last_stop))
 }
 
-async fn prepare(options: &Options, store: &str, alone: bool) -> Result<Found, OpenError> {
+async fn prepare(options: &Options, store: &str, purpose: Purpose) -> Result<Found, OpenError> {
     let unreachable = |what: String| OpenError::Unreachable { store: store.to_owned(), what };
     let unfit = |what: String| OpenError::NotAStream { store: store.to_owned(), what };
     let context = connect(options).await.map_err(unreachable)?;
@@ -135,17 +153,29 @@ async fn prepare(options: &Options, store: &str, alone: bool) -> Result<Found, O
     if known.is_none() && held.is_some_and(|last| last > 0) {
         return Err(unfit("the stream holds messages, and no `identity` stands in its bucket; choose another `store.stream`".into()));
     }
-    let (identity, is_fresh) = match known {
-        Some(known) => (known.value, false),
-        None => identify(&bucket).await.map_err(unreachable)?,
+    let (identity, is_fresh) = match (known, purpose) {
+        (None, Purpose::Import(id, first)) => match imported(&bucket, id, first).await.map_err(unreachable)? {
+            Some(identity) => (identity, true),
+            None => {
+                return Err(unfit(
+                    "another store was begun here; delete the stream and the bucket, or choose another `store.stream`".into(),
+                ));
+            }
+        },
+        (Some(_), Purpose::Import(..)) => {
+            return Err(unfit("it holds a store already, and nothing is written over one; choose another `store.stream`".into()));
+        }
+        (Some(known), _) => (known.value, false),
+        (None, _) => identify(&bucket).await.map_err(unreachable)?,
     };
     if identity.format != FORMAT {
         return Err(OpenError::Newer { path: PathBuf::from(store), found: identity.format, known: FORMAT });
     }
     let start = random().map_err(unreachable)?;
-    let lease = match alone {
-        false => None,
-        true => Some(lease::get(&bucket, &options.instance, format!("{start:016x}")).await.map_err(|refused| match refused {
+    let lease = match purpose {
+        #[cfg(test)]
+        Purpose::Beside => None,
+        _ => Some(lease::get(&bucket, &options.instance, format!("{start:016x}")).await.map_err(|refused| match refused {
             lease::Refused::Held(holder) => OpenError::InUse { store: store.to_owned(), holder },
             lease::Refused::Failed(what) => unreachable(what),
         })?),
@@ -186,6 +216,16 @@ async fn identify(bucket: &Bucket) -> Result<(Identity, bool), String> {
     }
     let read = bucket.read("identity").await?.ok_or("`identity` is missing from the bucket")?;
     Ok((read.value, false))
+}
+
+/// Begins a store that is to take in another; none if something was begun here before. The identity comes last, when it is whole.
+async fn imported(bucket: &Bucket, id: StoreId, first: Seq) -> Result<Option<Identity>, String> {
+    let mut state = State::fresh();
+    state.generations[0].first = first;
+    if bucket.create("state", &state).await?.is_none() {
+        return Ok(None);
+    }
+    Ok(Some(Identity { format: FORMAT, store: id.to_string(), tag: format!("{:016x}", random()?) }))
 }
 
 /// The newest checkpoint that can be read. The one before is kept for when it can't.
