@@ -25,6 +25,7 @@ pub struct Nats {
     folder: PathBuf,
     /// Whether the folder outlives a crash of the server.
     keep: &'static str,
+    more: Vec<String>,
     port: u16,
     server: Option<Running>,
 }
@@ -37,19 +38,38 @@ struct Running {
 impl Nats {
     /// Starts one.
     pub fn start() -> Nats {
-        Nats::start_as("keep")
+        Nats::start_as("keep", &[])
+    }
+
+    /// Starts one with these further arguments.
+    pub fn start_with(more: &[&str]) -> Nats {
+        Nats::start_as("keep", more)
+    }
+
+    /// Starts three that are one cluster.
+    pub fn cluster() -> Vec<Nats> {
+        let bound: Vec<_> = (0..3).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let routes: Vec<String> = bound.iter().map(|port| format!("nats://{}", port.local_addr().unwrap())).collect();
+        drop(bound);
+        let all = routes.join(",");
+        let start = |(number, own): (usize, &String)| {
+            let name = format!("nats-{number}");
+            Nats::start_with(&["--server_name", &name, "--cluster_name", "test", "--cluster", own, "--routes", &all])
+        };
+        routes.iter().enumerate().map(start).collect()
     }
 
     /// Starts one for a whole run of tests, which nobody drops: it ends with the process.
     pub fn for_the_process() -> Nats {
-        Nats::start_as("delete")
+        Nats::start_as("delete", &[])
     }
 
-    fn start_as(keep: &'static str) -> Nats {
+    fn start_as(keep: &'static str, more: &[&str]) -> Nats {
         let found = Command::new("nats-server").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
         assert!(found.is_ok(), "nats-server is missing: install the package `nats-server`");
         let folder = tempfile::tempdir().unwrap().keep();
-        let mut nats = Nats { folder, keep, port: 0, server: None };
+        let more = more.iter().map(|word| (*word).to_owned()).collect();
+        let mut nats = Nats { folder, keep, more, port: 0, server: None };
         nats.run();
         nats
     }
@@ -71,6 +91,7 @@ impl Nats {
         let mut keeper = Command::new("sh")
             .args(["-c", KEEPER, "sh", self.folder.to_str().unwrap(), self.keep])
             .args(arguments)
+            .args(&self.more)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
