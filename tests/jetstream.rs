@@ -1,6 +1,7 @@
 //! The service over a log on NATS JetStream: the real binary, a real nats-server, a real mosquitto; each of them is killed.
 #![cfg(all(unix, feature = "jetstream"))]
 
+#[allow(dead_code, reason = "other tests use the rest")]
 #[path = "support/certificates.rs"]
 mod certificates;
 mod support;

@@ -129,7 +129,7 @@ fn backend(backend: &Backend) -> Value {
             "stream": servers.stream,
             "replicas": servers.replicas,
             "login": servers.login.as_ref().map(JetStreamLogin::shown),
-            "tls": servers.ca_certs.is_some(),
+            "tls": servers.is_encrypted(),
         }),
     }
 }
@@ -149,7 +149,7 @@ fn write_text(text: &mut String, config: &Config) -> std::fmt::Result {
     writeln!(text, "store       {}, at most {max_size}; delivered reports stay {retention}", store.place())?;
     if let Backend::JetStream(servers) = &store.backend {
         let login = servers.login.as_ref().map_or_else(|| "nobody".to_owned(), JetStreamLogin::shown);
-        let tls = if servers.ca_certs.is_some() { "over TLS" } else { "in the clear" };
+        let tls = if servers.is_encrypted() { "over TLS" } else { "in the clear" };
         writeln!(text, "            on {} servers, {tls}, as {login}", servers.replicas)?;
     }
     if let Some(dead) = store.dead_retention_ms {

@@ -55,6 +55,13 @@ pub enum JetStreamLogin {
     Credentials(PathBuf),
 }
 
+impl JetStreamConfig {
+    /// Whether the way to every server is over TLS.
+    pub fn is_encrypted(&self) -> bool {
+        self.ca_certs.is_some() || self.servers.iter().all(|server| server.starts_with("tls://"))
+    }
+}
+
 impl JetStreamLogin {
     /// For whoever shows a configuration; no secret is in it.
     pub fn shown(&self) -> String {

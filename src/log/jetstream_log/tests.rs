@@ -9,6 +9,7 @@ use crate::log::samples::{report, with_payload};
 use crate::log::{Checkpoint, LastStop, ReadError};
 
 #[path = "../../../tests/support/nats.rs"]
+#[allow(dead_code, reason = "other tests use the rest")]
 mod nats;
 
 use nats::Nats;
