@@ -241,11 +241,11 @@ fn a_cluster_loses_a_server_unnoticed_and_its_majority_for_a_while() {
     // The three have to find each other first.
     wait_until("the cluster takes a stream", || tidings.try_run());
     let mut ledger = Ledger::default();
-    for round in 0..3 {
-        nats[round].kill();
-        post(&mut ledger, &tidings, round as u64 * 40..round as u64 * 40 + 30);
-        nats[round].run();
-        post(&mut ledger, &tidings, round as u64 * 40 + 30..round as u64 * 40 + 40);
+    for (round, server) in (0..).zip(&mut nats) {
+        server.kill();
+        post(&mut ledger, &tidings, round * 40..round * 40 + 30);
+        server.run();
+        post(&mut ledger, &tidings, round * 40 + 30..round * 40 + 40);
     }
     assert!(!tidings.has_ended());
     nats[0].signal("-STOP");
