@@ -184,6 +184,10 @@ fn a_store_moves_from_its_folder_to_servers_and_delivers_what_was_pending_once()
     let (code, told) = move_it();
     assert!(code == Some(1) && told.contains("in use by another process"), "{told}");
     on_disk.kill();
+    let copy = tempfile::tempdir().unwrap();
+    assert!(Command::new("cp").arg("-r").arg(format!("{}/.", folder.display())).arg(copy.path()).status().unwrap().success());
+    let (code, told) = command(&["move-store", "--from", copy.path().to_str().unwrap(), "--to", &target]);
+    assert!(code == Some(1) && told.contains("is a copy of another store"), "{told}");
     let (code, told) = move_it();
     assert!(code == Some(0) && told.contains("50 deliveries pending"), "{told}");
     let (code, told) = move_it();

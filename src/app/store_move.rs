@@ -25,6 +25,12 @@ pub enum MoveStoreError {
     /// There is no store in the folder.
     #[error("{0} holds no store")]
     Empty(PathBuf),
+    /// It is a copy, and the broker's sessions are the original's.
+    #[error(
+        "{0} is a copy of another store, or was restored: what is moved takes the broker's sessions along, and those belong to the original. \
+         Start a service on it once, which opens sessions of its own, stop it, and move it then"
+    )]
+    Copy(PathBuf),
     /// The configuration names no stream.
     #[error("the configuration of the target has no `backend = \"jetstream\"` in [store]")]
     NoTarget,
@@ -49,6 +55,9 @@ pub fn move_store(from: &Path, to: &Config, done: &dyn Fn(u64)) -> Result<MovedS
         return Err(MoveStoreError::Empty(from.to_owned()));
     }
     let source = SledLog::open(from, Options::for_store(from, to.store.max_size)).map_err(MoveStoreError::Source)?;
+    if source.is_copy {
+        return Err(MoveStoreError::Copy(from.to_owned()));
+    }
     let failed = |error: &dyn std::error::Error| MoveStoreError::Failed(error.to_string());
     let moved = import(&source, super::store::remote::options(servers.clone(), to.store.max_size), done).map_err(|error| failed(&error));
     // Closed as it was found, whatever came of it.
