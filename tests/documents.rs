@@ -117,6 +117,7 @@ fn the_table_of_error_codes_has_the_statuses_that_are_sent() {
         ("past_retention", 404),
         ("invalid_query", 422),
         ("backup_under_way", 409),
+        ("not_in_a_folder", 409),
         ("unauthorized", 401),
         ("forbidden", 403),
         ("too_many_attempts", 429),
@@ -349,6 +350,7 @@ fn every_link_between_documents_leads_somewhere() {
     for document in [
         "README.md",
         "CHANGELOG.md",
+        "ops/cluster.md",
         "ops/http.md",
         "ops/installing.md",
         "ops/metrics.md",

@@ -79,6 +79,7 @@ const LOG_READ_ERROR: &str = "log::ReadError";
 /// Crate → the rooms that may use it: what is replaced one day should be found in one place.
 const USED_IN: &[(&str, &[&str])] = &[
     ("sled", &["log"]),
+    ("async_nats", &["log"]),
     // The codec, of both directions; the subscriber of the demo, which has to be another program's client; and the bench's plain publisher.
     ("rumqttc", &["delivery", "ingest", "cli"]),
     ("mqtt5", &["cli"]),

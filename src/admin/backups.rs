@@ -53,13 +53,14 @@ pub struct BackupGeneration {
 /// What the routes need.
 struct Backups {
     log: LogHandle,
-    store: PathBuf,
+    /// None if the store is in no folder.
+    store: Option<PathBuf>,
 }
 
-/// The routes, for the store in the folder `store`.
-pub fn routes(log: LogHandle, store: PathBuf) -> Router {
+/// The routes, for the store in the folder `store`; none if it is in no folder, and then there is nothing to copy here.
+pub fn routes(log: LogHandle, store: Option<PathBuf>) -> Router {
     // A command in another working directory has to find it.
-    let store = store.canonicalize().unwrap_or(store);
+    let store = store.map(|store| store.canonicalize().unwrap_or(store));
     Router::new()
         .route("/v1/backups", post(begin))
         .route("/v1/backups/{id}", put(renew).delete(end))
@@ -67,6 +68,10 @@ pub fn routes(log: LogHandle, store: PathBuf) -> Router {
 }
 
 async fn begin(State(backups): State<Arc<Backups>>, Extension(caller): Extension<Caller>) -> Response<Body> {
+    let Some(store) = backups.store.clone() else {
+        let message = "the store is a stream on other machines, and not in a folder: back it up there, see ops/cluster.md";
+        return ApiError::new(StatusCode::CONFLICT, "not_in_a_folder", message).into_response();
+    };
     match backups.log.begin_backup().await {
         Ok(Some(begun)) => {
             // Whoever needs no token has no name here.
@@ -78,7 +83,7 @@ async fn begin(State(backups): State<Arc<Backups>>, Extension(caller): Extension
             let generations = begun.generations.iter().map(|(first, bytes)| BackupGeneration { first: first.0, bytes: *bytes }).collect();
             let answer = BackupBegun {
                 id: format!("{:016x}", begun.id),
-                store: backups.store.clone(),
+                store,
                 store_id: backups.log.store_id().to_string(),
                 position: begun.position.0,
                 holds_s: BACKUP_HOLDS.as_secs(),

@@ -18,6 +18,8 @@
 //! | [`listener`] | the MQTT listener's place: bound first, served once the store is open |
 //! | [`lanes`] | which lanes a connection has, and that each of them runs |
 //! | [`pools`] | the lanes at work, and how they stop |
+//! | [`store_move`] | a store moves from a folder to servers |
+//! | [`store`] | which log is opened, and how |
 
 mod access;
 mod certificates;
@@ -30,10 +32,11 @@ mod pools;
 mod reload;
 mod repairing;
 mod replaying;
+mod store;
+mod store_move;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,23 +48,19 @@ use control::{Command, Control};
 use pools::Pools;
 pub use reload::{Changes, ReloadError};
 use replaying::Replaying;
+pub use store_move::{MoveStoreError, MovedStore, move_store};
 
 use crate::admin::{self, Admin};
 use crate::config::Config;
-use crate::core::event::Event;
 use crate::core::types::ConnectionName;
 use crate::delivery::board::Board;
 use crate::ingest::accept::Ingest;
 use crate::ingest::http;
 use crate::ingest::routing::InForce;
-use crate::log::committer::{self, CommitError, Limits, LogHandle, RecoverError, now};
-use crate::log::sled_log::{Options, SledLog};
-use crate::log::{LastStop, OpenError};
+use crate::log::OpenError;
+use crate::log::committer::{CommitError, LogHandle, RecoverError};
 use crate::metrics::Metrics;
 use crate::server;
-
-/// A commit that takes longer than this hangs: the disk is gone, or a thread of the store has died. The process ends, and restarts.
-const COMMIT_HANGS: Duration = Duration::from_secs(60);
 
 /// Why the service could not start.
 #[derive(Debug, thiserror::Error)]
@@ -117,7 +116,10 @@ pub struct Running {
     /// Takes the lanes along when it is gone; and what samples for charts.
     control: JoinSet<()>,
     commands: mpsc::Sender<Command>,
-    store: PathBuf,
+    /// Where the store is, in words.
+    store: String,
+    /// A commit that takes longer hangs.
+    commit_hangs: Duration,
 }
 
 /// Opens the store, recovers what is in it, and starts everything.
@@ -127,7 +129,7 @@ pub struct Running {
 pub async fn start(config: Config) -> Result<Running, StartError> {
     let bound = listener::bind(&config)?;
     let metrics = Arc::new(Metrics::new());
-    let log = open_log(&config, control::limits(&config), &metrics).await?;
+    let log = store::open(&config, control::limits(&config), &metrics).await?;
     let mut newest = Vec::with_capacity(config.connections.len());
     for connection in &config.connections {
         newest.push(lanes::newest(connection, &log).await?);
@@ -144,7 +146,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let (repairs, asked_repairs) = mpsc::channel(admin::repairs::WAITING);
     let admin = Admin::new(log.clone(), Arc::clone(&board), Arc::clone(&metrics), shown, moves, stop.clone());
     let admin = Arc::new(admin.with_listener(bound.as_ref().map(|bound| bound.address)));
-    let backups = admin::backups::routes(log.clone(), config.store.path.clone());
+    let backups = admin::backups::routes(log.clone(), store::folder(&config));
     let app = http::routes(ingest, http::Limits::default()).merge(admin::routes(Arc::clone(&admin))).merge(backups);
     let app = app.merge(admin::deliveries::routes(log.clone())).merge(admin::repairs::routes(repairs));
     let (replays, asked_replays) = mpsc::channel(admin::replays::WAITING);
@@ -167,9 +169,9 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     for (connection, newest) in config.connections.iter().zip(&newest) {
         pools.start(&connection.name, lanes::to_run(connection, &config.retry, newest, &log).await?);
     }
-    let store = config.store.path.clone();
+    let (store, commit_hangs) = (config.store.place(), store::commit_hangs(&config));
     let is_encrypted = config.http.tls.is_some();
-    tracing::info!(%address, tls = is_encrypted, store = %store.display(), store_id = %log.store_id(), "tidings is accepting reports");
+    tracing::info!(%address, tls = is_encrypted, store, store_id = %log.store_id(), "tidings is accepting reports");
     let (commands, told) = mpsc::channel(control::COMMANDS);
     let files = read_files(&config).await;
     let (control, stopping_replays) = (commands.clone(), stop.clone());
@@ -190,37 +192,13 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     tasks.spawn(control.run(told, asked_moves, asked_repairs));
     tasks.spawn(replaying.run(asked_replays));
     tasks.spawn(admin::history::sample(admin));
-    Ok(Running { address, log, board, metrics, stopping, http, listener: listening, control: tasks, commands, store })
+    Ok(Running { address, log, board, metrics, stopping, http, listener: listening, control: tasks, commands, store, commit_hangs })
 }
 
 /// What the files hold that the connections' TLS is made of.
 async fn read_files(config: &Config) -> BTreeMap<ConnectionName, u64> {
     let connections = config.connections.clone();
     tokio::task::spawn_blocking(move || files::fingerprints(&connections)).await.unwrap_or_default()
-}
-
-/// Opens and recovers the store, off the runtime's threads.
-async fn open_log(config: &Config, limits: Limits, metrics: &Arc<Metrics>) -> Result<LogHandle, StartError> {
-    let (path, max_size) = (config.store.path.clone(), limits.max_size);
-    let opening = tokio::task::spawn_blocking(move || {
-        let opened = SledLog::open(&path, Options::for_store(&path, max_size))?;
-        let outbox = committer::recover(&opened)?;
-        Ok::<_, StartError>((opened, outbox))
-    });
-    let (opened, outbox) = opening.await.map_err(|error| StartError::Internal(error.to_string()))??;
-    match opened.last_stop {
-        LastStop::Fresh => tracing::info!(store = %config.store.path.display(), "a new store"),
-        LastStop::Clean => {}
-        LastStop::Unclean => tracing::warn!("the last run did not stop cleanly; everything that was accepted has been recovered"),
-    }
-    let log = committer::start(opened.log, outbox, limits, Arc::clone(metrics))?;
-    if opened.is_copy {
-        let reason = "the store's folder is a copy of another".to_owned();
-        tracing::warn!("the store's folder is a copy: the broker's sessions are left to the original, and new ones are opened");
-        log.record(vec![Event::EpochBumped { reason, at: now() }]).await?;
-        log.adopt_copy().await?;
-    }
-    Ok(log)
 }
 
 impl Running {
@@ -264,9 +242,9 @@ impl Running {
                 // It ends by itself at a stop only.
                 () = self.commands.closed() => return "the task that starts and stops lanes has ended, which is a fault in Tidings".into(),
                 _ = look.tick() => {
-                    if let Some(busy) = self.log.busy_for().filter(|busy| *busy > COMMIT_HANGS) {
-                        let store = self.store.display();
-                        return format!("a commit to {store} has not ended for {} s; look at the disk", busy.as_secs());
+                    if let Some(busy) = self.log.busy_for().filter(|busy| *busy > self.commit_hangs) {
+                        let store = &self.store;
+                        return format!("a commit to {store} has not ended for {} s; look at the disk, or the servers, that it is kept on", busy.as_secs());
                     }
                 }
             }
@@ -275,7 +253,7 @@ impl Running {
 
     /// Whether the committer is at work, or waiting for work: the sign of life for a watchdog.
     pub fn is_alive(&self) -> bool {
-        self.log.busy_for().is_none_or(|busy| busy < COMMIT_HANGS)
+        self.log.busy_for().is_none_or(|busy| busy < self.commit_hangs)
     }
 
     /// Puts another configuration in force: one that has been read, or its mistakes, which are logged and counted then. Returns when it is in

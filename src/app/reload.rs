@@ -176,7 +176,7 @@ impl Control {
 /// What differs, in words for the history. Whoever adds a setting decides here what is said of it.
 fn differences(old: &Config, new: &Config, changes: &Changes) -> Vec<String> {
     let Config { store, http, listener: _, connections: _, retry, gap_notice, routes, file: _, zuul: _, notes: _ } = new;
-    let StoreConfig { path: _, retention_ms, dead_retention_ms, max_size } = store;
+    let StoreConfig { backend: _, path: _, retention_ms, dead_retention_ms, max_size } = store;
     let HttpConfig { listen: _, max_report, max_batch, tokens, open_metrics, rate, anonymous, tls, notes: _ } = http;
     let Changes { added, changed, removed, restart_needed: _ } = changes;
     let connections = [("added", added), ("changed", changed), ("removed", removed)];
@@ -207,7 +207,7 @@ fn differences(old: &Config, new: &Config, changes: &Changes) -> Vec<String> {
 /// What can't change while the service runs keeps its old value; says which keys that are. Whoever adds a setting decides here.
 fn keep_until_restart(old: &Config, new: &mut Config) -> Vec<&'static str> {
     let Config { store, http, listener, connections: _, retry: _, gap_notice: _, routes: _, file: _, zuul: _, notes: _ } = new;
-    let StoreConfig { path, retention_ms: _, dead_retention_ms: _, max_size: _ } = store;
+    let StoreConfig { backend, path, retention_ms: _, dead_retention_ms: _, max_size: _ } = store;
     let HttpConfig { listen, max_report: _, max_batch: _, tokens: _, open_metrics: _, rate: _, anonymous: _, tls: _, notes: _ } = http;
     let mut keys = Vec::new();
     let mut keep = |key, differs| {
@@ -215,6 +215,7 @@ fn keep_until_restart(old: &Config, new: &mut Config) -> Vec<&'static str> {
             keys.push(key);
         }
     };
+    keep("store.backend", kept(backend, &old.store.backend));
     keep("store.path", kept(path, &old.store.path));
     keep("http.listen", kept(listen, &old.http.listen));
     keep("listener", kept(listener, &old.listener));

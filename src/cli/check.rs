@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 
 use super::{FAILED, connect};
 use crate::config::{
-    self, Config, ConfigErrors, ConnectionConfig, HttpConfig, Identity, ListenerConfig, TlsConfig, TokenConfig, format_duration,
-    format_size,
+    self, Backend, Config, ConfigErrors, ConnectionConfig, HttpConfig, Identity, JetStreamLogin, ListenerConfig, TlsConfig, TokenConfig,
+    format_duration, format_size,
 };
 use crate::core::address::Address;
 use crate::core::route::{PipelineRoutes, Reporter};
@@ -119,6 +119,21 @@ fn notes(config: &Config) -> Vec<String> {
     notes
 }
 
+/// The backend as JSON; no secret is in it.
+fn backend(backend: &Backend) -> Value {
+    match backend {
+        Backend::Sled => json!({ "name": "sled" }),
+        Backend::JetStream(servers) => json!({
+            "name": "jetstream",
+            "servers": servers.servers,
+            "stream": servers.stream,
+            "replicas": servers.replicas,
+            "login": servers.login.as_ref().map(JetStreamLogin::shown),
+            "tls": servers.is_encrypted(),
+        }),
+    }
+}
+
 fn as_text(config: &Config) -> String {
     let mut text = String::new();
     write_text(&mut text, config).expect("writing to a string does not fail");
@@ -131,7 +146,12 @@ fn write_text(text: &mut String, config: &Config) -> std::fmt::Result {
     }
     let (store, http, retry) = (&config.store, &config.http, &config.retry);
     let (retention, max_size) = (format_duration(store.retention_ms), format_size(store.max_size));
-    writeln!(text, "store       {}, at most {max_size}; delivered reports stay {retention}", store.path.display())?;
+    writeln!(text, "store       {}, at most {max_size}; delivered reports stay {retention}", store.place())?;
+    if let Backend::JetStream(servers) = &store.backend {
+        let login = servers.login.as_ref().map_or_else(|| "nobody".to_owned(), JetStreamLogin::shown);
+        let tls = if servers.is_encrypted() { "over TLS" } else { "in the clear" };
+        writeln!(text, "            on {} servers, {tls}, as {login}", servers.replicas)?;
+    }
     if let Some(dead) = store.dead_retention_ms {
         writeln!(text, "            dead letters are discarded after {}", format_duration(dead))?;
     }
@@ -296,7 +316,8 @@ fn as_json(config: &Config) -> Value {
         "ok": true,
         "file": config.file,
         "store": {
-            "path": store.path,
+            "path": matches!(store.backend, Backend::Sled).then_some(&store.path),
+            "backend": backend(&store.backend),
             "retention": format_duration(store.retention_ms),
             "dead_retention": store.dead_retention_ms.map(format_duration),
             "max_size": format_size(store.max_size),

@@ -22,6 +22,7 @@
 //! | [`moving`] | gives what is pending on one connection to another |
 //! | [`fsck`] | whether a store is whole, and its repair |
 //! | [`migrate`] | a store of an older format |
+//! | [`move_store`] | a store moves to a stream on other machines |
 //! | [`backup`], [`restore`] | a copy of a store, and a store out of it |
 //! | [`health`] | whether a running service is alive: for supervisors |
 //! | [`completions`], [`manual`] | completions for a shell, manual pages |
@@ -47,6 +48,7 @@ pub mod init;
 pub mod list;
 pub mod manual;
 pub mod migrate;
+pub mod move_store;
 pub mod moving;
 pub mod output;
 pub mod replay;
@@ -128,6 +130,8 @@ pub enum Command {
     Fsck(fsck::FsckArgs),
     /// Bring the store of an older release up to date; `serve` does the same at its start
     Migrate(migrate::MigrateArgs),
+    /// Move a store from a folder to a stream on other machines; the service must not run
+    MoveStore(move_store::MoveStoreArgs),
     /// Copy the store, of a running service or a stopped one
     Backup(backup::BackupArgs),
     /// Make a store out of a backup
@@ -173,6 +177,7 @@ pub fn run(command: &Command) -> ExitCode {
         Command::Audit(args) => audit::run(args),
         Command::Fsck(args) => fsck::run(args),
         Command::Migrate(args) => migrate::run(args),
+        Command::MoveStore(args) => move_store::run(args),
         Command::Backup(args) => backup::run(args),
         Command::Restore(args) => restore::run(args),
         Command::Health(args) => health::run(args),

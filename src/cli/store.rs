@@ -8,7 +8,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{WRONG_USAGE, output};
-use crate::config;
+use crate::config::{self, Backend};
 use crate::log::OpenError;
 use crate::log::sled_log::Progress;
 
@@ -32,6 +32,13 @@ impl StoreArgs {
         let from_env = std::env::var_os("TIDINGS_CONFIG");
         let found = config::find(self.config.as_deref(), from_env.as_deref()).map_err(|error| error.to_string());
         match found.and_then(|path| config::load(&path).map_err(|mistakes| mistakes.to_string())) {
+            Ok(config) if matches!(config.store.backend, Backend::JetStream(_)) => {
+                let place = config.store.place();
+                output::complain(&format!(
+                    "the store is {place}, and this command works on a folder; see ops/cluster.md for what to do instead"
+                ));
+                Err(ExitCode::from(WRONG_USAGE))
+            }
             Ok(config) => Ok(config.store.path),
             Err(what) => {
                 output::complain(&format!("{what}\nthe store can also be named by --store"));

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 
 use super::raw::Table;
 use super::units::parse_duration_ms;
-use super::{Config, ConnectionConfig, GapNotice, RetryConfig, StoreConfig, connection, http, listener, pipeline, zuul};
+use super::{
+    Backend, Config, ConnectionConfig, GapNotice, RetryConfig, StoreConfig, connection, http, jetstream, listener, pipeline, zuul,
+};
 use crate::core::topic::Topic;
 use crate::core::types::{ConnectionName, Qos};
 
@@ -27,7 +29,8 @@ const RETRY_ATTEMPTS: RangeInclusive<u64> = 1..=1_000;
 
 /// The whole file. What it returns counts only if no mistake was noted.
 pub(super) fn config(mut root: Table<'_>, environment: &dyn Fn(&str) -> Option<String>) -> Config {
-    let store = store(root.table("store"));
+    let mut notes = Vec::new();
+    let store = store(root.table("store"), environment, &mut notes);
     let http = http::http(root.table("http"), environment);
     let retry = retry(root.table("retry"));
     let (mut connections, mut names) = connection::all(root.table("connection"), environment);
@@ -40,22 +43,17 @@ pub(super) fn config(mut root: Table<'_>, environment: &dyn Fn(&str) -> Option<S
     let routes = pipeline::all(root.tables("pipeline"), &names);
     let routes = zuul::join(routes, &mut zuul, &root);
     root.finish();
-    Config { store, http, listener, connections, retry, gap_notice, routes, zuul: zuul.files, notes: zuul.notes, file: None }
+    notes.extend(zuul.notes);
+    Config { store, http, listener, connections, retry, gap_notice, routes, zuul: zuul.files, notes, file: None }
 }
 
-fn store(table: Option<Table<'_>>) -> StoreConfig {
+fn store(table: Option<Table<'_>>, environment: &dyn Fn(&str) -> Option<String>, notes: &mut Vec<String>) -> StoreConfig {
     let default = StoreConfig::default();
     let Some(mut table) = table else { return default };
-    let path = table.text("path").map_or(default.path, PathBuf::from);
-    if let Some(backend) = table.take("backend") {
-        match backend.as_text() {
-            Some("sled") => {}
-            Some("jetstream") => backend.not_yet("the backend `jetstream`"),
-            _ => _ = backend.read("\"sled\"", |_| None::<()>),
-        }
-    }
-    for key in ["servers", "stream", "replicas", "credentials"] {
-        table.not_yet(key, "the backend `jetstream`, which this key belongs to,");
+    let path = table.text("path").map(PathBuf::from);
+    let backend = backend(&mut table, environment);
+    if path.is_some() && matches!(backend, Backend::JetStream(_)) {
+        notes.push("store.path is not used: with `backend = \"jetstream\"` the reports are in a stream".to_owned());
     }
     let retention_ms = table.duration_ms("retention", RETENTION_MS, default.retention_ms).value;
     let max_size = table.size("max_size", MAX_SIZE, default.max_size).value;
@@ -63,7 +61,27 @@ fn store(table: Option<Table<'_>>) -> StoreConfig {
         parse_duration_ms(item.as_text()?).filter(|ms| RETENTION_MS.contains(ms)).map(Some)
     });
     table.finish();
-    StoreConfig { path, retention_ms, dead_retention_ms: dead.value, max_size }
+    StoreConfig { backend, path: path.unwrap_or(default.path), retention_ms, dead_retention_ms: dead.value, max_size }
+}
+
+fn backend(table: &mut Table<'_>, environment: &dyn Fn(&str) -> Option<String>) -> Backend {
+    let named = table.take("backend");
+    let name = named.as_ref().and_then(|named| {
+        named
+            .read("\"sled\" or \"jetstream\"", |item| item.as_text().filter(|name| ["sled", "jetstream"].contains(name)).map(str::to_owned))
+    });
+    match (named, name.as_deref()) {
+        (Some(named), Some("jetstream")) => jetstream::read(table, &named, environment).map_or(Backend::Sled, Backend::JetStream),
+        // Which one was meant decides whose keys they are.
+        (Some(_), None) => {
+            jetstream::pass_over(table);
+            Backend::Sled
+        }
+        _ => {
+            jetstream::refuse(table);
+            Backend::Sled
+        }
+    }
 }
 
 fn gap_notice(table: Option<Table<'_>>, connections: &[ConnectionConfig]) -> Option<GapNotice> {

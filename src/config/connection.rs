@@ -165,11 +165,11 @@ pub(super) fn password(table: &mut Table<'_>, environment: &dyn Fn(&str) -> Opti
     if let Some(item) = inline {
         return Some(Given { key: "password", line: item.line(), secret: inline_password(item, environment) });
     }
-    file.map(|item| Given { key: "password_file", line: item.line(), secret: password_in_file(&item) })
+    file.map(|item| Given { key: "password_file", line: item.line(), secret: secret_in_file(&item) })
 }
 
-/// What the file holds, without the newline that editors leave at its end.
-fn password_in_file(item: &Item<'_>) -> Option<Secret> {
+/// The secret that a file holds, without the newline that editors leave at its end.
+pub(super) fn secret_in_file(item: &Item<'_>) -> Option<Secret> {
     let path = item.text()?;
     match read_bounded(Path::new(&path), MAX_CREDENTIAL as u64 + 2) {
         Ok(text) => {

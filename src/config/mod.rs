@@ -6,8 +6,8 @@
 //! ```
 //!
 //! Rules that hold for every key:
-//! - A key that nobody knows is a mistake. A key of a later version is refused and not passed over: who asks for TLS and is
-//!   silently connected without it has been lied to.
+//! - A key that nobody knows is a mistake, and so is one that this build can't serve: who asks for TLS and is silently connected without it
+//!   has been lied to.
 //! - Every number has bounds, and a wrong value never falls back to a default.
 //! - Secrets are [`Secret`]s: whatever prints a configuration prints `[hidden]`.
 //! - Relative paths are relative to the working directory, like those of any command.
@@ -18,6 +18,7 @@ mod checked;
 mod connection;
 mod expiry;
 mod http;
+mod jetstream;
 mod listener;
 mod mistake;
 pub mod own_listener;
@@ -40,6 +41,7 @@ use thiserror::Error;
 
 pub use expiry::End;
 pub use http::HttpConfig;
+pub use jetstream::{JetStreamConfig, JetStreamLogin};
 pub use listener::{ListenerConfig, ListenerTls};
 pub use mistake::{ConfigErrors, Mistake};
 pub use secret::Secret;
@@ -87,6 +89,8 @@ pub struct Config {
 /// `[store]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoreConfig {
+    /// What keeps the reports.
+    pub backend: Backend,
     /// The folder; created if it is missing.
     pub path: PathBuf,
     /// How long delivered reports stay for history and replay.
@@ -95,6 +99,25 @@ pub struct StoreConfig {
     pub dead_retention_ms: Option<u64>,
     /// How large the store may grow, in bytes. Accepts are refused beyond it.
     pub max_size: u64,
+}
+
+/// `store.backend`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Backend {
+    /// An embedded database in a folder.
+    Sled,
+    /// A replicated stream on other machines.
+    JetStream(JetStreamConfig),
+}
+
+impl StoreConfig {
+    /// Where the reports are, in words.
+    pub fn place(&self) -> String {
+        match &self.backend {
+            Backend::Sled => self.path.display().to_string(),
+            Backend::JetStream(config) => format!("jetstream:{} at {}", config.stream, config.servers.join(", ")),
+        }
+    }
 }
 
 /// `[gap_notice]`.
@@ -175,6 +198,7 @@ pub struct RetryConfig {
 impl Default for StoreConfig {
     fn default() -> Self {
         StoreConfig {
+            backend: Backend::Sled,
             path: PathBuf::from("/var/lib/tidings"),
             retention_ms: 7 * 24 * 3_600 * 1_000,
             dead_retention_ms: None,

@@ -106,11 +106,6 @@ impl<'f> Item<'f> {
         self.mistake(format_args!("expected {expected}, found {}", shown(&self.value)));
     }
 
-    /// Notes that this belongs to a later version.
-    pub(super) fn not_yet(&self, what: &str) {
-        self.mistake(format_args!("{what} is not available in this version"));
-    }
-
     /// The line, for messages that refer to it.
     pub(super) fn line(&self) -> usize {
         self.line
@@ -275,13 +270,6 @@ impl<'f> Table<'f> {
 
     pub(super) fn text(&mut self, name: &'f str) -> Option<String> {
         self.take(name)?.text()
-    }
-
-    /// A key of a later version: whatever it says, it is refused. Gives its line, if it is there.
-    pub(super) fn not_yet(&mut self, name: &'f str, what: &str) -> Option<usize> {
-        let item = self.take(name)?;
-        item.not_yet(what);
-        Some(item.line)
     }
 
     pub(super) fn field<T>(

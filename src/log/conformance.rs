@@ -26,6 +26,24 @@ impl Store for OnDisk {
     }
 }
 
+/// A stream of its own, on the server of the whole run.
+#[cfg(feature = "jetstream")]
+struct OnServers(super::jetstream_log::Options);
+
+#[cfg(feature = "jetstream")]
+impl OnServers {
+    fn fresh() -> OnServers {
+        OnServers(super::jetstream_log::tests::options())
+    }
+}
+
+#[cfg(feature = "jetstream")]
+impl Store for OnServers {
+    fn open(&self) -> Result<Opened, OpenError> {
+        super::jetstream_log::JetStreamLog::open(self.0.clone())
+    }
+}
+
 impl Store for Disk {
     fn open(&self) -> Result<Opened, OpenError> {
         MemoryLog::open(self)
@@ -231,7 +249,7 @@ fn a_page_says_what_each_lane_had_sent_before_it(store: &dyn Store) {
 
 fn a_second_log_on_the_store_is_refused(store: &dyn Store) {
     let first = opened(store);
-    assert!(matches!(store.open(), Err(OpenError::Locked { .. })));
+    assert!(matches!(store.open(), Err(OpenError::Locked { .. } | OpenError::InUse { .. })));
     drop(first);
     opened(store);
 }
@@ -277,6 +295,10 @@ macro_rules! claims {
         }
         mod sled {
             $(#[test] fn $claim() { super::$claim(&super::OnDisk(tempfile::tempdir().unwrap())) })*
+        }
+        #[cfg(feature = "jetstream")]
+        mod jetstream {
+            $(#[test] fn $claim() { super::$claim(&super::OnServers::fresh()) })*
         }
     };
 }
@@ -392,5 +414,11 @@ proptest! {
     #[test]
     fn a_log_on_disk_agrees_with_a_plain_list(operations in prop::collection::vec(operation(), 1..30)) {
         a_log_agrees_with_a_plain_list(&OnDisk(tempfile::tempdir().unwrap()), operations);
+    }
+
+    #[cfg(feature = "jetstream")]
+    #[test]
+    fn a_log_on_servers_agrees_with_a_plain_list(operations in prop::collection::vec(operation(), 1..30)) {
+        a_log_agrees_with_a_plain_list(&OnServers::fresh(), operations);
     }
 }

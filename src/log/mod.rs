@@ -1,7 +1,7 @@
 //! The log: the append-only truth, behind a trait.
 //!
 //! ```text
-//!   LogHandle ──▶ committer (one thread) ──▶ EventLog (sled_log | memory_log) ──▶ disk
+//!   LogHandle ──▶ committer (one thread) ──▶ EventLog (sled_log | jetstream_log | memory_log) ──▶ disk
 //!       ▲               │ folds into the Outbox
 //!       └── Committed ◀─┘
 //! ```
@@ -19,14 +19,19 @@
 //! |---|---|
 //! | `codec` | pages: header, index, compression, checksum |
 //! | `sled_log` | the log on disk |
+//! | `jetstream_log` | the log on several machines, over NATS JetStream |
 //! | `memory_log` | the log for tests |
+//! | `page_cache` | decoded pages, for readers |
 //! | `committer` | group commit, the outbox, `Committed` |
 //! | `sizes` | how large the parts of a store are, by the space that it has |
 
 pub mod committer;
 
 pub mod codec;
+#[cfg(feature = "jetstream")]
+pub mod jetstream_log;
 pub mod memory_log;
+mod page_cache;
 pub mod sizes;
 pub mod sled_log;
 
@@ -60,6 +65,19 @@ pub trait EventLog: Send {
 
     /// The position that the next event gets.
     fn next_seq(&self) -> Seq;
+
+    /// Whether other instances append to this log, too.
+    fn is_shared(&self) -> bool {
+        false
+    }
+
+    /// The pages that others have appended since the last call, in order; [`EventLog::next_seq`] is behind them afterwards.
+    ///
+    /// # Errors
+    /// As [`EventLog::append`].
+    fn catch_up(&mut self) -> Result<Vec<Arc<Page>>, AppendError> {
+        Ok(Vec::new())
+    }
 
     /// Appends all of `events`, or none, and returns the last position once they are durable.
     ///
@@ -264,6 +282,9 @@ pub enum AppendError {
         /// The limit in bytes.
         limit: usize,
     },
+    /// The log is shared, and others have appended to it first: catch up, and try again.
+    #[error("another instance appended first; nothing of this was stored")]
+    Overtaken,
 }
 
 /// Why a read failed.
@@ -346,6 +367,38 @@ pub enum OpenError {
         /// What failed.
         what: String,
     },
+    /// The servers that keep it don't answer, or refuse.
+    #[error("the store {store} can't be opened: {what}; look at the servers (`nats server report jetstream`), then start again")]
+    Unreachable {
+        /// The stream and its servers.
+        store: String,
+        /// What failed.
+        what: String,
+    },
+    /// Another instance is at work on the stream.
+    #[error("the store {store} is in use by instance {holder}; stop that one, or choose another `store.stream`")]
+    InUse {
+        /// The stream and its servers.
+        store: String,
+        /// Who.
+        holder: String,
+    },
+    /// The stream, or its bucket, is not what was made for it.
+    #[error("the store {store} is not what Tidings makes: {what}")]
+    NotAStream {
+        /// The stream and its servers.
+        store: String,
+        /// What was found, and what would be right.
+        what: String,
+    },
+    /// Something that was accepted is missing from the stream.
+    #[error("the store {store} is damaged: {what}. Nothing was changed. Back the stream up before anything else (`nats stream backup`)")]
+    StreamDamaged {
+        /// The stream and its servers.
+        store: String,
+        /// What and where.
+        what: String,
+    },
 }
 
 impl AppendError {
@@ -354,6 +407,7 @@ impl AppendError {
         match self {
             AppendError::Io(_) => "store_failed",
             AppendError::TooLarge { .. } => "too_large",
+            AppendError::Overtaken => "overtaken",
         }
     }
 }
@@ -373,11 +427,11 @@ impl OpenError {
     /// Stable name for logs.
     pub fn code(&self) -> &'static str {
         match self {
-            OpenError::Locked { .. } => "store_locked",
+            OpenError::Locked { .. } | OpenError::InUse { .. } => "store_locked",
             OpenError::Newer { .. } => "store_newer",
-            OpenError::NotAStore { .. } => "not_a_store",
-            OpenError::Damaged { .. } | OpenError::NotShown { .. } => "store_damaged",
-            OpenError::Io { .. } => "store_failed",
+            OpenError::NotAStore { .. } | OpenError::NotAStream { .. } => "not_a_store",
+            OpenError::Damaged { .. } | OpenError::NotShown { .. } | OpenError::StreamDamaged { .. } => "store_damaged",
+            OpenError::Io { .. } | OpenError::Unreachable { .. } => "store_failed",
         }
     }
 }

@@ -63,6 +63,8 @@ pub struct LogHandle {
     pub(super) reader: Arc<dyn LogReader>,
     pub(super) busy: Arc<Busy>,
     pub(super) store_id: StoreId,
+    /// The log is on other machines.
+    pub(super) is_shared: bool,
 }
 
 /// What waits for the committer.
@@ -103,6 +105,10 @@ impl LogHandle {
     /// # Errors
     /// [`CommitError::Full`], [`CommitError::Conflict`], [`CommitError::Overloaded`] and [`CommitError::Stopped`] are the producer's to handle.
     pub async fn accept(&self, events: Vec<Event>) -> Result<Committed<Appended>, CommitError> {
+        // Servers that don't answer may do so for minutes: what is in the queue already waits for them, and more would only wait longer.
+        if self.is_shared && self.busy_for().is_some_and(|busy| busy >= ACCEPT_PATIENCE) {
+            return Err(CommitError::Overloaded);
+        }
         let bytes: usize = events.iter().map(size_of_event).sum();
         let wanted = u32::try_from(bytes.min(QUEUE_BYTES)).expect("the queue's bound fits 32 bits");
         let place = self.place(wanted).await?;

@@ -93,9 +93,17 @@ pub fn start(log: Box<dyn EventLog>, outbox: Outbox, limits: Limits, metrics: Ar
 fn build(log: Box<dyn EventLog>, outbox: Outbox, limits: Limits, metrics: Arc<Metrics>) -> (LogHandle, Committer) {
     let (commands, inbox) = mpsc::channel(QUEUE_REQUESTS);
     let busy = Arc::new(Busy::default());
-    let (reader, store_id, sizes) = (log.reader(), log.store_id(), log.sizes());
+    let (reader, store_id, sizes, is_shared) = (log.reader(), log.store_id(), log.sizes(), log.is_shared());
     let (publish, progress) = watch::channel(Progress::default());
-    let handle = LogHandle { commands, places: Arc::new(Semaphore::new(QUEUE_BYTES)), progress, reader, busy: Arc::clone(&busy), store_id };
+    let handle = LogHandle {
+        commands,
+        places: Arc::new(Semaphore::new(QUEUE_BYTES)),
+        progress,
+        reader,
+        busy: Arc::clone(&busy),
+        store_id,
+        is_shared,
+    };
     let mut committer = Committer {
         log: Some(log),
         outbox,

@@ -44,7 +44,6 @@ mod durable;
 mod fsck;
 mod identity;
 mod open;
-mod page_cache;
 mod prove;
 mod reader;
 mod repair;

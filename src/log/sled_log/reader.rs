@@ -13,11 +13,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 
 use super::database::{Database, wait_until_closed};
 use super::durable;
-use super::page_cache::PageCache;
 use super::room;
 use super::seal::{self, SealedFile};
 use crate::core::types::{Millis, Seq};
 use crate::log::codec::{Decoder, parse};
+use crate::log::page_cache::PageCache;
 use crate::log::{Glimpse, LogReader, Page, ReadError};
 
 /// Sealed generations kept open at once: lanes that catch up are rarely further apart.

@@ -1,0 +1,110 @@
+//! The store's place in the service: which log is opened, how, and how long one of its commits may take.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::StartError;
+use crate::config::{Backend, Config};
+use crate::core::event::Event;
+use crate::log::committer::{self, Limits, LogHandle, now};
+use crate::log::sled_log::{Options, SledLog};
+use crate::log::{LastStop, OpenError, Opened};
+use crate::metrics::Metrics;
+
+/// A commit that takes longer than this hangs: the disk is gone, or a thread of the store has died. The process ends, and restarts.
+const COMMIT_HANGS: Duration = Duration::from_secs(60);
+
+/// Beyond what a commit to other machines may be tried: it ends by itself, and says more than a watchdog.
+const BEYOND_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long a commit may take before it is taken for dead.
+pub(super) fn commit_hangs(config: &Config) -> Duration {
+    match &config.store.backend {
+        Backend::Sled => COMMIT_HANGS,
+        Backend::JetStream(_) => remote::PATIENCE + BEYOND_PATIENCE,
+    }
+}
+
+/// The folder that the store is in, if it is in one.
+pub(super) fn folder(config: &Config) -> Option<PathBuf> {
+    matches!(config.store.backend, Backend::Sled).then(|| config.store.path.clone())
+}
+
+/// Opens and recovers the store, off the runtime's threads.
+pub(super) async fn open(config: &Config, limits: Limits, metrics: &Arc<Metrics>) -> Result<LogHandle, StartError> {
+    let (store, path, max_size) = (config.store.backend.clone(), config.store.path.clone(), limits.max_size);
+    let opening = tokio::task::spawn_blocking(move || {
+        let opened = match store {
+            Backend::Sled => SledLog::open(&path, Options::for_store(&path, max_size))?,
+            Backend::JetStream(servers) => remote::open(servers, max_size)?,
+        };
+        let outbox = committer::recover(&opened)?;
+        Ok::<(Opened, _), StartError>((opened, outbox))
+    });
+    let (opened, outbox) = opening.await.map_err(|error| StartError::Internal(error.to_string()))??;
+    match opened.last_stop {
+        LastStop::Fresh => tracing::info!(store = config.store.place(), "a new store"),
+        LastStop::Clean => {}
+        LastStop::Unclean => tracing::warn!("the last run did not stop cleanly; everything that was accepted has been recovered"),
+    }
+    let log = committer::start(opened.log, outbox, limits, Arc::clone(metrics))?;
+    if opened.is_copy {
+        let reason = "the store's folder is a copy of another".to_owned();
+        tracing::warn!("the store's folder is a copy: the broker's sessions are left to the original, and new ones are opened");
+        log.record(vec![Event::EpochBumped { reason, at: now() }]).await?;
+        log.adopt_copy().await?;
+    }
+    Ok(log)
+}
+
+#[cfg(feature = "jetstream")]
+pub(super) mod remote {
+    use super::{Duration, OpenError, Opened};
+    use crate::config::{JetStreamConfig, JetStreamLogin};
+    use crate::log::jetstream_log::{JetStreamLog, Login, Options};
+
+    pub(super) const PATIENCE: Duration = Options::PATIENCE;
+
+    pub(super) fn open(config: JetStreamConfig, max_size: u64) -> Result<Opened, OpenError> {
+        JetStreamLog::open(options(config, max_size))
+    }
+
+    /// The log's options as the configuration has them.
+    pub(in crate::app) fn options(config: JetStreamConfig, max_size: u64) -> Options {
+        let login = match config.login {
+            None => Login::Nobody,
+            Some(JetStreamLogin::User(user, password)) => Login::User { user, password: password.expose().to_owned() },
+            Some(JetStreamLogin::Token(token)) => Login::Token(token.expose().to_owned()),
+            Some(JetStreamLogin::Credentials(file)) => Login::Credentials(file),
+        };
+        Options {
+            replicas: config.replicas.into(),
+            login,
+            ca_certs: config.ca_certs,
+            identity: config.identity.map(|identity| (identity.certfile, identity.keyfile)),
+            instance: instance(),
+            ..Options::new(config.servers, &config.stream, max_size)
+        }
+    }
+
+    /// Names this process for the people who run it.
+    fn instance() -> String {
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        format!("{} (pid {})", host.trim(), std::process::id())
+    }
+}
+
+/// A configuration that needs it is refused before it comes here.
+#[cfg(not(feature = "jetstream"))]
+mod remote {
+    use super::{Duration, OpenError, Opened};
+    use crate::config::JetStreamConfig;
+
+    pub(super) const PATIENCE: Duration = Duration::ZERO;
+
+    pub(super) fn open(config: JetStreamConfig, _max_size: u64) -> Result<Opened, OpenError> {
+        let what = "this build has no JetStream".to_owned();
+        Err(OpenError::Unreachable { store: config.stream, what })
+    }
+}

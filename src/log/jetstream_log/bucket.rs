@@ -1,0 +1,230 @@
+//! The key-value bucket beside the stream: what the store is, where its generations begin, its checkpoints, who is at work.
+//!
+//! | Key | Holds (JSON, so that `nats kv get` shows it) | Changed |
+//! |---|---|---|
+//! | `identity` | format version, store id, tag | never: the first instance creates it by compare-and-set |
+//! | `state` | starts, generations, the two newest checkpoints, whether the last stop was clean | by compare-and-set |
+//! | `checkpoint.ID.PART` | a part of a checkpoint: a page ([`codec`](crate::log::codec)) | never; deleted when two newer ones are there |
+//! | `lease` | see [`lease`](super::lease) | by compare-and-set |
+//!
+//! Everything is read from the leader, so that what was written is seen by whoever reads afterwards.
+
+use async_nats::jetstream::Context;
+use async_nats::jetstream::kv::{self, CreateErrorKind, UpdateErrorKind};
+use async_nats::jetstream::stream::{Config, DiscardPolicy, RawMessageErrorKind, StorageType};
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tokio::time::{Duration, Instant, sleep};
+
+use super::Options;
+use super::servers::{find, told};
+use crate::core::types::{Millis, Seq};
+
+/// What the bucket's stream is called.
+pub(super) fn stream_name(options: &Options) -> String {
+    format!("KV_{}", options.stream)
+}
+
+/// The bucket.
+#[derive(Clone)]
+pub(super) struct Bucket {
+    store: kv::Store,
+}
+
+/// `identity`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Identity {
+    /// The version of the format, of the bucket and of the pages.
+    pub(super) format: u32,
+    /// The store's id, in hex as everywhere.
+    pub(super) store: String,
+    /// What stands in every page, in hex.
+    pub(super) tag: String,
+}
+
+/// `state`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct State {
+    /// How often the store was opened.
+    pub(super) starts: u64,
+    /// The last one closed it.
+    pub(super) clean: bool,
+    /// Oldest first; never empty.
+    pub(super) generations: Vec<Part>,
+    /// Oldest first, two at most.
+    pub(super) checkpoints: Vec<Mark>,
+}
+
+/// A generation: a range of the stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Part {
+    /// Its first event.
+    pub(super) first: Seq,
+    /// The message from which it is read.
+    pub(super) message: u64,
+    /// The time of its newest event, as far as it was known when this was written.
+    pub(super) newest: Option<Millis>,
+    /// Its pages in bytes, as of then.
+    pub(super) bytes: u64,
+}
+
+/// A checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Mark {
+    /// The first event that is not in it.
+    pub(super) next: Seq,
+    /// The message from which the log is read on.
+    pub(super) message: u64,
+    /// Names its keys.
+    pub(super) id: String,
+    /// How many keys it has.
+    pub(super) parts: u64,
+}
+
+impl State {
+    /// Of a store that holds nothing.
+    pub(super) fn fresh() -> State {
+        let first = Part { first: Seq::FIRST, message: 1, newest: None, bytes: 0 };
+        State { starts: 0, clean: false, generations: vec![first], checkpoints: Vec::new() }
+    }
+
+    /// Adds a checkpoint, and keeps the two newest.
+    pub(super) fn mark(&mut self, mark: Mark) {
+        self.checkpoints.push(mark);
+        self.checkpoints.sort_by_key(|mark| mark.next);
+        let surplus = self.checkpoints.len().saturating_sub(2);
+        self.checkpoints.drain(..surplus);
+    }
+}
+
+/// A value, and what proves that it has not changed since.
+pub(super) struct Read<T> {
+    pub(super) value: T,
+    pub(super) revision: u64,
+}
+
+impl Bucket {
+    /// Whether there is one.
+    pub(super) async fn exists(context: &Context, options: &Options) -> Result<bool, String> {
+        Ok(find(context, &stream_name(options)).await?.is_some())
+    }
+
+    /// The bucket, which is created if it is not there.
+    pub(super) async fn open(context: &Context, options: &Options, exists: bool) -> Result<Bucket, String> {
+        if !exists {
+            // A bucket is a stream. It is made as one, because the client's own way asks for figures of the account that nats-server 2.9 does not give.
+            let config = Config {
+                name: stream_name(options),
+                description: Some("what Tidings keeps beside its log".into()),
+                subjects: vec![format!("$KV.{}.>", options.stream)],
+                discard: DiscardPolicy::New,
+                storage: StorageType::File,
+                max_bytes: -1,
+                max_messages: -1,
+                max_messages_per_subject: 1,
+                max_message_size: -1,
+                max_consumers: -1,
+                num_replicas: options.replicas,
+                allow_rollup: true,
+                allow_direct: true,
+                deny_delete: true,
+                ..Config::default()
+            };
+            let created = context.create_stream(config).await;
+            created.map_err(|error| format!("creating the bucket: {}", told(&error)))?;
+        }
+        let store = context.get_key_value(&options.stream).await;
+        Ok(Bucket { store: store.map_err(|error| format!("asking for the bucket: {}", told(&error)))? })
+    }
+
+    async fn raw(&self, key: &str) -> Result<Option<(Bytes, u64)>, String> {
+        let subject = format!("{}{key}", self.store.prefix);
+        match self.store.stream.get_last_raw_message_by_subject(&subject).await {
+            Ok(message) => Ok(Some((message.payload, message.sequence))),
+            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
+            Err(error) => Err(format!("reading `{key}` of the bucket: {}", told(&error))),
+        }
+    }
+
+    /// The value of a key.
+    pub(super) async fn read<T: DeserializeOwned>(&self, key: &str) -> Result<Option<Read<T>>, String> {
+        let Some((bytes, revision)) = self.raw(key).await? else { return Ok(None) };
+        let value = serde_json::from_slice(&bytes).map_err(|error| format!("`{key}` of the bucket can't be read: {error}"))?;
+        Ok(Some(Read { value, revision }))
+    }
+
+    /// Creates a key; none if it is there already.
+    pub(super) async fn create<T: Serialize>(&self, key: &str, value: &T) -> Result<Option<u64>, String> {
+        match self.store.create(key, json(value)).await {
+            Ok(revision) => Ok(Some(revision)),
+            Err(error) if error.kind() == CreateErrorKind::AlreadyExists => Ok(None),
+            Err(error) => Err(format!("writing `{key}` to the bucket: {}", told(&error))),
+        }
+    }
+
+    /// Changes a key that has not been changed since `revision`; none if it has.
+    pub(super) async fn replace<T: Serialize>(&self, key: &str, value: &T, revision: u64) -> Result<Option<u64>, String> {
+        match self.store.update(key, json(value), revision).await {
+            Ok(revision) => Ok(Some(revision)),
+            Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Ok(None),
+            Err(error) => Err(format!("writing `{key}` to the bucket: {}", told(&error))),
+        }
+    }
+
+    /// Changes `state`, whoever else does so meanwhile. An answer that is lost is found out about by reading; `change` may be applied more
+    /// than once, each time to what is there.
+    pub(super) async fn change(&self, change: impl Fn(&mut State) + Send + Sync, patience: Duration) -> Result<State, String> {
+        let until = Instant::now() + patience;
+        loop {
+            let failed = match self.change_once(&change).await {
+                Ok(Some(state)) => return Ok(state),
+                Ok(None) => "others keep changing `state` of the bucket".to_owned(),
+                Err(what) => what,
+            };
+            if Instant::now() >= until {
+                return Err(failed);
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    async fn change_once(&self, change: &(impl Fn(&mut State) + Send + Sync)) -> Result<Option<State>, String> {
+        let Read { value, revision } = self.read::<State>("state").await?.ok_or("`state` is missing from the bucket")?;
+        let mut changed = value.clone();
+        change(&mut changed);
+        if changed == value {
+            return Ok(Some(changed));
+        }
+        Ok(self.replace("state", &changed, revision).await?.map(|_| changed))
+    }
+
+    /// Writes the parts of a checkpoint.
+    pub(super) async fn put_checkpoint(&self, id: &str, parts: Vec<Bytes>) -> Result<(), String> {
+        for (part, bytes) in parts.into_iter().enumerate() {
+            let key = format!("checkpoint.{id}.{part}");
+            self.store.put(&key, bytes).await.map_err(|error| format!("writing `{key}` to the bucket: {}", told(&error)))?;
+        }
+        Ok(())
+    }
+
+    /// The parts of a checkpoint; none if one is missing.
+    pub(super) async fn checkpoint(&self, mark: &Mark) -> Result<Option<Vec<Bytes>>, String> {
+        let mut parts = Vec::new();
+        for part in 0..mark.parts {
+            let Some((bytes, _)) = self.raw(&format!("checkpoint.{}.{part}", mark.id)).await? else { return Ok(None) };
+            parts.push(bytes);
+        }
+        Ok(Some(parts))
+    }
+
+    /// Deletes the parts of a checkpoint, without a trace.
+    pub(super) async fn drop_checkpoint(&self, id: &str) -> Result<(), String> {
+        let all = format!("{}checkpoint.{id}.>", self.store.prefix);
+        self.store.stream.purge().filter(all).await.map(|_| ()).map_err(|error| told(&error))
+    }
+}
+
+fn json<T: Serialize>(value: &T) -> Bytes {
+    serde_json::to_vec(value).expect("what is kept in the bucket is plain data").into()
+}

@@ -1,0 +1,270 @@
+//! The service over a log on NATS JetStream: the real binary, a real nats-server, a real mosquitto; each of them is killed.
+#![cfg(all(unix, feature = "jetstream"))]
+
+#[allow(dead_code, reason = "other tests use the rest")]
+#[path = "support/certificates.rs"]
+mod certificates;
+mod support;
+
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use certificates::{Authority, LOCAL};
+use support::ledger::{Ledger, action_for, report};
+use support::mosquitto::{IN_ORDER, Mosquitto, PERSISTENT};
+use support::nats::Nats;
+use support::subscriber::Subscriber;
+use support::tidings::{Client, PIPELINES, Reply, SOON, Tidings, connection};
+use support::{PATIENCE, wait_until};
+
+/// Lines of `[store]`.
+fn store(nats: &[Nats]) -> String {
+    let servers: Vec<String> = nats.iter().map(|nats| format!("{:?}", nats.address())).collect();
+    format!("backend = \"jetstream\"\nservers = [{}]\nstream = \"reports\"\nreplicas = {}\n", servers.join(", "), nats.len())
+}
+
+fn prepared(nats: &[Nats], mosquitto: &Mosquitto) -> Tidings {
+    let config = connection(mosquitto.port, "") + SOON + PIPELINES;
+    let mut tidings = Tidings::prepare("");
+    tidings.store_settings = store(nats);
+    tidings.configure(&config);
+    tidings
+}
+
+/// QoS 1 and 2 by turns, on a few topics.
+fn body(number: u64) -> String {
+    report(action_for(1 + (number % 2) as u8), &format!("p{}", number % 5), number)
+}
+
+/// Posts until it is accepted, as a producer does that loses nothing: with a key, so that nothing is accepted twice.
+fn insist(client: &Client, number: u64) -> Reply {
+    let (body, key) = (body(number), format!("report-{number}"));
+    let mut accepted = None;
+    wait_until("the report is accepted", || {
+        accepted = client.post(body.as_bytes(), "application/json", Some(&key)).filter(|reply| reply.status == 202);
+        accepted.is_some()
+    });
+    accepted.unwrap()
+}
+
+fn post(ledger: &mut Ledger, tidings: &Tidings, numbers: std::ops::Range<u64>) {
+    for number in numbers {
+        let reply = insist(&tidings.client(), number);
+        ledger.enter(body(number).as_bytes(), &reply.json()["deliveries"]);
+    }
+}
+
+#[test]
+fn kills_of_the_service_and_of_the_servers_lose_nothing_and_repeat_no_qos_2() {
+    let mut nats = Nats::start();
+    let mosquitto = Mosquitto::start(&[PERSISTENT, IN_ORDER].concat());
+    let subscriber = Subscriber::start(mosquitto.port);
+    let mut tidings = prepared(std::slice::from_ref(&nats), &mosquitto);
+    tidings.run();
+    let mut ledger = Ledger::default();
+    for round in 0..6u64 {
+        post(&mut ledger, &tidings, round * 100..round * 100 + 50);
+        match round % 3 {
+            // Each with commits under way, of outcomes at least.
+            0 => {
+                tidings.kill();
+                tidings.run();
+            }
+            1 => {
+                nats.kill();
+                nats.run();
+            }
+            _ => {
+                nats.kill();
+                tidings.kill();
+                nats.run();
+                tidings.run();
+            }
+        }
+        post(&mut ledger, &tidings, round * 100 + 50..round * 100 + 100);
+    }
+    tidings.wait_until_delivered();
+    wait_until("all arrive", || ledger.is_complete(&subscriber.arrivals()));
+    ledger.assert_kept(&subscriber.arrivals());
+    tidings.assert_balanced();
+    assert_eq!(tidings.stop(), Some(0));
+    tidings.run();
+    assert_eq!(tidings.total("created"), 600);
+    // What was taken in twice would be answered with another id.
+    assert_eq!(insist(&tidings.client(), 7).json()["deliveries"][0]["id"], ledger.accepted[7].id.to_string());
+}
+
+#[test]
+fn a_second_instance_on_the_stream_is_refused_and_told_who_has_it() {
+    let nats = Nats::start();
+    let mosquitto = Mosquitto::start("");
+    let mut first = prepared(std::slice::from_ref(&nats), &mosquitto);
+    let second = prepared(std::slice::from_ref(&nats), &mosquitto);
+    first.run();
+    let (code, log) = second.refused();
+    assert_eq!(code, Some(1));
+    assert!(log.contains("is in use by instance") && log.contains(&format!("(pid {})", first.pid())), "{log}");
+    let mut ledger = Ledger::default();
+    post(&mut ledger, &first, 0..3);
+    assert_eq!(first.stop(), Some(0));
+    let mut second = second;
+    second.run();
+    assert_eq!(second.total("created"), 3);
+}
+
+/// Posts until a report is refused as it should be while a commit gets no answer.
+fn wait_until_refused(tidings: &Tidings) {
+    let mut number = 1_000_000;
+    wait_until("a report is refused", || {
+        number += 1;
+        let client = tidings.client();
+        let (sender, answered) = std::sync::mpsc::channel();
+        thread::spawn(move || sender.send(client.post(body(number).as_bytes(), "application/json", Some(&format!("late-{number}")))));
+        let reply = answered.recv_timeout(Duration::from_secs(1)).ok().flatten();
+        thread::sleep(Duration::from_millis(100));
+        reply.is_some_and(|reply| reply.status == 503 && reply.json()["error"]["code"] == "overloaded")
+    });
+}
+
+#[test]
+fn while_the_servers_are_away_reports_are_refused_and_then_go_on_by_themselves() {
+    let mut nats = Nats::start();
+    let mosquitto = Mosquitto::start(PERSISTENT);
+    let subscriber = Subscriber::start(mosquitto.port);
+    let mut tidings = prepared(std::slice::from_ref(&nats), &mosquitto);
+    tidings.run();
+    let mut ledger = Ledger::default();
+    post(&mut ledger, &tidings, 0..5);
+    nats.kill();
+    // The first ones wait for the commit that they are in; those that come later are not kept waiting.
+    let waiting: Vec<_> = (5..8)
+        .map(|number| {
+            let client = tidings.client();
+            thread::spawn(move || insist(&client, number))
+        })
+        .collect();
+    wait_until_refused(&tidings);
+    assert!(!tidings.has_ended());
+    nats.run();
+    for (number, waiting) in (5..8).zip(waiting) {
+        ledger.enter(body(number).as_bytes(), &waiting.join().unwrap().json()["deliveries"]);
+    }
+    post(&mut ledger, &tidings, 8..20);
+    assert!(!tidings.has_ended(), "it went on without a restart");
+    tidings.wait_until_delivered_within(PATIENCE);
+    // Those that gave up waiting may have been accepted all the same, as a timeout has it.
+    wait_until("all arrive", || ledger.is_complete(&subscriber.arrivals()));
+    let found = ledger.compare(&subscriber.arrivals());
+    assert!(found.missing.is_empty() && found.twice.is_empty(), "{found:#?}");
+}
+
+/// Runs a command that needs no service: its exit code and what it printed.
+fn command(words: &[&str]) -> (Option<i32>, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_tidings")).args(words).stdin(Stdio::null()).output().unwrap();
+    (output.status.code(), [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap()).concat())
+}
+
+#[test]
+fn a_store_moves_from_its_folder_to_servers_and_delivers_what_was_pending_once() {
+    let nats = Nats::start();
+    let mut mosquitto = Mosquitto::start(&[PERSISTENT, IN_ORDER].concat());
+    let subscriber = Subscriber::start(mosquitto.port);
+    let config = connection(mosquitto.port, "") + SOON + PIPELINES;
+    let mut on_disk = Tidings::start(&config);
+    let mut ledger = Ledger::default();
+    post(&mut ledger, &on_disk, 0..40);
+    on_disk.wait_until_delivered();
+    mosquitto.stop();
+    post(&mut ledger, &on_disk, 40..90);
+    let folder = on_disk.store();
+    let mut on_servers = prepared(std::slice::from_ref(&nats), &mosquitto);
+    let target = format!("jetstream:{}", on_servers.config_file().display());
+    let move_it = || command(&["move-store", "--from", folder.to_str().unwrap(), "--to", &target]);
+    let (code, told) = move_it();
+    assert!(code == Some(1) && told.contains("in use by another process"), "{told}");
+    on_disk.kill();
+    let copy = tempfile::tempdir().unwrap();
+    assert!(Command::new("cp").arg("-r").arg(format!("{}/.", folder.display())).arg(copy.path()).status().unwrap().success());
+    let (code, told) = command(&["move-store", "--from", copy.path().to_str().unwrap(), "--to", &target]);
+    assert!(code == Some(1) && told.contains("is a copy of another store"), "{told}");
+    let (code, told) = move_it();
+    assert!(code == Some(0) && told.contains("50 deliveries pending"), "{told}");
+    let (code, told) = move_it();
+    assert!(code == Some(1) && told.contains("holds a store already"), "{told}");
+    mosquitto.run();
+    on_servers.run();
+    on_servers.wait_until_delivered();
+    wait_until("all arrive", || ledger.is_complete(&subscriber.arrivals()));
+    ledger.assert_kept(&subscriber.arrivals());
+    assert_eq!(on_servers.total("created"), 90);
+    on_servers.assert_balanced();
+}
+
+#[test]
+fn servers_that_want_tls_certificates_and_a_password_get_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let authority = Authority::new("authority");
+    authority.write(&folder.path().join("ca.pem"));
+    authority.issue(&LOCAL).write(folder.path(), "server");
+    authority.issue(&LOCAL).write(folder.path(), "client");
+    let (ca, certificate, key) = (path("ca.pem"), path("server.pem"), path("server.key"));
+    let tls = ["--tlsverify", "--tlscacert", &ca, "--tlscert", &certificate, "--tlskey", &key, "--user", "ci", "--pass", "open sesame"];
+    let nats = Nats::start_with(&tls);
+    let mosquitto = Mosquitto::start("");
+    let mut tidings = prepared(std::slice::from_ref(&nats), &mosquitto);
+    let config = connection(mosquitto.port, "") + SOON + PIPELINES;
+    let login = format!(
+        "ca_certs = \"{ca}\"\ncertfile = \"{}\"\nkeyfile = \"{}\"\nuser = \"ci\"\npassword_file = \"{}\"\n",
+        path("client.pem"),
+        path("client.key"),
+        path("password")
+    );
+    std::fs::write(path("password"), "wrong").unwrap();
+    tidings.store_settings = store(std::slice::from_ref(&nats)) + &login;
+    tidings.configure(&config);
+    let (code, log) = tidings.refused();
+    assert_eq!(code, Some(1));
+    assert!(log.contains("authorization violation") && !log.contains("wrong"), "{log}");
+    std::fs::write(path("password"), "open sesame\n").unwrap();
+    tidings.run();
+    let mut ledger = Ledger::default();
+    post(&mut ledger, &tidings, 0..5);
+    tidings.wait_until_delivered();
+    let (code, shown) = command(&["check", "--config", tidings.config_file().to_str().unwrap()]);
+    assert!(code == Some(0) && shown.contains("over TLS, as user ci") && !shown.contains("sesame"), "{shown}");
+}
+
+#[test]
+fn a_cluster_loses_a_server_unnoticed_and_its_majority_for_a_while() {
+    let mut nats = Nats::cluster();
+    let mosquitto = Mosquitto::start(&[PERSISTENT, IN_ORDER].concat());
+    let subscriber = Subscriber::start(mosquitto.port);
+    let mut tidings = prepared(&nats, &mosquitto);
+    // The three have to find each other first.
+    wait_until("the cluster takes a stream", || tidings.try_run());
+    let mut ledger = Ledger::default();
+    for (round, server) in (0..).zip(&mut nats) {
+        server.kill();
+        post(&mut ledger, &tidings, round * 40..round * 40 + 30);
+        server.run();
+        post(&mut ledger, &tidings, round * 40 + 30..round * 40 + 40);
+    }
+    assert!(!tidings.has_ended());
+    nats[0].signal("-STOP");
+    nats[1].signal("-STOP");
+    wait_until_refused(&tidings);
+    nats[0].signal("-CONT");
+    nats[1].signal("-CONT");
+    post(&mut ledger, &tidings, 120..150);
+    assert!(!tidings.has_ended(), "it went on without a restart");
+    tidings.wait_until_delivered();
+    wait_until("all arrive", || ledger.is_complete(&subscriber.arrivals()));
+    let found = ledger.compare(&subscriber.arrivals());
+    assert!(found.missing.is_empty() && found.twice.is_empty() && found.out_of_order.is_empty(), "{found:#?}");
+    tidings.kill();
+    wait_until("it starts again", || tidings.try_run());
+    tidings.wait_until_delivered();
+    tidings.assert_balanced();
+}
