@@ -21,7 +21,7 @@ pub struct MoveStoreArgs {
     /// The store's folder; no service may run on it. It is left as it is
     #[arg(long, value_name = "DIR")]
     pub from: PathBuf,
-    /// Where to: the configuration whose [store] names the stream. Nothing may be in it
+    /// Where to: the configuration that names the stream, in which nothing may be
     #[arg(long, value_name = "jetstream:FILE", value_parser = target)]
     pub to: PathBuf,
     /// Print it as JSON

@@ -44,7 +44,7 @@
 //! | [`scan`] | the stream → commits |
 //! | [`reader`] | pages for everybody |
 //! | [`open`] | find or make it, read on from the newest checkpoint |
-//! | [`import`] | another store is taken in |
+//! | [`import`](mod@import) | another store is taken in |
 //! | [`lease`] | one instance at a time |
 //! | [`bridge`] | from threads that block to the client, and waits that end |
 
