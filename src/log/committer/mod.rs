@@ -453,7 +453,10 @@ impl Committer {
         self.metrics.tidings_store_ballast_bytes.set(i64::try_from(space.ballast).unwrap_or(i64::MAX));
         self.metrics.tidings_store_held_outcomes.set(i64::try_from(self.held.len()).unwrap_or(i64::MAX));
         let (outbox, limits) = (&self.outbox, self.limits);
-        self.publish.send_modify(|progress| {
+        // A tick at which nothing has happened wakes nobody.
+        self.publish.send_if_modified(|progress| {
+            let told = |progress: &Progress| (progress.committed, progress.full.is_some(), progress.held, progress.limits);
+            let before = told(progress);
             if (progress.held > 0) == self.held.is_empty() {
                 match progress.held {
                     0 => tracing::error!("there is no room for outcomes of deliveries: deliveries pause until there is"),
@@ -477,6 +480,7 @@ impl Committer {
                 None if is_durable => overlap::look(outbox, progress),
                 None => {}
             }
+            told(progress) != before
         });
     }
 
