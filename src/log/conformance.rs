@@ -288,6 +288,64 @@ fn readers_on_other_threads_see_whole_durable_pages(store: &dyn Store) {
     assert!(log.generations().len() > 2);
 }
 
+/// Begins an append, and says whether it is under way.
+fn begin(log: &mut dyn EventLog, events: &[Event]) -> bool {
+    let (done, written) = std::sync::mpsc::channel();
+    let begun = log.begin_append(events, &next_send, Box::new(move || _ = done.send(()))).unwrap();
+    if begun == Begun::UnderWay {
+        written.recv().unwrap();
+    }
+    begun == Begun::UnderWay
+}
+
+fn what_was_begun_is_there_once_it_is_finished_and_not_before(store: &dyn Store) {
+    let mut log = opened(store).log;
+    let reader = log.reader();
+    if begin(&mut *log, &reports(1..=120)) {
+        assert_eq!((log.next_seq(), reader.page(Seq(1)).unwrap()), (Seq(1), None));
+        // The next one, in pieces, meanwhile.
+        log.prepare(&reports(121..=150), &next_send);
+        log.prepare(&reports(151..=151), &next_send);
+        assert_eq!(reader.page(Seq(121)).unwrap(), None);
+    }
+    assert_eq!(log.finish_append().unwrap(), Seq(120));
+    assert_eq!((log.next_seq(), all(&*reader, Seq(1))), (Seq(121), reports(1..=120)));
+    begin(&mut *log, &reports(121..=240));
+    assert_eq!(log.finish_append().unwrap(), Seq(240));
+    // What was prepared may be appended in one go, too.
+    if begin(&mut *log, &reports(241..=300)) {
+        log.prepare(&reports(301..=302), &next_send);
+    }
+    log.finish_append().unwrap();
+    assert_eq!(append(&mut *log, &reports(301..=303)), Seq(303));
+    drop(log);
+    let again = opened(store);
+    assert_eq!(all(&*again.log.reader(), Seq(1)), reports(1..=303));
+}
+
+fn a_kill_leaves_all_of_what_was_under_way_or_nothing(store: &dyn Store) {
+    let mut log = opened(store).log;
+    append(&mut *log, &reports(1..=10));
+    log.begin_append(&reports(11..=130), &next_send, Box::new(|| ())).unwrap();
+    drop(log);
+    let again = opened(store);
+    let last = again.log.next_seq().0 - 1;
+    assert!(last == 10 || last == 130, "{last}");
+    assert_eq!(all(&*again.log.reader(), Seq(1)), reports(1..=last));
+}
+
+fn what_is_under_way_counts_for_a_full_generation(store: &dyn Store) {
+    let mut log = opened(store).log;
+    begin(&mut *log, &reports(1..=400));
+    assert!(log.is_generation_full());
+    log.finish_append().unwrap();
+    log.begin_generation(b"four hundred").unwrap();
+    begin(&mut *log, &reports(401..=500));
+    log.finish_append().unwrap();
+    log.close(b"five hundred").unwrap();
+    assert_eq!(all(&*opened(store).log.reader(), Seq(1)), reports(1..=500));
+}
+
 macro_rules! claims {
     ($($claim:ident),* $(,)?) => {
         mod memory {
@@ -317,12 +375,17 @@ claims! {
     a_page_says_what_each_lane_had_sent_before_it,
     a_second_log_on_the_store_is_refused,
     readers_on_other_threads_see_whole_durable_pages,
+    what_was_begun_is_there_once_it_is_finished_and_not_before,
+    a_kill_leaves_all_of_what_was_under_way_or_nothing,
+    what_is_under_way_counts_for_a_full_generation,
 }
 
 /// What can be done to a log.
 #[derive(Debug, Clone)]
 enum Operation {
     Append(Vec<usize>),
+    /// One append, and a second one that is prepared and begun behind it.
+    Overlap(Vec<usize>, Vec<usize>),
     Begin,
     Drop,
     Tick,
@@ -332,8 +395,10 @@ enum Operation {
 }
 
 fn operation() -> impl Strategy<Value = Operation> {
+    let sizes = || prop::collection::vec(prop_oneof![4 => 0usize..3000, 1 => 3000usize..40_000], 1..12);
     prop_oneof![
-        6 => prop::collection::vec(prop_oneof![4 => 0usize..3000, 1 => 3000usize..40_000], 1..12).prop_map(Operation::Append),
+        6 => sizes().prop_map(Operation::Append),
+        4 => (sizes(), sizes()).prop_map(|(first, second)| Operation::Overlap(first, second)),
         2 => Just(Operation::Begin),
         1 => Just(Operation::Drop),
         1 => Just(Operation::Tick),
@@ -361,6 +426,23 @@ fn a_log_agrees_with_a_plain_list(store: &dyn Store, operations: Vec<Operation>)
                 let events: Vec<Event> = (next..).zip(sizes).map(|(n, size)| with_payload(n, vec![n as u8; size])).collect();
                 model.events.extend_from_slice(&events);
                 assert_eq!(append(&mut *log, &events).0, model.events.len() as u64);
+            }
+            Operation::Overlap(first, second) => {
+                let make = |next: u64, sizes: Vec<usize>| -> Vec<Event> {
+                    (next..).zip(sizes).map(|(n, size)| with_payload(n, vec![n as u8; size])).collect()
+                };
+                let first = make(next, first);
+                let second = make(next + first.len() as u64, second);
+                if begin(&mut *log, &first) {
+                    let (piece, rest) = second.split_at(second.len() / 2);
+                    log.prepare(piece, &next_send);
+                    log.prepare(&rest[..rest.len() / 2], &next_send);
+                }
+                model.events.extend(first);
+                assert_eq!(log.finish_append().unwrap().0, model.events.len() as u64);
+                begin(&mut *log, &second);
+                model.events.extend(second);
+                assert_eq!(log.finish_append().unwrap().0, model.events.len() as u64);
             }
             Operation::Begin => {
                 log.begin_generation(&next.to_le_bytes()).unwrap();

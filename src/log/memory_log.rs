@@ -90,6 +90,12 @@ impl Disk {
         Disk(Arc::new(Mutex::new(Content { is_open: false, last_stop: LastStop::Unclean, ..content })))
     }
 
+    /// How many generations there are.
+    #[cfg(test)]
+    pub(in crate::log) fn generations(&self) -> usize {
+        self.content().generations.len()
+    }
+
     /// Makes the next start find that the store is a copy.
     pub fn mark_as_copy(&self) {
         self.content().is_copy = true;

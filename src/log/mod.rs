@@ -87,6 +87,33 @@ pub trait EventLog: Send {
     /// After [`AppendError::Io`] the log is dead: nothing more can be appended, and the process has to restart.
     fn append(&mut self, events: &[Event], next_send: &dyn Fn(&LaneKey) -> SendNo) -> Result<Seq, AppendError>;
 
+    /// Takes in `events`, which will be the first of the next append, or follow what was prepared for it before. Nothing is written yet: what takes
+    /// time, such as compression, is done while the append before is under way. `next_send` is as for that append.
+    fn prepare(&mut self, _events: &[Event], _next_send: &dyn Fn(&LaneKey) -> SendNo) {}
+
+    /// As [`EventLog::append`], but may return before the events are durable, if it says so: `done` is called, by any thread, when
+    /// [`EventLog::finish_append`] can make them so without a wait. Until that has returned, nothing may be appended, begun, dropped or closed;
+    /// whether the generation is full, and whether there is room, is already as if the events were there.
+    ///
+    /// # Errors
+    /// As [`EventLog::append`].
+    fn begin_append(
+        &mut self,
+        events: &[Event],
+        next_send: &dyn Fn(&LaneKey) -> SendNo,
+        _done: Box<dyn FnOnce() + Send>,
+    ) -> Result<Begun, AppendError> {
+        self.append(events, next_send).map(|_| Begun::Durable)
+    }
+
+    /// Waits until what was begun is durable, and returns the last position.
+    ///
+    /// # Errors
+    /// As [`EventLog::append`].
+    fn finish_append(&mut self) -> Result<Seq, AppendError> {
+        Ok(Seq(self.next_seq().0 - 1))
+    }
+
     /// Whether the current generation is full, so that [`EventLog::begin_generation`] should be called.
     fn is_generation_full(&self) -> bool;
 
@@ -151,6 +178,15 @@ pub trait EventLog: Send {
     /// # Errors
     /// As [`EventLog::append`].
     fn close(self: Box<Self>, checkpoint: &[u8]) -> Result<(), AppendError>;
+}
+
+/// How far an append is that was begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Begun {
+    /// It is done.
+    Durable,
+    /// It is on its way to the disk.
+    UnderWay,
 }
 
 /// A log that has been opened, and what recovery starts from.

@@ -1,6 +1,6 @@
 //! Events and checkpoints → pages.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::index::{IndexBuilder, sends};
@@ -23,19 +23,30 @@ pub struct StoredPage {
 }
 
 /// Encodes commits. Keeps its buffers and its compression context, which cost more than a small commit.
+///
+/// A commit can be added to piece by piece: each page is compressed as soon as it is full, while the commit before is still on its way to the disk.
 pub struct Encoder {
     tag: u64,
     run: u64,
     limits: Limits,
     zstd: zstd::bulk::Compressor<'static>,
+    /// What compression writes into: as long as the longest that can come of a page.
+    compressed: Vec<u8>,
     raw: Vec<u8>,
     index: IndexBuilder,
+    commit: Commit,
 }
 
-/// What the pages of one commit share while they are made.
-struct Commit<'a> {
-    next_send: &'a dyn Fn(&LaneKey) -> SendNo,
-    sent: HashMap<LaneKey, SendNo>,
+/// A commit that is being made.
+#[derive(Default)]
+struct Commit {
+    /// The position of the first event of the page that is being filled.
+    first: Seq,
+    /// The events of that page.
+    events: Vec<Event>,
+    /// The next send number of each lane that has a send in the commit, behind it.
+    sent: BTreeMap<LaneKey, SendNo>,
+    /// The pages that are full.
     pages: Vec<(Header, StoredPage)>,
 }
 
@@ -47,45 +58,65 @@ impl Encoder {
     pub fn new(tag: u64, run: u64, limits: Limits) -> std::io::Result<Encoder> {
         // Level 1: level 3 gains nothing on reports, and lz4 half as much.
         let zstd = zstd::bulk::Compressor::new(1)?;
-        Ok(Encoder { tag, run, limits, zstd, raw: Vec::new(), index: IndexBuilder::default() })
+        let compressed = vec![0; zstd::zstd_safe::compress_bound(limits.body)];
+        Ok(Encoder { tag, run, limits, zstd, compressed, raw: Vec::new(), index: IndexBuilder::default(), commit: Commit::default() })
     }
 
     /// The pages of one commit of `events`, the first of which gets position `first`.
     ///
     /// # Errors
-    /// [`AppendError::TooLarge`] for a single event beyond [`MAX_EVENT`], or one whose lane's name leaves no room for the index.
+    /// As [`Encoder::add`].
     pub fn events(&mut self, first: Seq, events: &[Event], next_send: &dyn Fn(&LaneKey) -> SendNo) -> Result<Vec<StoredPage>, AppendError> {
-        let mut commit = Commit { next_send, sent: HashMap::new(), pages: Vec::new() };
-        let mut start = 0;
-        // What an earlier commit that failed may have left behind.
+        self.begin(first);
+        self.add(events, next_send)?;
+        self.finish()
+    }
+
+    /// Begins a commit, the first event of which gets position `first`. What was added to one before that has not been finished is forgotten.
+    pub fn begin(&mut self, first: Seq) {
         self.raw.clear();
-        self.index = IndexBuilder::default();
-        for (at, event) in events.iter().enumerate() {
+        self.index.clear();
+        self.commit = Commit { first, ..Commit::default() };
+    }
+
+    /// Adds events to the commit. `next_send` gives the next send number of a lane before the commit, or before the piece of it in which the lane comes first.
+    ///
+    /// # Errors
+    /// [`AppendError::TooLarge`] for a single event beyond [`MAX_EVENT`], or one whose lane's name leaves no room for the index. The commit is to be
+    /// begun anew then.
+    pub fn add(&mut self, events: &[Event], next_send: &dyn Fn(&LaneKey) -> SendNo) -> Result<(), AppendError> {
+        for event in events {
             let before = self.raw.len();
             self.push(event)?;
             let mut bound = self.index.bound_with(event);
             let fits = self.raw.len() <= self.limits.body && bound <= self.limits.index;
-            if !fits && start < at {
-                let tail = self.raw.split_off(before);
-                self.cut(&mut commit, Seq(first.0 + start as u64), &events[start..at])?;
-                self.raw = tail;
-                start = at;
+            if !fits && !self.commit.events.is_empty() {
+                self.cut(before)?;
                 bound = self.index.bound_with(event);
             }
             if bound > self.limits.index {
                 return Err(AppendError::TooLarge { size: bound, limit: self.limits.index });
             }
-            let number = commit.number(event);
+            let number = self.commit.number(event, next_send);
             self.index.add(event, number);
+            self.commit.events.push(event.clone());
             if self.raw.len() > self.limits.body {
-                self.cut(&mut commit, Seq(first.0 + at as u64), &events[at..=at])?;
-                start = at + 1;
+                self.cut(self.raw.len())?;
             }
         }
-        if start < events.len() {
-            self.cut(&mut commit, Seq(first.0 + start as u64), &events[start..])?;
+        Ok(())
+    }
+
+    /// The pages of the commit.
+    ///
+    /// # Errors
+    /// [`AppendError::Io`] if compression fails (memory).
+    pub fn finish(&mut self) -> Result<Vec<StoredPage>, AppendError> {
+        if !self.commit.events.is_empty() {
+            self.cut(self.raw.len())?;
         }
-        Ok(self.sealed(commit.pages))
+        let pages = std::mem::take(&mut self.commit.pages);
+        Ok(self.sealed(pages))
     }
 
     /// The pages of a checkpoint as of the event at `next`.
@@ -111,23 +142,27 @@ impl Encoder {
         if size > MAX_EVENT { Err(AppendError::TooLarge { size, limit: MAX_EVENT }) } else { Ok(()) }
     }
 
-    /// Makes the pages of what stands in `raw`: one, or several for a single event that is larger than a page.
-    fn cut(&mut self, commit: &mut Commit<'_>, first: Seq, events: &[Event]) -> Result<(), AppendError> {
+    /// Makes the pages of the first `len` bytes that stand in `raw`: one, or several for a single event that is larger than a page.
+    fn cut(&mut self, len: usize) -> Result<(), AppendError> {
         let index = self.index.finish();
         let encoded = postcard::to_stdvec(&index).map_err(|error| AppendError::Io(format!("encoding an index: {error}")))?;
         assert!(encoded.len() <= self.limits.index, "the index stays within its bound");
-        let raw = std::mem::take(&mut self.raw);
-        let parts = raw.len().div_ceil(self.limits.body).max(1);
+        let events = std::mem::take(&mut self.commit.events);
+        let first = self.commit.first;
+        self.commit.first = Seq(first.0 + events.len() as u64);
+        let mut raw = std::mem::take(&mut self.raw);
+        let parts = len.div_ceil(self.limits.body).max(1);
         assert!(parts == 1 || events.len() == 1, "only a single event spans pages");
-        for (part, slice) in raw.chunks(self.limits.body).enumerate() {
+        for (part, slice) in raw[..len].chunks(self.limits.body).enumerate() {
             let header = self.header(Kind::Events, first, events.len(), part, parts);
-            commit.pages.push(self.page(header, if part == 0 { &encoded } else { &[] }, slice)?);
+            let page = self.page(header, if part == 0 { &encoded } else { &[] }, slice)?;
+            self.commit.pages.push(page);
         }
-        let last = &mut commit.pages.last_mut().expect("an event has at least one byte").1;
+        let last = &mut self.commit.pages.last_mut().expect("an event has at least one byte").1;
         last.newest = index.times.map(|times| times.1);
-        last.page = Some(Arc::new(Page { first, events: events.to_vec(), sends: index.sends }));
+        last.page = Some(Arc::new(Page { first, events, sends: index.sends }));
+        raw.drain(..len);
         self.raw = raw;
-        self.raw.clear();
         Ok(())
     }
 
@@ -150,28 +185,22 @@ impl Encoder {
     }
 
     fn page(&mut self, mut header: Header, index: &[u8], raw: &[u8]) -> Result<(Header, StoredPage), AppendError> {
-        let mut bytes = Vec::with_capacity(HEADER_LEN + index.len() + zstd::zstd_safe::compress_bound(raw.len()));
-        bytes.resize(HEADER_LEN, 0);
-        bytes.extend_from_slice(index);
-        let body_at = bytes.len();
-        bytes.resize(bytes.capacity(), 0);
         let compressed = self
             .zstd
-            .compress_to_buffer(raw, &mut bytes[body_at..])
+            .compress_to_buffer(raw, &mut self.compressed[..])
             .map_err(|error| AppendError::Io(format!("compressing a page: {error}")))?;
         header.compressed = compressed < raw.len();
-        if header.compressed {
-            bytes.truncate(body_at + compressed);
-        } else {
-            bytes.truncate(body_at);
-            bytes.extend_from_slice(raw);
-        }
+        let body = if header.compressed { &self.compressed[..compressed] } else { raw };
+        // Its exact length: pages are kept for a while, and copied by sled.
+        let mut bytes = Vec::with_capacity(HEADER_LEN + index.len() + body.len());
+        bytes.resize(HEADER_LEN, 0);
+        bytes.extend_from_slice(index);
+        bytes.extend_from_slice(body);
         let small = |number: usize| u32::try_from(number).expect("parts of a page are bounded by its limits");
         header.index_len = small(index.len());
         header.raw_len = small(raw.len());
-        header.body_len = small(bytes.len() - body_at);
+        header.body_len = small(body.len());
         assert!(bytes.len() <= self.limits.largest_value(), "a page stays within the limit of a stored value");
-        bytes.shrink_to_fit();
         Ok((header, StoredPage { key: header.key(), bytes, page: None, newest: None }))
     }
 
@@ -198,16 +227,16 @@ pub(super) fn checksum(page: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&page[..CRC_AT]), &page[HEADER_LEN..])
 }
 
-impl Commit<'_> {
+impl Commit {
     /// The lane's next send number before `event`, if it takes one, which is then spent.
-    fn number(&mut self, event: &Event) -> Option<SendNo> {
+    fn number(&mut self, event: &Event, next_send: &dyn Fn(&LaneKey) -> SendNo) -> Option<SendNo> {
         let lane = sends(event)?;
         if let Some(next) = self.sent.get_mut(lane) {
             let number = *next;
             *next = number.next();
             return Some(number);
         }
-        let number = (self.next_send)(lane);
+        let number = next_send(lane);
         self.sent.insert(lane.clone(), number.next());
         Some(number)
     }

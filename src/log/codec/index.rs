@@ -1,6 +1,7 @@
 //! What a page says about its events, readable without decompressing them.
 
 use std::collections::{BTreeMap, HashSet};
+use std::hash::{BuildHasherDefault, Hasher};
 
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
@@ -58,12 +59,37 @@ pub(super) struct IndexBuilder {
     times: Option<(Millis, Millis)>,
     sends: BTreeMap<LaneKey, SendNo>,
     touched: BTreeMap<LaneKey, (Span<SendNo>, Span<Seq>)>,
-    keys: HashSet<u64>,
+    keys: HashSet<u64, BuildHasherDefault<AsItIs>>,
     lanes_len: usize,
     scratch: String,
 }
 
+/// The hash of what is a good hash already.
+#[derive(Default)]
+struct AsItIs(u64);
+
+impl Hasher for AsItIs {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        self.0 = xxh3_64(bytes);
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+}
+
 impl IndexBuilder {
+    /// Forgets what was added.
+    pub(super) fn clear(&mut self) {
+        let keys = std::mem::take(&mut self.keys);
+        *self = IndexBuilder { keys, scratch: std::mem::take(&mut self.scratch), ..IndexBuilder::default() };
+        self.keys.clear();
+    }
+
     /// An upper bound of the encoded length if `event` were added.
     pub(super) fn bound_with(&self, event: &Event) -> usize {
         let mut lanes_len = self.lanes_len;

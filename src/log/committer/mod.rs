@@ -9,7 +9,7 @@
 //!                           └─ publish the progress, answer every waiter with Committed
 //! ```
 //!
-//! There is no timer: while one commit syncs, the next forms in the channel. A request is never torn: its events are in one commit.
+//! There is no timer: while one commit syncs, the next forms (`overlap`). A request is never torn: its events are in one commit.
 //!
 //! [`Committed`] is the proof that what it holds is durable. Only the committer can make one; what may leave the process (an accept, a
 //! PUBLISH, a PUBREL) is written to take it, so "published before durable" does not compile.
@@ -17,6 +17,7 @@
 mod answer;
 mod handle;
 mod history;
+mod overlap;
 mod pin;
 mod proof;
 mod recover;
@@ -29,8 +30,8 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
@@ -38,6 +39,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 pub use answer::{Appended, Books, CommitError, Progress};
 use handle::{Append, Busy, Command, QUEUE_BYTES, QUEUE_REQUESTS, Reply, size_of_event};
 pub use handle::{LogHandle, Queue, Ticket};
+use overlap::{InFlight, Seen};
 pub use pin::{BACKUP_HOLDS, Begun};
 pub use proof::Committed;
 pub use recover::{RecoverError, decode_checkpoint, encode_checkpoint, recover};
@@ -46,7 +48,7 @@ pub use stepped::{Stepped, stepped};
 
 use super::sizes::Sizes;
 use super::{AppendError, EventLog, LogReader, Urgency, codec};
-use crate::core::event::{Dedupe, Event, LanePurpose, Source};
+use crate::core::event::{Dedupe, Event, Source};
 use crate::core::outbox::{Outbox, Request};
 use crate::core::types::{LaneKey, Millis, SendNo, Seq};
 use crate::failpoint::{self, Point};
@@ -112,6 +114,8 @@ fn build(log: Box<dyn EventLog>, outbox: Outbox, limits: Limits, metrics: Arc<Me
         awaited: 0,
         held: Held::default(),
         next_up: None,
+        forming: Batch::default(),
+        in_flight: None,
         roll_again: None,
         metrics,
         publish,
@@ -141,6 +145,10 @@ struct Committer {
     held: Held,
     /// What did not fit the last commit, and comes before all that waits in the channel.
     next_up: Option<Command>,
+    /// The next commit. Its events are in the outbox already.
+    forming: Batch,
+    /// A commit that is on its way to the disk.
+    in_flight: Option<InFlight>,
     /// Not before this time is a new generation tried again.
     roll_again: Option<Instant>,
     metrics: Arc<Metrics>,
@@ -171,38 +179,43 @@ struct Batch {
     /// Why reports are refused, once it was asked: the disk is looked at once a commit, not once a report.
     full: Option<Option<String>>,
     places: Vec<OwnedSemaphorePermit>,
+    /// So many of the events are in the log's hands already.
+    prepared: usize,
+}
+
+impl Batch {
+    /// Whether it takes no further request.
+    fn is_full(&self) -> bool {
+        self.events.len() >= COMMIT_EVENTS || self.bytes >= COMMIT_BYTES
+    }
+
+    /// The next send number of a lane before the batch.
+    fn next_send(&self, lane: &LaneKey) -> SendNo {
+        self.sends.get(lane).copied().unwrap_or_default()
+    }
 }
 
 impl Committer {
-    fn run(&mut self, runtime: &tokio::runtime::Handle) {
-        let mut last_tick = Instant::now();
-        loop {
-            let wait = TICK.saturating_sub(last_tick.elapsed());
-            let command = match self.next_up.take() {
-                Some(command) => Ok(Some(command)),
-                None => runtime.block_on(async { tokio::time::timeout(wait, self.inbox.recv()).await }),
-            };
-            *self.busy.since.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-            let stop = match command {
-                Ok(None) => Some(None),
-                Ok(Some(command)) => self.take(command),
-                Err(_) => None,
-            };
-            if let Some(reply) = stop {
-                self.close(reply);
-                return;
-            }
-            if last_tick.elapsed() >= TICK {
-                last_tick = Instant::now();
-                self.tick();
-            }
-            *self.busy.since.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    /// Takes one command, and all that waits behind it. Returns `Some` when it is to stop.
+    fn take(&mut self, first: Command) -> Option<Option<oneshot::Sender<Result<(), CommitError>>>> {
+        let after = self.gather(first);
+        match after.is_some() || self.next_up.is_some() {
+            true => self.settle(),
+            false if self.in_flight.is_none() => self.begin(),
+            false => {}
         }
+        match after {
+            Some(Command::Stop(reply)) => return Some(Some(reply)),
+            Some(command @ Command::AskInOrder(_)) if !self.held.is_empty() => self.hold(command),
+            Some(command) => self.answer(command),
+            None => {}
+        }
+        None
     }
 
-    /// Takes one command, and all that waits behind it, into one commit. Returns `Some` when it is to stop.
-    fn take(&mut self, first: Command) -> Option<Option<oneshot::Sender<Result<(), CommitError>>>> {
-        let mut batch = Batch::default();
+    /// Takes appends into the commit that is forming, until nothing waits or it is full. Returns what ends the gathering.
+    fn gather(&mut self, first: Command) -> Option<Command> {
+        let mut batch = std::mem::take(&mut self.forming);
         let mut next = Some(first);
         let mut after = None;
         while let Some(command) = next {
@@ -212,6 +225,7 @@ impl Committer {
                     if self.next_up.is_some() {
                         break;
                     }
+                    self.prepare(&mut batch);
                 }
                 // Everything else sees the outbox as of a commit, so it ends the gathering.
                 other => {
@@ -219,19 +233,13 @@ impl Committer {
                     break;
                 }
             }
-            if batch.events.len() >= COMMIT_EVENTS || batch.bytes >= COMMIT_BYTES {
+            if batch.is_full() || self.in_flight.as_mut().is_some_and(InFlight::is_written) {
                 break;
             }
             next = self.inbox.try_recv().ok();
         }
-        self.commit(batch);
-        match after {
-            Some(Command::Stop(reply)) => return Some(Some(reply)),
-            Some(command @ Command::AskInOrder(_)) if !self.held.is_empty() => self.hold(command),
-            Some(command) => self.answer(command),
-            None => {}
-        }
-        None
+        self.forming = batch;
+        after
     }
 
     /// Answers what is no append, as of the last commit.
@@ -286,7 +294,10 @@ impl Committer {
             return Ok(());
         }
         // The log would fail for good, and everybody with it.
-        if let Some(size) = append.events.iter().map(size_of_event).find(|size| *size > LARGEST_EVENT) {
+        let largest = || append.events.iter().map(size_of_event).find(|size| *size > LARGEST_EVENT);
+        if append.bytes > LARGEST_EVENT
+            && let Some(size) = largest()
+        {
             self.refuse(append, AppendError::TooLarge { size, limit: LARGEST_EVENT }.into());
             return Ok(());
         }
@@ -331,11 +342,20 @@ impl Committer {
         if batch.waiters.is_empty() {
             return;
         }
-        let result = if batch.events.is_empty() { Ok(()) } else { self.write(&batch) };
+        let result = match batch.events.is_empty() {
+            // What is known from a commit that has failed since is not.
+            true => self.log.as_ref().map(|_| ()).ok_or(CommitError::Stopped),
+            false => self.write(&batch),
+        };
+        self.conclude(batch, result, None);
+    }
+
+    /// Publishes what has become durable, and answers.
+    fn conclude(&mut self, batch: Batch, result: Result<(), CommitError>, seen: Option<Seen>) {
         match result {
             Ok(()) => {
                 failpoint::reach(Point::BeforeAnswer);
-                self.publish_progress();
+                self.publish(seen);
                 for (reply, appended) in batch.waiters {
                     let _ = reply.send(Ok(Committed(appended)));
                 }
@@ -351,16 +371,19 @@ impl Committer {
 
     fn write(&mut self, batch: &Batch) -> Result<(), CommitError> {
         let started = Instant::now();
-        let next_send = |lane: &LaneKey| batch.sends.get(lane).copied().unwrap_or_default();
         let result = self.with_log(|log, outbox| {
-            let last = log.append(&batch.events, &next_send)?;
+            let last = log.append(&batch.events, &|lane| batch.next_send(lane))?;
             assert_eq!(last.next(), outbox.next(), "log and outbox count the same events");
             Ok(())
         });
+        self.count_commit(started, batch);
+        result
+    }
+
+    fn count_commit(&self, started: Instant, batch: &Batch) {
         self.metrics.tidings_commit_seconds.observe(started.elapsed().as_secs_f64());
         self.metrics.tidings_commit_events.observe(batch.events.len() as f64);
         self.busy.commits.fetch_add(1, Ordering::Relaxed);
-        result
     }
 
     /// Runs something on the log. The first failure is final: the outbox may be ahead of the disk, so the process has to restart.
@@ -383,7 +406,10 @@ impl Committer {
     }
 
     fn roll_if_full(&mut self) {
-        if self.log.as_ref().is_some_and(|log| log.is_generation_full()) && self.roll_again.is_none_or(|at| at <= Instant::now()) {
+        let Some(log) = &self.log else { return };
+        // A generation begins where the log ends: not while the outbox holds what forms behind a commit.
+        let is_due = log.is_generation_full() && log.next_seq() == self.outbox.next();
+        if is_due && self.roll_again.is_none_or(|at| at <= Instant::now()) {
             self.begin_generation();
             // What is past its retention, or has to make room, does so as fast as the store grows.
             self.retain();
@@ -419,6 +445,12 @@ impl Committer {
     }
 
     fn publish_progress(&mut self) {
+        self.publish(None);
+    }
+
+    /// Says how far the log is: as `seen` when that commit was begun, or else as the outbox is, unless that is ahead of the log.
+    fn publish(&mut self, seen: Option<Seen>) {
+        let is_durable = self.log.as_ref().is_some_and(|log| log.next_seq() == self.outbox.next());
         let space = self.log.as_ref().map(|log| log.space()).unwrap_or_default();
         let (full, reserved) = (self.full_with(space), self.reserve());
         self.metrics.tidings_store_bytes.set(i64::try_from(space.used).unwrap_or(i64::MAX));
@@ -429,7 +461,10 @@ impl Committer {
         self.metrics.tidings_store_ballast_bytes.set(i64::try_from(space.ballast).unwrap_or(i64::MAX));
         self.metrics.tidings_store_held_outcomes.set(i64::try_from(self.held.len()).unwrap_or(i64::MAX));
         let (outbox, limits) = (&self.outbox, self.limits);
-        self.publish.send_modify(|progress| {
+        // A tick at which nothing has happened wakes nobody.
+        self.publish.send_if_modified(|progress| {
+            let told = |progress: &Progress| (progress.committed, progress.full.is_some(), progress.held, progress.limits);
+            let before = told(progress);
             if (progress.held > 0) == self.held.is_empty() {
                 match progress.held {
                     0 => tracing::error!("there is no room for outcomes of deliveries: deliveries pause until there is"),
@@ -443,28 +478,17 @@ impl Committer {
                     None => tracing::info!("the store has room again: reports are accepted"),
                 }
             }
-            progress.committed = Seq(outbox.next().0 - 1);
             progress.space = space;
             progress.limits = limits;
             progress.reserved = reserved;
             progress.full = full;
             progress.held = self.held.len();
-            progress.replays = outbox.replays().len();
-            for (name, connection) in outbox.connections() {
-                let books = match progress.connections.get_mut(name) {
-                    Some(books) => books,
-                    None => progress.connections.entry(name.clone()).or_default(),
-                };
-                books.totals = connection.totals;
-                books.lanes.clear();
-                books.lanes.extend(connection.lanes.iter().map(|(number, lane)| (*number, lane.pending())));
-                let replay_sets = connection.sets.iter().filter(|set| set.purpose == LanePurpose::Replay);
-                books.replay_lanes.clear();
-                books.replay_lanes.extend(replay_sets.flat_map(|set| set.first..set.first + set.count));
-                // How long a replay waits for its gap is nobody's trouble.
-                let fresh = connection.lanes.iter().filter(|(number, _)| !books.replay_lanes.contains(number));
-                books.oldest_pending_at = fresh.filter_map(|(_, lane)| lane.oldest_pending_at()).min();
+            match seen {
+                Some(seen) => seen.show(progress),
+                None if is_durable => overlap::look(outbox, progress),
+                None => {}
             }
+            told(progress) != before
         });
     }
 

@@ -32,7 +32,9 @@ impl Stepped {
         let Some(committer) = &mut self.committer else { return false };
         let next = committer.next_up.take().or_else(|| self.later.pop_front());
         let Some(command) = next.or_else(|| committer.inbox.try_recv().ok()) else { return false };
-        match committer.take(command) {
+        let stop = committer.take(command);
+        committer.settle();
+        match stop {
             Some(reply) => {
                 committer.close(reply);
                 self.committer = None;
@@ -69,7 +71,10 @@ impl Stepped {
             };
             match is_carriers {
                 // Nothing stands behind it: whoever else asks is waiting for this to return.
-                true => _ = committer.take(command),
+                true => {
+                    committer.take(command);
+                    committer.settle();
+                }
                 false => self.later.push_back(command),
             }
         }

@@ -117,6 +117,19 @@ async fn other_limits_hold_from_the_next_commit_on() {
 }
 
 #[tokio::test]
+async fn a_tick_at_which_nothing_has_happened_wakes_nobody() {
+    let disk = Disk::new(1 << 20);
+    let log = with_lane(&disk).await;
+    let mut progress = log.progress();
+    progress.mark_unchanged();
+    tokio::time::sleep(TICK * 2).await;
+    assert!(!progress.has_changed().unwrap());
+    disk.set_free(floor() - 1);
+    tokio::time::timeout(Duration::from_secs(20), progress.changed()).await.expect("a full disk is told of").unwrap();
+    assert!(progress.borrow().full.is_some());
+}
+
+#[tokio::test]
 async fn outcomes_that_there_is_no_room_for_wait_in_order_and_break_nothing() {
     let disk = Disk::new(1 << 20);
     let log = with_lane(&disk).await;
@@ -337,10 +350,7 @@ async fn a_backup_holds_what_it_copies_until_it_ends() {
     assert_eq!(begun.generations.iter().map(|(first, _)| *first).collect::<Vec<_>>(), [Seq::FIRST]);
     assert_eq!(log.begin_backup().await.unwrap(), None, "one at a time");
     // All in it is done and past its retention, and every tick would drop it.
-    let mut progress = log.progress();
-    for _ in 0..3 {
-        tokio::time::timeout(Duration::from_secs(20), progress.changed()).await.expect("a tick comes each second").unwrap();
-    }
+    tokio::time::sleep(TICK * 3).await;
     assert!(log.page(Seq::FIRST).unwrap().is_some());
     assert!(log.renew_backup(begun.id).await.unwrap());
     assert!(!log.renew_backup(begun.id ^ 1).await.unwrap() && !log.end_backup(begun.id ^ 1).await.unwrap());

@@ -2,6 +2,9 @@
 //!
 //! What makes it durable: `flush()` alone is not (it uses `sync_file_range`), so each commit is `apply_batch` → `flush()` → our own
 //! `fdatasync` of the file `db`. sled can also panic, on a damaged or full disk; that is caught here and becomes an error.
+//!
+//! A commit of a single page is one `insert` in place of a batch of one: as whole, and sled writes it at once. For a batch it writes a mark of its own
+//! first, by another thread, and the page behind that waits for the same block of the disk: a third of the time of a small commit.
 
 use std::fs::{File, TryLockError};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -38,11 +41,14 @@ impl Database {
 
     /// Writes pages together, and returns once they are durable in `file`, the database's own file.
     pub(super) fn commit(&self, pages: &[StoredPage], file: &File) -> Result<(), String> {
+        if let [page] = pages {
+            return self.make_durable(|db| db.insert(page.key.to_bytes(), &page.bytes[..]).map(|_| ()), file);
+        }
         let mut batch = sled::Batch::default();
         for page in pages {
             batch.insert(&page.key.to_bytes(), &page.bytes[..]);
         }
-        self.apply(batch, file)
+        self.make_durable(|db| db.apply_batch(batch), file)
     }
 
     /// Takes pages out, durably.
@@ -51,13 +57,13 @@ impl Database {
         for key in keys {
             batch.remove(key);
         }
-        self.apply(batch, file)
+        self.make_durable(|db| db.apply_batch(batch), file)
     }
 
-    fn apply(&self, batch: sled::Batch, file: &File) -> Result<(), String> {
+    fn make_durable(&self, change: impl FnOnce(&sled::Db) -> sled::Result<()>, file: &File) -> Result<(), String> {
         guarded(|| {
             failpoint::pass(Point::BeforeBatch).map_err(|error| error.to_string())?;
-            self.db.apply_batch(batch).map_err(|error| error.to_string())?;
+            change(&self.db).map_err(|error| error.to_string())?;
             failpoint::pass(Point::AfterBatch).map_err(|error| error.to_string())?;
             self.db.flush().map_err(|error| error.to_string())
         })?;

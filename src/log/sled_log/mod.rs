@@ -5,6 +5,7 @@
 //! * **A damaged store is refused, untouched.** Opening a damaged sled database zeroes what it can't read, so all that was accepted is
 //!   found in the raw files first (`scan`), and compared with what the witness has seen.
 //! * **An ordinary crash never needs an operator**, at whatever moment it comes: see the tables below.
+//! * **One commit at a time**, whole and in order. While a large one is written by a thread of its own (`writer`), the pages of the next one are made.
 //! * **A failure is final.** After the first one nothing more is written: what a failed `fsync` left behind is not known.
 //! * Keys only ever grow, values stay small, nothing is deleted but whole generations: what sled does well.
 //!
@@ -53,6 +54,7 @@ mod seal;
 mod shown;
 mod upgrade;
 mod witness;
+mod writer;
 
 #[cfg(test)]
 mod tests;
@@ -72,12 +74,17 @@ use self::identity::Identity;
 use self::reader::{About, Generation as Handle, Shared, State, lock, read, write};
 use self::room::Ballast;
 use self::witness::{Testimony, Witness};
+use self::writer::Writer;
 use super::codec::{Encoder, Kind, StoredPage};
 use super::sizes::Sizes;
-use super::{AppendError, EventLog, Generation, LogReader, OpenError, Opened, Space, StoreId, Urgency};
+use super::{AppendError, Begun, EventLog, Generation, LogReader, OpenError, Opened, Space, StoreId, Urgency};
 use crate::core::event::Event;
 use crate::core::types::{LaneKey, Millis, SendNo, Seq};
 use crate::failpoint::{self, Point};
+
+/// A commit of so many pages is written by the writer's thread: making the pages of the next one takes about as long as that. With less, handing it over
+/// costs more than it saves.
+const WORTH_HANDING_OVER: usize = 2;
 
 /// How a store is opened. Sizes are in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,6 +118,11 @@ pub struct SledLog {
     witness: Witness,
     testimony: Testimony,
     encoder: Encoder,
+    /// Of the events of the next append, so many are in the encoder already; or why it does not take them.
+    prepared: Result<usize, AppendError>,
+    writer: Writer,
+    /// How many events are on their way to the disk, and the room that they take at worst.
+    under_way: Option<(u64, u64)>,
     shared: Arc<Shared>,
     active: Active,
     /// The first failure. Nothing is written after it.
@@ -123,12 +135,17 @@ struct Active {
     /// Its database, shared with readers.
     handle: Arc<Handle>,
     /// The database's own file, for `fdatasync`.
-    file: File,
-    /// Bytes of pages stored since its opening checkpoint.
+    file: Arc<File>,
+    /// Bytes of pages stored since its opening checkpoint, those that are on their way included.
     stored: u64,
     /// Bytes of the checkpoint that it began with, if this run has begun it.
     opening: u64,
+    /// At so many ticks to come its folder is measured: what was written may show a little later.
+    measures: u32,
 }
+
+/// See [`Active::measures`].
+const MEASURES: u32 = 2;
 
 impl Options {
     /// The options for the store in the folder `store`, which is to take no more than `max_size` bytes: sizes follow from that, or from the
@@ -182,13 +199,34 @@ impl SledLog {
 
     /// Makes pages durable in the current generation.
     fn write(&mut self, pages: &[StoredPage]) -> Result<(), AppendError> {
-        let outcome = match &*read(&self.active.handle.state) {
-            State::Active(database) => database.commit(pages, &self.active.file),
-            _ => Err("the generation is not open".into()),
-        };
+        let outcome = writer::write(&self.active.handle, pages, &self.active.file);
         self.kept(outcome)?;
-        self.active.stored += pages.iter().map(|page| page.bytes.len() as u64).sum::<u64>();
+        self.active.stored += bytes_of(pages);
+        self.active.measures = MEASURES;
         Ok(())
+    }
+
+    /// The pages of `events`, of which some may have been prepared.
+    fn pages_of(&mut self, events: &[Event], next_send: &dyn Fn(&LaneKey) -> SendNo) -> Result<Vec<StoredPage>, AppendError> {
+        let prepared = std::mem::replace(&mut self.prepared, Ok(0))?;
+        if prepared == 0 {
+            self.encoder.begin(self.next_seq());
+        }
+        self.encoder.add(&events[prepared..], next_send)?;
+        self.encoder.finish()
+    }
+
+    /// What is to be done once pages with `count` events are durable.
+    fn is_durable(&mut self, count: u64, pages: &mut [StoredPage]) -> Result<Seq, AppendError> {
+        self.testimony.last = Seq(self.testimony.last.0 + count);
+        self.testify(false)?;
+        let mut about = lock(&self.active.handle.about);
+        // The rest of the folder is measured at each tick; between two, the database's file is what grows.
+        about.bytes = about.bytes.max(durable::file_on_disk(&self.active.file));
+        about.newest = about.newest.max(pages.iter().filter_map(|page| page.newest).max());
+        drop(about);
+        self.shared.publish(self.testimony.last, pages.iter_mut().filter_map(|page| page.page.take()));
+        Ok(self.testimony.last)
     }
 
     /// Writes the witness, and syncs it unless the next [`EventLog::tick`] is soon enough.
@@ -200,6 +238,7 @@ impl SledLog {
 
     /// Makes sure that `need` bytes can be written to the database that is being written.
     fn ahead(&mut self, need: u64, urgency: Urgency, what_for: &str) -> Result<bool, AppendError> {
+        self.active.measures = MEASURES;
         let ahead = room::ahead(&self.store, &self.active.file, need);
         let mut is_there = self.kept(ahead.map_err(|error| format!("allocating space: {error}")))?;
         let held = self.ballast.held();
@@ -272,22 +311,55 @@ impl EventLog for SledLog {
         if events.is_empty() {
             return Ok(self.testimony.last);
         }
-        let mut pages = self.encoder.events(self.next_seq(), events, next_send)?;
+        assert!(self.under_way.is_none(), "one append at a time");
+        let mut pages = self.pages_of(events, next_send)?;
         self.write(&pages)?;
-        self.testimony.last = Seq(self.testimony.last.0 + events.len() as u64);
-        self.testify(false)?;
-        let mut about = lock(&self.active.handle.about);
-        // The rest of the folder is measured at each tick; between two, the database's file is what grows.
-        about.bytes = about.bytes.max(durable::file_on_disk(&self.active.file));
-        about.newest = about.newest.max(pages.iter().filter_map(|page| page.newest).max());
-        drop(about);
-        self.shared.publish(self.testimony.last, pages.iter_mut().filter_map(|page| page.page.take()));
-        Ok(self.testimony.last)
+        self.is_durable(events.len() as u64, &mut pages)
+    }
+
+    fn prepare(&mut self, events: &[Event], next_send: &dyn Fn(&LaneKey) -> SendNo) {
+        let Ok(before) = self.prepared else { return };
+        if before == 0 {
+            self.encoder.begin(Seq(self.next_seq().0 + self.under_way.map_or(0, |(count, _)| count)));
+        }
+        self.prepared = self.encoder.add(events, next_send).map(|()| before + events.len());
+    }
+
+    fn begin_append(
+        &mut self,
+        events: &[Event],
+        next_send: &dyn Fn(&LaneKey) -> SendNo,
+        done: Box<dyn FnOnce() + Send>,
+    ) -> Result<Begun, AppendError> {
+        self.check()?;
+        assert!(self.under_way.is_none(), "one append at a time");
+        let count = events.len() as u64;
+        let mut pages = self.pages_of(events, next_send)?;
+        let bytes = bytes_of(&pages);
+        if pages.len() < WORTH_HANDING_OVER {
+            self.write(&pages)?;
+            self.is_durable(count, &mut pages)?;
+            return Ok(Begun::Durable);
+        }
+        let begun = self.writer.begin(&self.active.handle, pages, &self.active.file, done);
+        self.kept(begun)?;
+        self.active.stored += bytes;
+        self.active.measures = MEASURES;
+        self.under_way = Some((count, self.sizes.commit(bytes)));
+        Ok(Begun::UnderWay)
+    }
+
+    fn finish_append(&mut self) -> Result<Seq, AppendError> {
+        let Some((count, _)) = self.under_way.take() else { return Ok(self.testimony.last) };
+        let written = self.writer.finish();
+        let mut pages = self.kept(written)?;
+        self.is_durable(count, &mut pages)
     }
 
     fn is_generation_full(&self) -> bool {
         // A checkpoint that is larger than half a small generation must not be most of what is written.
-        self.active.stored >= self.sizes.generation.max(2 * self.active.opening) && self.next_seq() > self.active.handle.first
+        let is_empty = self.under_way.is_none() && self.next_seq() == self.active.handle.first;
+        self.active.stored >= self.sizes.generation.max(2 * self.active.opening) && !is_empty
     }
 
     fn begin_generation(&mut self, checkpoint: &[u8]) -> Result<(), AppendError> {
@@ -362,7 +434,8 @@ impl EventLog for SledLog {
 
     fn make_room(&mut self, bytes: u64, urgency: Urgency) -> Result<bool, AppendError> {
         self.check()?;
-        self.ahead(self.sizes.commit(bytes), urgency, "outcomes of deliveries")
+        let under_way = self.under_way.map_or(0, |(_, room)| room);
+        self.ahead(under_way + self.sizes.commit(bytes), urgency, "outcomes of deliveries")
     }
 
     fn make_room_to_begin(&mut self, bytes: u64) -> Result<bool, AppendError> {
@@ -380,7 +453,10 @@ impl EventLog for SledLog {
 
     fn tick(&mut self) -> Result<(), AppendError> {
         self.check()?;
-        self.active.handle.measure();
+        if self.active.measures > 0 {
+            self.active.measures -= 1;
+            self.active.handle.measure();
+        }
         self.ballast.restore(self.sizes.tight(self.sizes.floor()));
         let synced = self.witness.sync().map_err(|error| format!("syncing the witness: {error}"));
         self.kept(synced)
@@ -443,8 +519,18 @@ impl Active {
     }
 
     fn of(first: Seq, folder: PathBuf, database: Database, file: File, newest: Option<Millis>, stored: u64) -> Active {
-        Active { handle: Handle::new(first, folder, State::Active(database), newest), file, stored, opening: 0 }
+        Active {
+            handle: Handle::new(first, folder, State::Active(database), newest),
+            file: Arc::new(file),
+            stored,
+            opening: 0,
+            measures: MEASURES,
+        }
     }
+}
+
+fn bytes_of(pages: &[StoredPage]) -> u64 {
+    pages.iter().map(|page| page.bytes.len() as u64).sum()
 }
 
 /// The database's own file, for syncing it, and for allocating space in it.

@@ -24,6 +24,7 @@ use super::seal::{self, Head, SealError};
 use super::shown::{Shown, check_shown, read_checkpoint};
 use super::upgrade::upgrade;
 use super::witness::{Testimony, WITNESS, Witness};
+use super::writer::Writer;
 use super::{Active, Options, SledLog};
 use crate::core::types::{Millis, Seq};
 use crate::failpoint::{self, Point};
@@ -347,6 +348,9 @@ impl Whole {
             witness,
             testimony,
             encoder,
+            prepared: Ok(0),
+            writer: Writer::default(),
+            under_way: None,
             shared,
             active,
             failed: None,

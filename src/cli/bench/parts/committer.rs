@@ -25,7 +25,7 @@ use crate::core::types::{LaneKey, Millis, Qos, SendNo, Seq};
 use crate::log::committer::{self, Limits, now};
 use crate::log::sizes::Sizes;
 use crate::log::sled_log::{Options, SledLog};
-use crate::log::{AppendError, EventLog, Generation, LogReader, Space, StoreId, Urgency};
+use crate::log::{AppendError, Begun, EventLog, Generation, LogReader, Space, StoreId, Urgency};
 use crate::metrics::Metrics;
 
 /// As large as a store is by default.
@@ -219,6 +219,24 @@ impl EventLog for Counting {
     fn append(&mut self, events: &[Event], next_send: &dyn Fn(&LaneKey) -> SendNo) -> Result<Seq, AppendError> {
         self.batches.lock().unwrap_or_else(PoisonError::into_inner).push(events.len() as u64);
         self.log.append(events, next_send)
+    }
+
+    fn prepare(&mut self, events: &[Event], next_send: &dyn Fn(&LaneKey) -> SendNo) {
+        self.log.prepare(events, next_send);
+    }
+
+    fn begin_append(
+        &mut self,
+        events: &[Event],
+        next_send: &dyn Fn(&LaneKey) -> SendNo,
+        done: Box<dyn FnOnce() + Send>,
+    ) -> Result<Begun, AppendError> {
+        self.batches.lock().unwrap_or_else(PoisonError::into_inner).push(events.len() as u64);
+        self.log.begin_append(events, next_send, done)
+    }
+
+    fn finish_append(&mut self) -> Result<Seq, AppendError> {
+        self.log.finish_append()
     }
 
     fn is_generation_full(&self) -> bool {
