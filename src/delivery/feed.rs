@@ -116,7 +116,7 @@ impl Feed {
             payloads.insert(*send, payload);
         }
         while !start.is_complete() {
-            let piece = self.read_through(usize::MAX, self.through)?;
+            let piece = self.read_through(usize::MAX, self.through, PIECE_PAGES)?;
             for (delivery, payload) in piece.fresh {
                 payloads.insert(delivery.send, payload);
                 start.fresh.push(delivery);
@@ -133,13 +133,27 @@ impl Feed {
     /// # Errors
     /// See [`ReadError`]. [`ReadError::Gone`] means that what comes next has been carried forward: start anew from a new snapshot.
     pub fn read(&mut self, wanted: usize) -> Result<Piece, ReadError> {
-        self.read_through(wanted, Seq(u64::MAX))
+        self.read_through(wanted, Seq(u64::MAX), PIECE_PAGES)
     }
 
-    fn read_through(&mut self, wanted: usize, through: Seq) -> Result<Piece, ReadError> {
+    /// Whether the next page is in memory, so that [`Feed::read_page`] does not block. But for what that may have to look up: dead letters that were
+    /// given back, and what was carried forward.
+    pub fn is_in_memory(&self) -> bool {
+        self.carried.is_empty() && self.log.is_in_memory(self.at)
+    }
+
+    /// As [`Feed::read`], but the next page only.
+    ///
+    /// # Errors
+    /// As [`Feed::read`].
+    pub fn read_page(&mut self, wanted: usize) -> Result<Piece, ReadError> {
+        self.read_through(wanted, Seq(u64::MAX), 1)
+    }
+
+    fn read_through(&mut self, wanted: usize, through: Seq, pages: usize) -> Result<Piece, ReadError> {
         let mut piece = Piece::default();
         let mut bytes = 0;
-        for _ in 0..PIECE_PAGES {
+        for _ in 0..pages {
             if piece.fresh.len() >= wanted || bytes >= PIECE_BYTES {
                 return Ok(piece);
             }
@@ -152,7 +166,7 @@ impl Feed {
             bytes += self.take(&page, through, &mut piece)?;
             self.at = last.min(through).next();
         }
-        piece.is_at_end = self.at > through || self.log.page(self.at)?.is_none();
+        piece.is_at_end = self.at > through || self.at > self.log.durable();
         if piece.is_at_end && self.at > self.through {
             // Carried ones with numbers above everything that still stands in its old place.
             while let Some((send, id, located)) = self.carried.pop_front() {

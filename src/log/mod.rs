@@ -229,6 +229,14 @@ pub trait LogReader: Send + Sync {
     /// [`ReadError::Gone`] if the generation was dropped; [`ReadError::Damaged`] if what is stored is not what was written.
     fn page(&self, seq: Seq) -> Result<Option<Arc<Page>>, ReadError>;
 
+    /// The last position that is durable, and so can be read.
+    fn durable(&self) -> Seq;
+
+    /// Whether [`LogReader::page`] has the page that holds `seq` in memory, and does not block on the disk.
+    fn is_in_memory(&self, _seq: Seq) -> bool {
+        false
+    }
+
     /// What the page that holds `seq` says about itself, without decoding its events: tells whether it is worth reading.
     ///
     /// # Errors

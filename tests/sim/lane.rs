@@ -150,7 +150,7 @@ impl World {
             {
                 world.oracle.recorded(*id);
             }
-            world.give(lane, at, Input::Received(incoming));
+            world.give(lane, at, Input::Received(vec![incoming]));
         });
     }
 

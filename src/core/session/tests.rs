@@ -419,7 +419,7 @@ fn resumed(start: Start) -> (Session, Vec<Output>, Vec<Outgoing>) {
     let limits = BrokerLimits::default();
     let connack = Incoming::ConnAck { session_present: true, code: 0, limits, reason: None, assigned_client_id: None };
     let _ = written(&mut session);
-    session.handle(Millis(2), 0, Input::Received(connack));
+    session.handle(Millis(2), 0, Input::Received(vec![connack]));
     let packets = written(&mut session);
     (session, said, packets)
 }

@@ -22,17 +22,26 @@ pub(super) enum Reading {
 }
 
 impl Lane<'_> {
-    pub(super) fn read_ahead(&mut self) {
-        let wanted = self.session.wants();
-        let can_read = matches!(&self.feed, Reading::Here { is_at_end: false, not_before: None, .. });
-        if wanted == 0 || !can_read {
-            return;
-        }
-        if let Reading::Here { mut feed, .. } = std::mem::replace(&mut self.feed, Reading::Gone) {
+    /// Reads on where something is wanted: here and now what is in memory, because it was committed just now or another lane has read it; and the rest
+    /// where blocking is allowed.
+    pub(super) async fn read_ahead(&mut self) -> Result<(), LaneError> {
+        loop {
+            let wanted = self.session.wants();
+            let can_read = matches!(&self.feed, Reading::Here { is_at_end: false, not_before: None, .. });
+            if wanted == 0 || !can_read {
+                return Ok(());
+            }
+            let Reading::Here { mut feed, .. } = std::mem::replace(&mut self.feed, Reading::Gone) else { return Ok(()) };
+            if feed.is_in_memory() {
+                let piece = feed.read_page(wanted);
+                self.take_piece(feed, piece).await?;
+                continue;
+            }
             self.feed = Reading::Away(tokio::task::spawn_blocking(move || {
                 let piece = feed.read(wanted);
                 (feed, piece)
             }));
+            return Ok(());
         }
     }
 

@@ -186,6 +186,16 @@ impl LogHandle {
         Ok(self.reader.page(seq)?.map(Committed))
     }
 
+    /// Whether [`LogHandle::page`] has the page that holds `seq` in memory, and does not block.
+    pub fn is_in_memory(&self, seq: Seq) -> bool {
+        self.reader.is_in_memory(seq)
+    }
+
+    /// The last position that can be read.
+    pub fn durable(&self) -> Seq {
+        self.reader.durable()
+    }
+
     /// What the page that holds `seq` says about itself, or none if that is not durable yet. Blocks on the disk, as [`LogHandle::page`].
     ///
     /// # Errors

@@ -198,6 +198,14 @@ impl LogReader for Shared {
         Ok(Some(page))
     }
 
+    fn durable(&self) -> Seq {
+        Seq(self.durable.load(Ordering::Acquire))
+    }
+
+    fn is_in_memory(&self, seq: Seq) -> bool {
+        seq <= LogReader::durable(self) && lock(&self.cache).get(seq).is_some()
+    }
+
     fn glimpse(&self, seq: Seq) -> Result<Option<Glimpse>, ReadError> {
         if seq.0 > self.durable.load(Ordering::Acquire) {
             return Ok(None);

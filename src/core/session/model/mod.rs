@@ -459,9 +459,11 @@ impl World {
                 }
             }
             4..=6 if self.open && !self.to_client.is_empty() => {
-                let packet = self.to_client.pop_front().unwrap();
+                // As many as the network has brought since the last look.
+                let count = 1 + self.random.below(self.to_client.len() as u64) as usize;
+                let packets = self.to_client.drain(..count).collect();
                 self.must_hear = false;
-                self.give(Input::Received(packet));
+                self.give(Input::Received(packets));
             }
             7 | 8 => self.commit(),
             9 => self.feed(),
