@@ -11,6 +11,7 @@
 //! | [`report`] | the message schema, checked and named precisely |
 //! | [`topic`] | topic templates, and topics that are valid by construction |
 //! | [`route`] | (tenant, pipeline, action) → reporters |
+//! | [`content`] | what of a delivery goes into its PUBLISH |
 //! | [`event`] | every event that is ever stored |
 //! | [`frame`] | where an MQTT packet begins and ends in a stream of bytes |
 //! | [`listener`] | an MQTT publisher's connection to Tidings, as a state machine |
@@ -27,6 +28,7 @@
 
 pub mod access;
 pub mod address;
+pub mod content;
 pub mod decision;
 pub mod event;
 pub mod frame;

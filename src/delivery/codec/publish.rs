@@ -10,7 +10,8 @@ use std::fmt::Write;
 use bytes::{BufMut, BytesMut};
 
 use super::{DecodeError, Manner, STAMP_ACCEPTED_AT, STAMP_ID, Stamp};
-use crate::core::event::{Accepted, Properties};
+use crate::core::content::Content;
+use crate::core::event::Properties;
 use crate::core::frame::PUBLISH;
 use crate::core::types::{Protocol, Qos};
 
@@ -35,52 +36,53 @@ const USER_PROPERTY: u8 = 0x26;
 ///
 /// # Errors
 /// If MQTT has no words for it: it is too long, or packet identifier and QoS don't go together. Nothing is written then.
-pub fn write_publish(protocol: Protocol, accepted: &Accepted, manner: Manner, out: &mut BytesMut) -> Result<(), DecodeError> {
+pub fn write_publish(protocol: Protocol, content: &Content<'_>, manner: Manner, out: &mut BytesMut) -> Result<(), DecodeError> {
     let malformed = |what: &str| DecodeError::Malformed(format!("a PUBLISH can't be written: {what}"));
     let packet_id = manner.packet_id.filter(|id| *id != 0);
     if packet_id.is_some() != (manner.qos != Qos::AtMostOnce) {
         return Err(malformed("packet identifier and QoS don't go together"));
     }
-    let properties = properties_length(&accepted.properties, manner.expiry_s.is_some(), manner.stamp);
-    let remaining = remaining_length(protocol, accepted, manner.qos, properties);
-    if remaining > MOST || !has_words(accepted) {
+    let properties = properties_length(content.properties, manner.expiry_s.is_some(), manner.stamp);
+    let remaining = remaining_length(protocol, content, manner.qos, properties);
+    if remaining > MOST || !has_words(content) {
         return Err(malformed("it is longer than MQTT can say"));
     }
     out.reserve(1 + 4 + remaining);
     out.put_u8(PUBLISH << 4 | u8::from(manner.dup) << 3 | manner.qos.level() << 1 | u8::from(manner.retain));
     put_length(remaining, out);
-    put_text(&accepted.topic, out);
+    put_text(content.topic, out);
     if let Some(id) = packet_id {
         out.put_u16(id);
     }
     if protocol == Protocol::V5 {
         put_length(properties, out);
-        put_properties(&accepted.properties, manner, out);
+        put_properties(content.properties, manner, out);
     }
-    out.extend_from_slice(&accepted.payload);
+    out.extend_from_slice(content.payload);
     Ok(())
 }
 
 /// The size of a delivery's PUBLISH over MQTT 5, in bytes.
-pub fn publish_size(accepted: &Accepted, stamp: Option<Stamp>) -> usize {
-    let properties = properties_length(&accepted.properties, accepted.expiry_s.is_some(), stamp);
+pub fn publish_size(content: &Content<'_>, stamp: Option<Stamp>) -> usize {
+    let properties = properties_length(content.properties, content.expiry_s.is_some(), stamp);
     // With a packet identifier, also where it has none.
-    let remaining = remaining_length(Protocol::V5, accepted, Qos::AtLeastOnce, properties);
+    let remaining = remaining_length(Protocol::V5, content, Qos::AtLeastOnce, properties);
     1 + length_length(remaining) + remaining
 }
 
 /// Whether each text and each piece of data is short enough for the length that stands before it.
-fn has_words(accepted: &Accepted) -> bool {
-    let stored = &accepted.properties;
-    let texts = [Some(&accepted.topic), stored.response_topic.as_ref(), stored.content_type.as_ref()].into_iter().flatten();
-    let texts = texts.chain(stored.user.iter().flat_map(|(name, value)| [name, value]));
-    texts.map(String::len).chain(stored.correlation_data.as_ref().map(|data| data.len())).all(|length| length <= LONGEST)
+fn has_words(content: &Content<'_>) -> bool {
+    let stored = content.properties;
+    let texts = [&stored.response_topic, &stored.content_type].into_iter().flatten();
+    let texts = texts.chain(stored.user.iter().flat_map(|(name, value)| [name, value])).map(String::len);
+    let data = stored.correlation_data.as_ref().map(|data| data.len());
+    texts.chain(data).chain([content.topic.len()]).all(|length| length <= LONGEST)
 }
 
-fn remaining_length(protocol: Protocol, accepted: &Accepted, qos: Qos, properties: usize) -> usize {
+fn remaining_length(protocol: Protocol, content: &Content<'_>, qos: Qos, properties: usize) -> usize {
     let packet_id = if qos == Qos::AtMostOnce { 0 } else { 2 };
     let properties = if protocol == Protocol::V5 { length_length(properties) + properties } else { 0 };
-    2 + accepted.topic.len() + packet_id + properties + accepted.payload.len()
+    2 + content.topic.len() + packet_id + properties + content.payload.len()
 }
 
 fn properties_length(stored: &Properties, has_expiry: bool, stamp: Option<Stamp>) -> usize {
@@ -180,6 +182,7 @@ mod tests {
     use rumqttc::{mqttbytes, v5::mqttbytes as mqttbytes5};
 
     use super::*;
+    use crate::core::event::Accepted;
     use crate::core::types::{LaneKey, Millis, Seq};
 
     /// As rumqttc writes it.
@@ -241,10 +244,10 @@ mod tests {
             let manner = Manner { packet_id, dup, qos, retain, expiry_s, stamp };
             for protocol in [Protocol::V311, Protocol::V5] {
                 let mut out = BytesMut::new();
-                write_publish(protocol, &accepted, manner, &mut out).unwrap();
+                write_publish(protocol, &Content::from(&accepted), manner, &mut out).unwrap();
                 prop_assert_eq!(&out, &expected(protocol, &accepted, manner));
                 if protocol == Protocol::V5 && qos != Qos::AtMostOnce {
-                    prop_assert_eq!(publish_size(&accepted, stamp), out.len());
+                    prop_assert_eq!(publish_size(&Content::from(&accepted), stamp), out.len());
                 }
             }
         }
@@ -255,7 +258,7 @@ mod tests {
         let at = |qos, packet_id| Manner { packet_id, dup: false, qos, retain: false, expiry_s: None, stamp: None };
         let written = |accepted: &Accepted, manner| {
             let mut out = BytesMut::new();
-            let written = write_publish(Protocol::V5, accepted, manner, &mut out);
+            let written = write_publish(Protocol::V5, &Content::from(accepted), manner, &mut out);
             assert_eq!(written.is_err(), out.is_empty(), "nothing is written in part");
             written.is_ok()
         };

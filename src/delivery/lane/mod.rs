@@ -31,13 +31,13 @@ use super::transport::Stream;
 use crate::config::TlsConfig;
 use crate::core::address::Address;
 use crate::core::event::{Event as LogEvent, LanePurpose};
+use crate::core::keyed::Keyed;
 use crate::core::notice::{Missing, NoticeTo};
 use crate::core::session::{Input, Note, Output, Session, Settings};
 use crate::core::types::{LaneKey, Millis, Protocol, SendNo, Seq};
 use crate::failpoint::{self, Point};
 use crate::log::ReadError;
 use crate::log::committer::{Appended, CommitError, Committed, LogHandle, Progress, Ticket, now};
-use crate::core::keyed::Keyed;
 use crate::metrics::{Done, Metrics};
 
 /// A lane whose reading was overtaken starts anew after this: by then what is carried stands in its new place.
@@ -423,7 +423,9 @@ impl<'a> Lane<'a> {
         for event in events {
             let LogEvent::Expired { sends, .. } = event else { continue };
             for payload in sends.iter().filter_map(|send| self.payloads.get(&SendNo(send))) {
-                missing.add(payload.get().stamp().id, payload.get().accepted());
+                if let Some(accepted) = payload.get().accepted() {
+                    missing.add(payload.get().stamp().id, &accepted);
+                }
             }
         }
         missing.notice(&to, "expired", None, now())

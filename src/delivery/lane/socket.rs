@@ -10,10 +10,11 @@ use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 
 use super::{Event, Lane, LaneError};
+use crate::core::content::Content;
 use crate::core::session::{Input, Outgoing};
 use crate::core::types::{Protocol, SendNo};
 use crate::delivery::codec::{self, Connect, Manner};
-use crate::delivery::feed::Payload;
+use crate::delivery::feed::{Loaded, Payload};
 use crate::delivery::transport::{ConnectError, Stream, instead, lost};
 use crate::log::committer::Committed;
 
@@ -96,9 +97,11 @@ impl Lane<'_> {
             }
             Outgoing::Publish { send, packet_id, dup, qos, retain } => {
                 let payload = self.payloads.get(&send).ok_or_else(|| LaneError::Internal(format!("send {send} has no payload")))?;
-                let expiry_s = payload.get().accepted().expiry_left_s(self.clock.now());
-                let stamp = self.config.stamp.then(|| payload.get().stamp());
-                write_publish(self.protocol, payload, Manner { packet_id, dup, qos, retain, expiry_s, stamp }, out)?;
+                let (now, is_stamped) = (self.clock.now(), self.config.stamp);
+                write_publish(self.protocol, payload, out, |loaded, content| {
+                    let stamp = is_stamped.then(|| loaded.stamped(content));
+                    Manner { packet_id, dup, qos, retain, expiry_s: content.expiry_left_s(now), stamp }
+                })?;
                 qos_0 = packet_id.is_none().then_some(send);
             }
             Outgoing::PubRel { send, packet_id } => {
@@ -243,9 +246,14 @@ async fn last_words(reader: &mut ReadHalf<Stream>, arrived: &mut BytesMut, error
 }
 
 /// A PUBLISH leaves only for what is durable: the log's reader makes no other payloads.
-fn write_publish(protocol: Protocol, payload: &Payload, manner: Manner, out: &mut BytesMut) -> Result<(), LaneError> {
-    let accepted = payload.get().accepted();
-    codec::write_publish(protocol, accepted, manner, out).map_err(|error| LaneError::Internal(error.to_string()))
+fn write_publish(
+    protocol: Protocol,
+    payload: &Payload,
+    out: &mut BytesMut,
+    manner: impl FnOnce(&Loaded, &Content<'_>) -> Manner,
+) -> Result<(), LaneError> {
+    let content = payload.get().content();
+    codec::write_publish(protocol, &content, manner(payload.get(), &content), out).map_err(|error| LaneError::Internal(error.to_string()))
 }
 
 /// A PUBREL leaves only with the permit of its committed release.
