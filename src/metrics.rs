@@ -128,7 +128,34 @@ metrics! {
     tidings_build_info: IntGaugeVec = gauges(&["version"]);
 }
 
+/// What counts deliveries of one connection and QoS that are done: looked up once, and not by their names for each.
+pub struct Done {
+    attempts: IntCounter,
+    deliveries: IntCounter,
+    latency: Histogram,
+}
+
+impl Done {
+    /// One more. `latency_s`: from accept to now, in seconds; none if that says nothing.
+    pub fn count(&self, latency_s: Option<f64>) {
+        self.attempts.inc();
+        self.deliveries.inc();
+        if let Some(seconds) = latency_s {
+            self.latency.observe(seconds);
+        }
+    }
+}
+
 impl Metrics {
+    /// What counts deliveries of a connection that are done at a QoS; `outcome` as in `tidings_attempts_total`.
+    pub fn done(&self, connection: &str, qos: &str, outcome: &str) -> Done {
+        Done {
+            attempts: self.tidings_attempts_total.with_label_values(&[connection, outcome]),
+            deliveries: self.tidings_deliveries_total.with_label_values(&[connection, qos, outcome]),
+            latency: self.tidings_delivery_latency_seconds.with_label_values(&[connection, qos]),
+        }
+    }
+
     /// The Prometheus text format.
     pub fn render(&self) -> String {
         let mut text = Vec::new();

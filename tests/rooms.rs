@@ -24,7 +24,20 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     // connect by one function.
     (
         "delivery",
-        &["core", FAILPOINT, "metrics", "config::Secret", "config::TlsConfig", "config::TlsFaults", LOG_HANDLE, LOG_PAGE, LOG_READ_ERROR],
+        &[
+            "core",
+            FAILPOINT,
+            "metrics",
+            "config::Secret",
+            "config::TlsConfig",
+            "config::TlsFaults",
+            LOG_HANDLE,
+            LOG_PAGE,
+            // A lane reads pages in the form that costs the least.
+            "log::AnyPage",
+            "log::Seen",
+            LOG_READ_ERROR,
+        ],
     ),
     // The board is what lanes publish for whoever shows it. What there is of a delivery stands in the log, and nowhere else.
     ("admin", &["core", "metrics", "server", "delivery::board", LOG_HANDLE, LOG_PAGE, LOG_GLIMPSE, LOG_READ_ERROR]),

@@ -267,20 +267,6 @@ pub struct Accepted {
     pub replay_of: Option<Seq>,
 }
 
-impl Accepted {
-    /// From when on it is not to be sent any more; none: never.
-    pub fn expires_at(&self) -> Option<Millis> {
-        self.expiry_s.map(|seconds| self.at.plus(u64::from(seconds) * 1_000))
-    }
-
-    /// What is left of its Message Expiry Interval for the broker, in seconds (MQTT 5.0 §3.3.2.3.3). At least one: what is sent again because it
-    /// may be in flight never expires.
-    pub fn expiry_left_s(&self, now: Millis) -> Option<u32> {
-        let passed = u32::try_from(now.since(self.at) / 1_000).unwrap_or(u32::MAX);
-        self.expiry_s.map(|seconds| seconds.saturating_sub(passed).max(1))
-    }
-}
-
 #[cfg(test)]
 impl Accepted {
     /// A delivery with a lane, a topic and a time, and nothing else, for tests to fill in.

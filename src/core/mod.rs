@@ -11,9 +11,11 @@
 //! | [`report`] | the message schema, checked and named precisely |
 //! | [`topic`] | topic templates, and topics that are valid by construction |
 //! | [`route`] | (tenant, pipeline, action) → reporters |
+//! | [`content`] | what of a delivery goes into its PUBLISH |
 //! | [`event`] | every event that is ever stored |
 //! | [`frame`] | where an MQTT packet begins and ends in a stream of bytes |
 //! | [`listener`] | an MQTT publisher's connection to Tidings, as a state machine |
+//! | [`keyed`] | a map by small keys, without what guards against chosen ones |
 //! | [`ranges`] | a set of numbers as ranges: what is settled, what an outcome covers |
 //! | [`outbox`] | `fold(events)`: what is pending, per lane, and the books of every connection |
 //! | [`handover`] | deliveries given from one connection to another: the events of one commit |
@@ -26,10 +28,12 @@
 
 pub mod access;
 pub mod address;
+pub mod content;
 pub mod decision;
 pub mod event;
 pub mod frame;
 pub mod handover;
+pub mod keyed;
 pub mod listener;
 pub mod notice;
 pub mod outbox;

@@ -3,14 +3,17 @@
 //! What that codec does not give is read from the frame itself: reason codes as numbers, and the CONNACK with which a 3.1.1 broker answers
 //! a CONNECT of MQTT 5 (two bytes, which a v5 decoder takes for a broken packet).
 
+mod publish;
+
 use bytes::{Buf, BytesMut};
 use rumqttc::mqttbytes::v4;
 use rumqttc::v5::mqttbytes::v5;
 use rumqttc::{mqttbytes, v5::mqttbytes as mqttbytes5};
 
+pub use publish::{publish_size, write_publish};
+
 use crate::config::Secret;
-use crate::core::event::Accepted;
-use crate::core::frame::{CONNACK, DISCONNECT, Frame, FrameError, PUBACK, PUBREC};
+use crate::core::frame::{CONNACK, DISCONNECT, Frame, FrameError, PUBACK, PUBCOMP, PUBREC};
 use crate::core::session::{Ack, BrokerLimits, Incoming};
 use crate::core::types::{Millis, Protocol, Qos, Seq};
 
@@ -101,12 +104,6 @@ pub struct Stamp {
     pub accepted_at: Millis,
 }
 
-impl Stamp {
-    fn properties(self) -> [(String, String); 2] {
-        [(STAMP_ID.to_owned(), self.id.to_string()), (STAMP_ACCEPTED_AT.to_owned(), self.accepted_at.rfc3339())]
-    }
-}
-
 /// How a delivery is put into a PUBLISH.
 #[derive(Debug, Clone, Copy)]
 pub struct Manner {
@@ -122,53 +119,6 @@ pub struct Manner {
     pub expiry_s: Option<u32>,
     /// What is added to it, over MQTT 5.
     pub stamp: Option<Stamp>,
-}
-
-/// Writes a PUBLISH.
-///
-/// # Errors
-/// If the packet is beyond the 256 MiB that MQTT can encode.
-pub fn write_publish(protocol: Protocol, accepted: &Accepted, manner: Manner, out: &mut BytesMut) -> Result<(), DecodeError> {
-    let written = match protocol {
-        Protocol::V311 => {
-            let mut packet = v4::Publish::from_bytes(accepted.topic.as_str(), qos4(manner.qos), accepted.payload.clone());
-            packet.pkid = manner.packet_id.unwrap_or(0);
-            packet.dup = manner.dup;
-            packet.retain = manner.retain;
-            packet.write(out).map_err(|error| error.to_string())
-        }
-        Protocol::V5 => publish5(accepted, manner).write(out).map_err(|error| error.to_string()),
-    };
-    written.map(drop).map_err(DecodeError::Malformed)
-}
-
-/// The size of a delivery's PUBLISH over MQTT 5, in bytes.
-pub fn publish_size(accepted: &Accepted, stamp: Option<Stamp>) -> usize {
-    publish5(
-        accepted,
-        Manner { packet_id: Some(1), dup: false, qos: accepted.qos, retain: accepted.retain, expiry_s: accepted.expiry_s, stamp },
-    )
-    .size()
-}
-
-fn publish5(accepted: &Accepted, manner: Manner) -> v5::Publish {
-    let stored = &accepted.properties;
-    let properties = v5::PublishProperties {
-        payload_format_indicator: stored.payload_format,
-        message_expiry_interval: manner.expiry_s,
-        topic_alias: None,
-        response_topic: stored.response_topic.clone(),
-        correlation_data: stored.correlation_data.clone(),
-        user_properties: stored.user.iter().cloned().chain(manner.stamp.into_iter().flat_map(Stamp::properties)).collect(),
-        subscription_identifiers: Vec::new(),
-        content_type: stored.content_type.clone(),
-    };
-    let properties = (properties != v5::PublishProperties::default()).then_some(properties);
-    let mut packet = v5::Publish::new(accepted.topic.as_str(), qos5(manner.qos), accepted.payload.clone(), properties);
-    packet.pkid = manner.packet_id.unwrap_or(0);
-    packet.dup = manner.dup;
-    packet.retain = manner.retain;
-    packet
 }
 
 /// Writes a PUBREL.
@@ -210,6 +160,10 @@ pub fn write_disconnect(protocol: Protocol, end_session: bool, out: &mut BytesMu
 /// If the bytes make no packet that a publisher gets.
 pub fn read(protocol: Protocol, arrived: &mut BytesMut) -> Result<Option<Incoming>, DecodeError> {
     let Some(frame) = Frame::find(arrived, LARGEST_INCOMING)? else { return Ok(None) };
+    if let Some(ack) = plain_ack(frame, arrived) {
+        arrived.advance(frame.length);
+        return Ok(Some(ack));
+    }
     let code = reason_code(frame, arrived);
     if let Some(connack) = connack_3_1_1(frame, arrived) {
         arrived.advance(frame.length);
@@ -218,6 +172,18 @@ pub fn read(protocol: Protocol, arrived: &mut BytesMut) -> Result<Option<Incomin
     match protocol {
         Protocol::V311 => read4(arrived, frame).map(Some),
         Protocol::V5 => read5(arrived, frame, code).map(Some),
+    }
+}
+
+/// An acknowledgement that says nothing but which packet it is about, as nearly all do, in both protocols (MQTT 5.0 §3.4.2.1).
+fn plain_ack(frame: Frame, bytes: &[u8]) -> Option<Incoming> {
+    let &[high, low] = frame.body(bytes) else { return None };
+    let ack = Ack { packet_id: u16::from_be_bytes([high, low]), code: 0, reason: None };
+    match frame.kind {
+        PUBACK => Some(Incoming::PubAck(ack)),
+        PUBREC => Some(Incoming::PubRec(ack)),
+        PUBCOMP => Some(Incoming::PubComp(ack)),
+        _ => None,
     }
 }
 
@@ -310,22 +276,6 @@ fn malformed4(error: mqttbytes::Error) -> DecodeError {
 
 fn malformed5(error: mqttbytes5::Error) -> DecodeError {
     DecodeError::Malformed(error.to_string())
-}
-
-fn qos4(qos: Qos) -> mqttbytes::QoS {
-    match qos {
-        Qos::AtMostOnce => mqttbytes::QoS::AtMostOnce,
-        Qos::AtLeastOnce => mqttbytes::QoS::AtLeastOnce,
-        Qos::ExactlyOnce => mqttbytes::QoS::ExactlyOnce,
-    }
-}
-
-fn qos5(qos: Qos) -> mqttbytes5::QoS {
-    match qos {
-        Qos::AtMostOnce => mqttbytes5::QoS::AtMostOnce,
-        Qos::AtLeastOnce => mqttbytes5::QoS::AtLeastOnce,
-        Qos::ExactlyOnce => mqttbytes5::QoS::ExactlyOnce,
-    }
 }
 
 impl From<FrameError> for DecodeError {

@@ -8,12 +8,13 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use super::codec::{self, Stamp};
+use crate::core::content::Content;
 use crate::core::event::{Accepted, Event};
 use crate::core::outbox::Lane;
 use crate::core::session::{Delivery, Start};
 use crate::core::types::{LaneKey, Millis, SendNo, Seq};
 use crate::log::committer::{Committed, LogHandle};
-use crate::log::{Page, ReadError};
+use crate::log::{AnyPage, Page, ReadError, Seen};
 
 /// One piece has at most so many bytes of payload, unless a single report is larger.
 const PIECE_BYTES: usize = 1 << 20;
@@ -24,27 +25,37 @@ const PIECE_PAGES: usize = 64;
 /// A delivery in the page that it was read from: no copy of the payload is made.
 #[derive(Debug, Clone)]
 pub struct Loaded {
-    page: Arc<Page>,
+    page: AnyPage,
     at: Seq,
 }
 
 impl Loaded {
-    /// What was accepted.
-    pub fn accepted(&self) -> &Accepted {
-        match self.page.get(self.at) {
-            Some(Event::Accepted(accepted)) => accepted,
-            Some(Event::Carried(carried)) => &carried.accepted,
-            _ => unreachable!("only made for these two"),
+    /// What it is sent with.
+    pub fn content(&self) -> Content<'_> {
+        self.page.content(self.at).unwrap_or_else(|| unreachable!("only made for what is accepted or carried"))
+    }
+
+    /// All that was accepted; none if it can't be decoded.
+    pub fn accepted(&self) -> Option<Accepted> {
+        match self.page.get(self.at)?.into_owned() {
+            Event::Accepted(accepted) => Some(Arc::unwrap_or_clone(accepted)),
+            Event::Carried(carried) => Some(carried.accepted),
+            _ => None,
         }
     }
 
     /// What is added to it over MQTT 5.
     pub fn stamp(&self) -> Stamp {
-        let id = match self.page.get(self.at) {
-            Some(Event::Carried(carried)) => carried.id,
+        self.stamped(&self.content())
+    }
+
+    /// As [`Loaded::stamp`], where its content is at hand.
+    pub fn stamped(&self, content: &Content<'_>) -> Stamp {
+        let id = match self.page.see(self.at) {
+            Some(Seen::Other(Event::Carried(carried))) => carried.id,
             _ => self.at,
         };
-        Stamp { id, accepted_at: self.accepted().at }
+        Stamp { id, accepted_at: content.at }
     }
 }
 
@@ -116,7 +127,7 @@ impl Feed {
             payloads.insert(*send, payload);
         }
         while !start.is_complete() {
-            let piece = self.read_through(usize::MAX, self.through)?;
+            let piece = self.read_through(usize::MAX, self.through, PIECE_PAGES)?;
             for (delivery, payload) in piece.fresh {
                 payloads.insert(delivery.send, payload);
                 start.fresh.push(delivery);
@@ -133,26 +144,40 @@ impl Feed {
     /// # Errors
     /// See [`ReadError`]. [`ReadError::Gone`] means that what comes next has been carried forward: start anew from a new snapshot.
     pub fn read(&mut self, wanted: usize) -> Result<Piece, ReadError> {
-        self.read_through(wanted, Seq(u64::MAX))
+        self.read_through(wanted, Seq(u64::MAX), PIECE_PAGES)
     }
 
-    fn read_through(&mut self, wanted: usize, through: Seq) -> Result<Piece, ReadError> {
+    /// Whether the next page is in memory, so that [`Feed::read_page`] does not block. But for what that may have to look up: dead letters that were
+    /// given back, and what was carried forward.
+    pub fn is_in_memory(&self) -> bool {
+        self.carried.is_empty() && self.log.is_in_memory(self.at)
+    }
+
+    /// As [`Feed::read`], but the next page only.
+    ///
+    /// # Errors
+    /// As [`Feed::read`].
+    pub fn read_page(&mut self, wanted: usize) -> Result<Piece, ReadError> {
+        self.read_through(wanted, Seq(u64::MAX), 1)
+    }
+
+    fn read_through(&mut self, wanted: usize, through: Seq, pages: usize) -> Result<Piece, ReadError> {
         let mut piece = Piece::default();
         let mut bytes = 0;
-        for _ in 0..PIECE_PAGES {
+        for _ in 0..pages {
             if piece.fresh.len() >= wanted || bytes >= PIECE_BYTES {
                 return Ok(piece);
             }
             if self.at > through {
                 break;
             }
-            let Some(page) = self.log.page(self.at)? else { break };
+            let Some(page) = self.log.any_page(self.at)? else { break };
             let last = page.get().last();
             // A page is taken whole, or up to where the reading is to stop.
             bytes += self.take(&page, through, &mut piece)?;
             self.at = last.min(through).next();
         }
-        piece.is_at_end = self.at > through || self.log.page(self.at)?.is_none();
+        piece.is_at_end = self.at > through || self.at > self.log.durable();
         if piece.is_at_end && self.at > self.through {
             // Carried ones with numbers above everything that still stands in its old place.
             while let Some((send, id, located)) = self.carried.pop_front() {
@@ -162,16 +187,14 @@ impl Feed {
         Ok(piece)
     }
 
-    fn take(&mut self, page: &Committed<Arc<Page>>, through: Seq, piece: &mut Piece) -> Result<usize, ReadError> {
+    fn take(&mut self, page: &Committed<AnyPage>, through: Seq, piece: &mut Piece) -> Result<usize, ReadError> {
         let mut bytes = 0;
-        let mut next = page.get().sends.iter().find(|(key, _)| *key == self.lane).map(|(_, send)| *send);
-        for (offset, event) in page.get().events.iter().enumerate() {
-            let seq = Seq(page.get().first.0 + offset as u64);
-            if seq > through {
-                break;
-            }
-            match event {
-                Event::Accepted(accepted) if accepted.lane == self.lane => {
+        let sends = page.get().sends();
+        let mut next = sends.iter().find(|(key, _)| *key == self.lane).map(|(_, send)| *send);
+        for seq in (page.get().first().0..=page.get().last().min(through).0).map(Seq) {
+            let Some(seen) = page.get().see(seq) else { break };
+            match seen {
+                Seen::Accepted(lane) if *lane == self.lane => {
                     let send = next.ok_or_else(|| no_send(seq))?;
                     next = Some(send.next());
                     if seq < self.at || !self.is_to_send(seq, send) {
@@ -180,12 +203,15 @@ impl Feed {
                     while let Some((send, id, located)) = self.carried.pop_front_if(|(carried, ..)| *carried < send) {
                         self.push_carried(send, id, located, piece)?;
                     }
-                    bytes += accepted.payload.len();
-                    let payload = page.map_ref(|page| Loaded { page: Arc::clone(page), at: seq });
-                    piece.fresh.push((delivery(send, seq, seq, &payload, self.stamped), payload));
+                    let payload = page.map_ref(|page| Loaded { page: page.clone(), at: seq });
+                    let delivery = delivery(send, seq, seq, &payload, self.stamped);
+                    bytes += delivery.size;
+                    piece.fresh.push((delivery, payload));
                 }
-                Event::Resent { delivery, .. } if delivery.lane == self.lane => next = next.map(SendNo::next),
-                Event::Requeued { delivery: requeued, at, .. } if requeued.lane == self.lane && seq > self.through && seq >= self.at => {
+                Seen::Other(Event::Resent { delivery, .. }) if delivery.lane == self.lane => next = next.map(SendNo::next),
+                Seen::Other(Event::Requeued { delivery: requeued, at, .. })
+                    if requeued.lane == self.lane && seq > self.through && seq >= self.at =>
+                {
                     let payload = self.load(requeued.located)?;
                     piece.requeued.push((delivery(requeued.send, requeued.id, requeued.located, &payload, self.stamped), *at, payload));
                 }
@@ -213,7 +239,7 @@ impl Feed {
             // Those that are looked up one by one lie far apart: a page each would hold much more than is needed.
             Some(event @ (Event::Accepted(_) | Event::Carried(_))) => {
                 let alone = Arc::new(Page { first: located, events: vec![event.clone()], sends: Vec::new() });
-                Ok(page.map_ref(|_| Loaded { page: alone, at: located }))
+                Ok(page.map_ref(|_| Loaded { page: AnyPage::Decoded(alone), at: located }))
             }
             _ => Err(missing()),
         }
@@ -225,18 +251,18 @@ fn no_send(seq: Seq) -> ReadError {
 }
 
 fn delivery(send: SendNo, id: Seq, located: Seq, payload: &Payload, stamped: bool) -> Delivery {
-    let accepted = payload.get().accepted();
+    let content = payload.get().content();
     Delivery {
         send,
         id,
         located,
-        topic: Arc::from(accepted.topic.as_str()),
-        qos: accepted.qos,
-        retain: accepted.retain,
-        accepted_at: accepted.at,
-        expires_at: accepted.expires_at(),
+        topic: Arc::from(content.topic),
+        qos: content.qos,
+        retain: content.retain,
+        accepted_at: content.at,
+        expires_at: content.expires_at(),
         attempts: 0,
-        size: codec::publish_size(accepted, stamped.then(|| payload.get().stamp())),
+        size: codec::publish_size(&content, stamped.then(|| payload.get().stamped(&content))),
         is_resent: false,
     }
 }

@@ -128,6 +128,10 @@ impl LogReader for Disk {
         Ok(generation.pages.range(..=seq).next_back().map(|(_, page)| Arc::clone(page)))
     }
 
+    fn durable(&self) -> Seq {
+        self.content().last
+    }
+
     fn glimpse(&self, seq: Seq) -> Result<Option<Glimpse>, ReadError> {
         let Some(page) = self.page(seq)? else { return Ok(None) };
         let content = self.content();

@@ -40,12 +40,15 @@ mod conformance;
 #[cfg(test)]
 mod samples;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::core::content::Content;
 use crate::core::event::Event;
 use crate::core::types::{LaneKey, Millis, SendNo, Seq};
+use codec::RawPage;
 use sizes::Sizes;
 
 /// The random id of a store: stands in every page, so that no payload can pose as one, and in every MQTT client id.
@@ -275,6 +278,84 @@ impl Page {
     }
 }
 
+/// One page of the log, in whichever form there is of it.
+#[derive(Debug, Clone)]
+pub enum AnyPage {
+    /// Decoded: it was committed just now, or somebody has looked for something in it.
+    Decoded(Arc<Page>),
+    /// As it is stored.
+    Raw(Arc<RawPage>),
+}
+
+/// What of an event is seen without decoding it.
+#[derive(Debug)]
+pub enum Seen<'a> {
+    /// An `Accepted`, and its lane.
+    Accepted(&'a LaneKey),
+    /// Anything else.
+    Other(&'a Event),
+}
+
+impl AnyPage {
+    /// The position of the first event.
+    pub fn first(&self) -> Seq {
+        match self {
+            AnyPage::Decoded(page) => page.first,
+            AnyPage::Raw(page) => page.first,
+        }
+    }
+
+    /// The position of the last event.
+    pub fn last(&self) -> Seq {
+        match self {
+            AnyPage::Decoded(page) => page.last(),
+            AnyPage::Raw(page) => Seq(page.first.0 + page.count() as u64 - 1),
+        }
+    }
+
+    /// For each lane that has a send in this page: its next send number before the page.
+    pub fn sends(&self) -> &[(LaneKey, SendNo)] {
+        match self {
+            AnyPage::Decoded(page) => &page.sends,
+            AnyPage::Raw(page) => &page.sends,
+        }
+    }
+
+    /// The event at `seq`, if it is in this page.
+    pub fn see(&self, seq: Seq) -> Option<Seen<'_>> {
+        match self {
+            AnyPage::Decoded(page) => page.get(seq).map(|event| match event {
+                Event::Accepted(accepted) => Seen::Accepted(&accepted.lane),
+                other => Seen::Other(other),
+            }),
+            AnyPage::Raw(page) => page.see(seq),
+        }
+    }
+
+    /// What the delivery is sent with that is accepted at `seq`, or was carried forward to there.
+    pub fn content(&self, seq: Seq) -> Option<Content<'_>> {
+        match self {
+            AnyPage::Decoded(page) => match page.get(seq)? {
+                Event::Accepted(accepted) => Some(Content::from(accepted.as_ref())),
+                Event::Carried(carried) => Some(Content::from(&carried.accepted)),
+                _ => None,
+            },
+            AnyPage::Raw(page) => page.content(seq).or_else(|| match page.see(seq)? {
+                Seen::Other(Event::Carried(carried)) => Some(Content::from(&carried.accepted)),
+                _ => None,
+            }),
+        }
+    }
+
+    /// The event at `seq`, if it is in this page and can be decoded.
+    pub fn get(&self, seq: Seq) -> Option<Cow<'_, Event>> {
+        match self {
+            AnyPage::Decoded(page) => page.get(seq).map(Cow::Borrowed),
+            AnyPage::Raw(page) => page.decode(seq).map(Cow::Owned),
+        }
+    }
+}
+
 /// Reads the log from any thread.
 pub trait LogReader: Send + Sync {
     /// The page that holds `seq`, or none if `seq` has not been written (durably) yet.
@@ -282,6 +363,22 @@ pub trait LogReader: Send + Sync {
     /// # Errors
     /// [`ReadError::Gone`] if the generation was dropped; [`ReadError::Damaged`] if what is stored is not what was written.
     fn page(&self, seq: Seq) -> Result<Option<Arc<Page>>, ReadError>;
+
+    /// The same page, as lanes read it: in the form that costs the least.
+    ///
+    /// # Errors
+    /// As [`LogReader::page`].
+    fn any_page(&self, seq: Seq) -> Result<Option<AnyPage>, ReadError> {
+        Ok(self.page(seq)?.map(AnyPage::Decoded))
+    }
+
+    /// The last position that is durable, and so can be read.
+    fn durable(&self) -> Seq;
+
+    /// Whether [`LogReader::any_page`] has the page that holds `seq` in memory, and does not block on the disk.
+    fn is_in_memory(&self, _seq: Seq) -> bool {
+        false
+    }
 
     /// What the page that holds `seq` says about itself, without decoding its events: tells whether it is worth reading.
     ///

@@ -1,11 +1,9 @@
-//! Decoded pages, bounded by bytes: one decoding serves all lanes, and a lane that follows closely never decodes.
-
-use std::collections::BTreeMap;
-use std::sync::Arc;
+//! Pages in memory, bounded by bytes: one reading serves all lanes, and a lane that follows closely never reads.
 
 use crate::core::event::Event;
 use crate::core::types::Seq;
-use crate::log::Page;
+use crate::log::AnyPage;
+use std::collections::BTreeMap;
 
 /// What an event costs beside its payload: the enum, its box, and about a dozen short strings.
 const EVENT_COST: usize = 700;
@@ -20,7 +18,7 @@ pub(super) struct PageCache {
 }
 
 struct Entry {
-    page: Arc<Page>,
+    page: AnyPage,
     cost: usize,
     age: u64,
 }
@@ -32,23 +30,29 @@ impl PageCache {
     }
 
     /// The page that holds `seq`.
-    pub(super) fn get(&mut self, seq: Seq) -> Option<Arc<Page>> {
+    pub(super) fn get(&mut self, seq: Seq) -> Option<AnyPage> {
         let (&first, entry) = self.by_first.range_mut(..=seq).next_back()?;
-        entry.page.get(seq)?;
+        if seq > entry.page.last() {
+            return None;
+        }
         self.clock += 1;
         self.by_age.remove(&entry.age);
         self.by_age.insert(self.clock, first);
         entry.age = self.clock;
-        Some(Arc::clone(&entry.page))
+        Some(entry.page.clone())
     }
 
     /// Keeps a page.
-    pub(super) fn insert(&mut self, page: Arc<Page>) {
-        let cost = page.events.iter().map(cost).sum();
+    pub(super) fn insert(&mut self, page: AnyPage) {
+        let cost = match &page {
+            AnyPage::Decoded(page) => page.events.iter().map(cost).sum(),
+            AnyPage::Raw(page) => page.size(),
+        };
+        let first = page.first();
         self.clock += 1;
-        self.by_age.insert(self.clock, page.first);
+        self.by_age.insert(self.clock, first);
         self.used += cost;
-        if let Some(old) = self.by_first.insert(page.first, Entry { page, cost, age: self.clock }) {
+        if let Some(old) = self.by_first.insert(first, Entry { page, cost, age: self.clock }) {
             self.by_age.remove(&old.age);
             self.used -= old.cost;
         }
@@ -81,12 +85,15 @@ fn cost(event: &Event) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::core::types::Millis;
+    use crate::log::Page;
 
-    fn page(first: u64, count: u64) -> Arc<Page> {
+    fn page(first: u64, count: u64) -> AnyPage {
         let event = Event::Audit { who: String::new(), what: String::new(), at: Millis(0) };
-        Arc::new(Page { first: Seq(first), events: vec![event; count as usize], sends: Vec::new() })
+        AnyPage::Decoded(Arc::new(Page { first: Seq(first), events: vec![event; count as usize], sends: Vec::new() }))
     }
 
     #[test]
@@ -100,7 +107,7 @@ mod tests {
         let held: Vec<bool> = (1..=9).map(|seq| cache.get(Seq(seq)).is_some()).collect();
         assert_eq!(held, [true, true, false, false, true, true, true, true, false]);
         cache.remove_below(Seq(7));
-        assert_eq!((cache.get(Seq(6)), cache.used), (None, 2 * EVENT_COST));
+        assert_eq!((cache.get(Seq(6)).is_none(), cache.used), (true, 2 * EVENT_COST));
         cache.insert(page(7, 2));
         assert_eq!((cache.by_age.len(), cache.used), (1, 2 * EVENT_COST));
     }

@@ -4,6 +4,7 @@
 //! reads the same properties out of it that went in, and the stamp behind them; `publish_size` is its size.
 
 use bytes::{Bytes, BytesMut};
+use tidings::core::content::Content;
 use tidings::core::event::{Accepted, Source};
 use tidings::core::listener::{self, Incoming};
 use tidings::core::topic::Topic;
@@ -45,13 +46,13 @@ fn deliver(publish: &listener::Publish, protocol: Protocol) {
     let dup = publish.qos != Qos::AtMostOnce && publish.dup;
     let manner = Manner { packet_id, dup, qos: publish.qos, retain: publish.retain, expiry_s: publish.expiry_s, stamp };
     let mut out = BytesMut::new();
-    codec::write_publish(protocol, &accepted, manner, &mut out).expect("it is small enough");
+    codec::write_publish(protocol, &Content::from(&accepted), manner, &mut out).expect("it is small enough");
     let level = if protocol == Protocol::V5 { 5 } else { 4 };
     let mut stream = &out[..];
     let frame = Frame::read(&mut stream).unwrap().expect("it is a packet");
     assert!(stream.is_empty(), "it is one packet");
     if protocol == Protocol::V5 && packet_id.is_some() {
-        assert_eq!(codec::publish_size(&accepted, stamp), out.len());
+        assert_eq!(codec::publish_size(&Content::from(&accepted), stamp), out.len());
     }
     let found = Publish::parse(&frame, level);
     assert_eq!((&found.topic, Bytes::from(found.payload), found.qos), (&publish.topic, publish.payload.clone(), publish.qos.level()));

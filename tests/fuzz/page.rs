@@ -8,10 +8,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tidings::core::content::Content;
 use tidings::core::event::{Accepted, Event, Proof, Properties, Source};
 use tidings::core::ranges::Ranges;
 use tidings::core::types::{LaneKey, Millis, Qos, SendNo, Seq};
-use tidings::log::codec::{Decoder, Encoder, HEADER_LEN, Kind, Limits, MAX_BODY, Parsed, parse_prefix};
+use tidings::log::codec::{Decoder, Encoder, HEADER_LEN, Kind, Limits, MAX_BODY, Parsed, RawPage, parse_prefix};
 
 use crate::memory::bounded;
 use crate::mutate::{Form, Mutator};
@@ -121,6 +122,8 @@ fn check(bytes: &[u8], written: &Written, decoder: &mut Decoder) -> Outcome {
         if parts == 1 && parsed.header.kind == Kind::Events {
             let decoded = decoder.page(TAG, &[page]).expect("what was written can be read");
             assert_eq!(Some(&decoded.events), written.events.get(&decoded.first));
+            let raw = decoder.raw_page(TAG, &[page]).expect("what was written can be looked through");
+            assert_eq!(seen(&raw), decoded.events.into_iter().map(Some).collect::<Vec<_>>());
         }
     }
     let all: Vec<&[u8]> = found.iter().map(|(_, page)| *page).collect();
@@ -133,6 +136,19 @@ fn check(bytes: &[u8], written: &Written, decoder: &mut Decoder) -> Outcome {
     } else {
         Outcome::accepted(format!("{} {why} {outcome}", found.len().min(4)))
     }
+}
+
+/// The events of a page that was looked through; what each is sent with is what was accepted.
+fn seen(page: &RawPage) -> Vec<Option<Event>> {
+    let seen = (0..page.count() as u64).map(|offset| {
+        let seq = Seq(page.first.0 + offset);
+        let (event, content) = (page.decode(seq), page.content(seq));
+        if let (Some(Event::Accepted(accepted)), content) = (&event, content) {
+            assert_eq!(content, Some(Content::from(&**accepted)));
+        }
+        event
+    });
+    seen.collect()
 }
 
 /// With the first page's checksum made right, and the page cut where its header says.
@@ -154,12 +170,16 @@ fn forged(bytes: &[u8], decoder: &mut Decoder) -> String {
     let mut checkpoint = Vec::new();
     let part = bounded(most, 64, || decoder.checkpoint_part(&parsed, &mut checkpoint));
     assert!(checkpoint.len() <= MAX_BODY && (part.is_ok() || checkpoint.is_empty()));
+    let raw = bounded(most, 256, || decoder.raw_page(TAG, &[&page]));
+    let raw = raw.map(|raw| seen(&raw));
     match bounded(most, 256, || decoder.page(TAG, &[&page])) {
         Err(error) => {
             assert_readable(&error.to_string());
             kind_of(&error.to_string())
         }
         Ok(decoded) => {
+            // Looked through, it says the same, or it does not say of which lanes its reports are.
+            assert!(raw.is_err() || raw.is_ok_and(|raw| raw.iter().zip(&decoded.events).all(|(raw, event)| raw.as_ref() == Some(event))));
             let again = encoder(8 << 20).events(decoded.first, &decoded.events, &|_| SendNo(0)).expect("what was read can be written");
             let again: Vec<_> = again.iter().filter_map(|page| page.page.as_deref()).flat_map(|page| page.events.clone()).collect();
             assert_eq!(again, decoded.events);

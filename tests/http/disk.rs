@@ -153,6 +153,10 @@ impl LogReader for Disk {
         Ok(state.pages.iter().find(|page| page.first <= seq && seq <= page.last()).cloned())
     }
 
+    fn durable(&self) -> Seq {
+        self.0.state.lock().unwrap().pages.iter().map(|page| page.last()).max().unwrap_or_default()
+    }
+
     fn glimpse(&self, seq: Seq) -> Result<Option<Glimpse>, ReadError> {
         unreachable!("nobody searches this log, as for {seq}")
     }

@@ -150,7 +150,7 @@ impl World {
             {
                 world.oracle.recorded(*id);
             }
-            world.give(lane, at, Input::Received(incoming));
+            world.give(lane, at, Input::Received(vec![incoming]));
         });
     }
 
@@ -373,7 +373,7 @@ impl World {
             Outgoing::Publish { send, packet_id, dup, qos, .. } => {
                 let Some(payload) = at.payloads.get(send) else { violated(format!("lane {key} has no payload for send {send}")) };
                 let published = payload.get().stamp().id;
-                let accepted = payload.get().accepted();
+                let accepted = payload.get().accepted().expect("it was accepted, and can be decoded");
                 let known = self.oracle.known(published);
                 if *qos != known.qos || crate::oracle::number_of(&accepted.payload) != known.number || accepted.lane != known.lane {
                     violated(format!("delivery {published} is sent as something else"));

@@ -8,6 +8,16 @@ use crate::core::retry::{code, reason_name};
 use crate::core::types::{Millis, Protocol, Qos, SendNo};
 
 impl Session {
+    /// Packets that arrived together. What follows one that ends the connection is of no connection any more.
+    pub(super) fn on_packets(&mut self, now: Millis, jitter: u32, packets: Vec<Incoming>) {
+        for packet in packets {
+            if matches!(self.link, Link::Down { .. } | Link::Stopped) {
+                break;
+            }
+            self.on_packet(now, jitter, packet);
+        }
+    }
+
     pub(super) fn on_packet(&mut self, now: Millis, jitter: u32, packet: Incoming) {
         if let Link::Confirming { up, .. } | Link::Probing { up, .. } | Link::Resuming { up } | Link::Serving { up } = &mut self.link {
             up.last_received = now;

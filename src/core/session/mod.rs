@@ -69,7 +69,7 @@ mod model;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use isolation::Isolation;
@@ -79,6 +79,7 @@ use queue::{HOLDS_NOTHING_UP, Queue};
 use record::{Effects, Record};
 pub use settings::{Settings, Start};
 
+use super::keyed::Keyed;
 use super::ranges::RangeSet;
 use super::types::{Millis, Protocol, Qos, SendNo};
 
@@ -120,13 +121,13 @@ pub struct Session {
     queue: Queue,
     in_flight: BTreeMap<SendNo, InFlight>,
     /// Packet ids that are not free, and who has them.
-    ids: HashMap<u16, SendNo>,
+    ids: Keyed<u16, SendNo>,
     /// Sends with a PUBREC, in the order of the PUBRECs.
     releases: VecDeque<SendNo>,
     /// Done, and not yet durable.
-    finishing: HashMap<SendNo, Finishing>,
+    finishing: Keyed<SendNo, Finishing>,
     /// QoS and number of the deliveries in flight, per topic.
-    topics: HashMap<Arc<str>, (Qos, usize)>,
+    topics: Keyed<Arc<str>, (Qos, usize)>,
     /// Given their time for a retry, and waiting for their new numbers, in order.
     renumbering: VecDeque<Delivery>,
     record: Record,
@@ -147,7 +148,7 @@ pub struct Session {
     /// Deliveries done so far: tells whether others get through.
     successes: u64,
     /// Successes when a delivery was last refused, by its id.
-    refused_at: HashMap<super::types::Seq, u64>,
+    refused_at: Keyed<super::types::Seq, u64>,
     is_draining: bool,
     /// MQTT 3.1.1: before it ends, the broker is to forget the session.
     is_retiring: bool,
@@ -241,10 +242,10 @@ impl Session {
             link: Link::Down { retry_at: Millis(0), plan: Plan::Decide },
             queue: Queue::default(),
             in_flight: BTreeMap::new(),
-            ids: HashMap::new(),
+            ids: Keyed::default(),
             releases: VecDeque::new(),
-            finishing: HashMap::new(),
-            topics: HashMap::new(),
+            finishing: Keyed::default(),
+            topics: Keyed::default(),
             renumbering: VecDeque::new(),
             record: Record::default(),
             appends: VecDeque::new(),
@@ -258,7 +259,7 @@ impl Session {
             kept_sessions: 0,
             paused_until: Millis(0),
             successes: 0,
-            refused_at: HashMap::new(),
+            refused_at: Keyed::default(),
             is_draining: false,
             is_retiring: false,
             gives_way: false,
@@ -350,7 +351,7 @@ impl Session {
             Input::Tick => self.on_tick(now, jitter),
             Input::Opened => self.on_opened(now),
             Input::Closed { reason } => self.on_closed(now, jitter, reason),
-            Input::Received(packet) => self.on_packet(now, jitter, packet),
+            Input::Received(packets) => self.on_packets(now, jitter, packets),
             Input::Flushed(sends) => self.on_flushed(sends),
             Input::Committed { resent } => self.on_committed(now, resent),
             Input::Offer(deliveries) => deliveries.into_iter().for_each(|delivery| self.queue.offer(delivery)),
@@ -374,6 +375,7 @@ impl Session {
     /// When [`Input::Tick`] is needed at the latest.
     pub fn deadline(&self) -> Option<Millis> {
         let retry = self.queue.next_due().filter(|_| self.is_up());
+        let record = self.record_due();
         let link = match &self.link {
             Link::Down { retry_at, .. } => (!self.is_draining || self.is_retiring).then_some(*retry_at),
             Link::Opening { since, .. } | Link::Greeting { since, .. } => Some(since.plus(self.settings.connect_timeout_ms)),
@@ -388,15 +390,15 @@ impl Session {
             }
             Link::Stopped => None,
         };
-        [retry, link].into_iter().flatten().min()
+        [retry, record, link].into_iter().flatten().min()
     }
 
     /// How many fresh deliveries are wanted: enough that the window never waits for the disk.
     pub fn wants(&self) -> usize {
         if self.is_draining
             || self.queue.held_up() >= HELD_LIMIT
-            || self.queue.held_up_bytes() >= HELD_BYTES
             || self.queue.ready_bytes() >= READY_BYTES
+            || self.queue.held_up_bytes() >= HELD_BYTES
         {
             return 0;
         }

@@ -155,8 +155,8 @@ pub enum Input {
         /// Why.
         reason: String,
     },
-    /// A packet arrived.
-    Received(Incoming),
+    /// Packets arrived, in this order. The more at once the better: what follows from them is sent, and recorded, once.
+    Received(Vec<Incoming>),
     /// These sends of QoS 0 have left for the network.
     Flushed(Vec<SendNo>),
     /// The oldest append that was asked for is durable.

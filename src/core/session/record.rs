@@ -10,6 +10,10 @@ use crate::core::types::{Millis, SendNo};
 /// Appends under way at once: while one is made durable the next can form.
 const APPENDS: usize = 2;
 
+/// That deliveries are done waits so long to be recorded at most, in milliseconds, for more of the kind: a commit costs as much for one as for a hundred.
+/// It is the next multiple of it by the clock, so that all lanes come at once, and share a commit.
+const OUTCOMES_EVERY_MS: u64 = 4;
+
 /// Events to append next.
 #[derive(Debug, Default)]
 pub(super) struct Record {
@@ -21,6 +25,8 @@ pub(super) struct Record {
     /// How many of `events` are `Resent`.
     pub(super) resents: usize,
     pub(super) settled: Vec<SendNo>,
+    /// Since when there is something.
+    since: Option<Millis>,
 }
 
 /// What follows when an append is durable.
@@ -35,9 +41,24 @@ pub(super) struct Effects {
 
 impl Session {
     pub(super) fn append_if_needed(&mut self, now: Millis) {
-        if !self.record.is_empty() && self.appends.len() < APPENDS {
+        if self.record.is_empty() || self.appends.len() >= APPENDS {
+            return;
+        }
+        self.record.since.get_or_insert(now);
+        if self.record_due().is_none_or(|due| due <= now) {
             self.append_now(now, false);
         }
+    }
+
+    /// Until when what is to be recorded can wait. None if it can't, or there is nothing, or it can't be recorded yet.
+    pub(super) fn record_due(&self) -> Option<Millis> {
+        let since = self.record.since.filter(|_| !self.record.is_empty() && self.appends.len() < APPENDS)?;
+        let is_more_to_come = || self.in_flight.values().any(|in_flight| in_flight.state != Send::InDoubt);
+        // At most so many that those which come meanwhile find room in what may be in doubt.
+        let are_few = self.record.delivered.len() < self.settings.doubt() as usize / 3;
+        let is_in_its_stride = self.is_up() && !self.is_draining && self.moving_to.is_none();
+        let can_wait = self.record.is_only_outcomes() && are_few && is_in_its_stride && is_more_to_come();
+        can_wait.then(|| Millis((since.0 / OUTCOMES_EVERY_MS + 1) * OUTCOMES_EVERY_MS))
     }
 
     /// Hands everything that is to be recorded to the log.
@@ -113,6 +134,11 @@ impl Session {
 
 impl Record {
     pub(super) fn is_empty(&self) -> bool {
-        self.released.is_empty() && self.delivered.is_empty() && self.expired.is_empty() && self.events.is_empty()
+        self.is_only_outcomes() && self.delivered.is_empty()
+    }
+
+    /// It says of deliveries that they are done, and nothing that somebody waits for.
+    fn is_only_outcomes(&self) -> bool {
+        self.released.is_empty() && self.expired.is_empty() && self.events.is_empty()
     }
 }

@@ -14,6 +14,35 @@ use crate::core::types::{Millis, Qos, SendNo};
 /// So many bytes are in flight on a lane at most, or one delivery: a broker that stops reading leaves no more than this to be buffered.
 const IN_FLIGHT_BYTES: usize = 8 << 20;
 
+/// What has been sent and is not done, or done and not durable.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct OnTheWay {
+    /// So many take a place in the window.
+    in_window: usize,
+    /// All that is in flight, in bytes.
+    bytes: usize,
+    /// Sends that a restart would not find as released or done: how many, and of how many bytes.
+    undurable: usize,
+    undurable_bytes: usize,
+    /// A refusal is not durable.
+    is_refusing: bool,
+    /// Nor is it that something has expired.
+    is_expiring: bool,
+}
+
+impl OnTheWay {
+    /// And this one, which is sent now.
+    fn and(self, delivery: &Delivery, qos: Qos) -> OnTheWay {
+        OnTheWay {
+            in_window: self.in_window + usize::from(qos != Qos::AtMostOnce),
+            bytes: self.bytes + delivery.size,
+            undurable: self.undurable + 1,
+            undurable_bytes: self.undurable_bytes + delivery.size,
+            ..self
+        }
+    }
+}
+
 impl Session {
     pub(super) fn pump(&mut self, now: Millis, jitter: u32) {
         if now >= self.paused_until {
@@ -27,7 +56,8 @@ impl Session {
             Link::Serving { .. } => {
                 self.renumber_due(now);
                 if !self.is_draining {
-                    while self.send_next(now) {}
+                    let mut on_the_way = None;
+                    while self.send_next(now, &mut on_the_way) {}
                     self.move_if_idle(now);
                 } else if self.in_flight.is_empty() && self.finishing.is_empty() && self.appends.is_empty() && self.record.is_empty() {
                     let end_session = self.queue.ready() == 0 && self.queue.held() == 0;
@@ -67,8 +97,8 @@ impl Session {
         }
     }
 
-    /// Sends the next delivery, if there is one and it may go.
-    pub(super) fn send_next(&mut self, now: Millis) -> bool {
+    /// Sends the next delivery, if there is one and it may go. `on_the_way` is what is, if somebody has looked.
+    pub(super) fn send_next(&mut self, now: Millis, on_the_way: &mut Option<OnTheWay>) -> bool {
         let Link::Serving { up } = &self.link else { return false };
         let (window, maximum_packet_size) = (self.isolation.window(up.window), up.maximum_packet_size);
         if self.gives_way || now < self.paused_until || self.moving_to.is_some() {
@@ -78,20 +108,16 @@ impl Session {
         let Some(next) = self.queue.peek(untried_first) else { return false };
         let manner = self.manner(next);
         let qos = manner.map_or(next.qos, |manner| manner.qos);
-        let (mut in_window, mut bytes) = (0, 0);
-        for InFlight { delivery, qos, .. } in self.in_flight.values() {
-            in_window += usize::from(*qos != Qos::AtMostOnce);
-            bytes += delivery.size;
-        }
+        let known = on_the_way.take().unwrap_or_else(|| self.on_the_way());
+        let OnTheWay { in_window, bytes, undurable, undurable_bytes, .. } = known;
         let is_window_full = qos != Qos::AtMostOnce && in_window >= window;
         let is_too_much = bytes > 0 && bytes + next.size > IN_FLIGHT_BYTES;
-        let (undurable, undurable_bytes) = self.undurable();
         let is_doubt_full = undurable >= self.settings.doubt() as usize || (undurable > 0 && undurable_bytes + next.size > DOUBT_BYTES);
         if is_window_full || is_too_much || is_doubt_full {
             return false;
         }
         // Until a refusal is durable, a restart would not know what it holds up, and take that for what may be on the wire.
-        if !next.is_resent && self.finishing.values().any(|finishing| finishing.end == End::Refused) {
+        if !next.is_resent && known.is_refusing {
             return false;
         }
         // Likewise until a new number is durable: a restart would take what was parked for sent, under its old one, and this one for unsent.
@@ -99,7 +125,7 @@ impl Session {
             return false;
         }
         // Until it is durable that something has expired, a restart would send it, behind what comes now.
-        if !next.is_expired(now) && self.finishing.values().any(|finishing| finishing.end == End::Expired) {
+        if !next.is_expired(now) && known.is_expiring {
             return false;
         }
         // A QoS 0 could overtake a QoS 2: of one topic, another QoS waits until those before are done.
@@ -131,6 +157,7 @@ impl Session {
             return true;
         }
         let send = delivery.send;
+        *on_the_way = Some(known.and(&delivery, qos));
         self.ids.insert(packet_id, send);
         self.count_topic(&delivery.topic, qos);
         let packet_id = (qos != Qos::AtMostOnce).then_some(packet_id);
@@ -140,12 +167,26 @@ impl Session {
         true
     }
 
-    /// Sends that a restart would not find as released or done: how many, and of how many bytes.
-    pub(super) fn undurable(&self) -> (usize, usize) {
-        let in_flight = self.in_flight.values().filter(|send| !matches!(send.state, Send::Releasable | Send::Releasing));
-        let finishing = self.finishing.values().filter(|finishing| finishing.end != End::DoneReleased);
-        let sizes = in_flight.map(|send| send.delivery.size).chain(finishing.map(|finishing| finishing.size));
-        sizes.fold((0, 0), |(count, bytes), size| (count + 1, bytes + size))
+    /// Looks at everything that is on the way.
+    fn on_the_way(&self) -> OnTheWay {
+        let mut found = OnTheWay::default();
+        for InFlight { delivery, qos, state, .. } in self.in_flight.values() {
+            found.in_window += usize::from(*qos != Qos::AtMostOnce);
+            found.bytes += delivery.size;
+            if !matches!(state, Send::Releasable | Send::Releasing) {
+                found.undurable += 1;
+                found.undurable_bytes += delivery.size;
+            }
+        }
+        for Finishing { size, end, .. } in self.finishing.values() {
+            found.is_refusing |= *end == End::Refused;
+            found.is_expiring |= *end == End::Expired;
+            if *end != End::DoneReleased {
+                found.undurable += 1;
+                found.undurable_bytes += size;
+            }
+        }
+        found
     }
 
     pub(super) fn release(&mut self, now: Millis, send: SendNo) {
@@ -168,7 +209,7 @@ impl Session {
         }
         self.refused_at.remove(&delivery.id);
         self.uncount_topic(&delivery);
-        if proof != Proof::Flushed && proof != Proof::PubAck {
+        if proof != Proof::Flushed && proof != Proof::PubAck && self.releases.pop_front_if(|first| *first == send).is_none() {
             self.releases.retain(|released| *released != send);
         }
         self.record.delivered.push((send, proof));
@@ -244,9 +285,10 @@ impl Session {
     }
 
     pub(super) fn count_topic(&mut self, topic: &Arc<str>, qos: Qos) {
-        let entry = self.topics.entry(Arc::clone(topic)).or_insert((qos, 0));
-        entry.0 = qos;
-        entry.1 += 1;
+        match self.topics.get_mut(topic) {
+            Some(entry) => *entry = (qos, entry.1 + 1),
+            None => _ = self.topics.insert(Arc::clone(topic), (qos, 1)),
+        }
     }
 
     pub(super) fn uncount_topic(&mut self, delivery: &Delivery) {

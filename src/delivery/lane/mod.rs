@@ -10,8 +10,9 @@ mod notes;
 mod reading;
 mod servers;
 mod socket;
+mod timer;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,7 @@ use tokio::sync::watch;
 use reading::{Reading, reading};
 use servers::{Looking, looking};
 use socket::{Connection, Socket, network};
+use timer::{Jitter, Timer};
 
 use super::board::{Board, LaneState};
 use super::codec::Credentials;
@@ -29,13 +31,14 @@ use super::transport::Stream;
 use crate::config::TlsConfig;
 use crate::core::address::Address;
 use crate::core::event::{Event as LogEvent, LanePurpose};
+use crate::core::keyed::Keyed;
 use crate::core::notice::{Missing, NoticeTo};
 use crate::core::session::{Input, Note, Output, Session, Settings};
 use crate::core::types::{LaneKey, Millis, Protocol, SendNo, Seq};
 use crate::failpoint::{self, Point};
 use crate::log::ReadError;
 use crate::log::committer::{Appended, CommitError, Committed, LogHandle, Progress, Ticket, now};
-use crate::metrics::Metrics;
+use crate::metrics::{Done, Metrics};
 
 /// A lane whose reading was overtaken starts anew after this: by then what is carried stands in its new place.
 const ANEW: Duration = Duration::from_millis(200);
@@ -182,9 +185,9 @@ struct Lane<'a> {
     appends: VecDeque<Ticket>,
     feed: Reading,
     progress: watch::Receiver<Progress>,
-    payloads: HashMap<SendNo, Payload>,
+    payloads: Keyed<SendNo, Payload>,
     /// Sends whose PUBREL may leave.
-    permits: HashMap<SendNo, Committed<()>>,
+    permits: Keyed<SendNo, Committed<()>>,
     /// A look for a preferred server that is under way.
     looking: Option<Looking>,
     is_drained: bool,
@@ -196,6 +199,12 @@ struct Lane<'a> {
     /// It has been said on this connection that something is held.
     has_held: bool,
     state: LaneState,
+    /// What counts deliveries that are done, by QoS.
+    done: [Option<Done>; 3],
+    jitter: Jitter,
+    timer: Timer,
+    /// When the board was told last.
+    posted: Millis,
 }
 
 /// The wall clock, made steady: it never jumps while the process runs.
@@ -255,6 +264,10 @@ impl<'a> Lane<'a> {
             is_suspended: false,
             has_held: false,
             state: LaneState::Idle,
+            done: [None, None, None],
+            jitter: Jitter::new(),
+            timer: Timer::new(),
+            posted: Millis(0),
         })
     }
 
@@ -266,10 +279,11 @@ impl<'a> Lane<'a> {
         self.take_turn().await?;
         self.give(Input::Tick).await?;
         while !self.session.is_drained() {
-            self.read_ahead();
-            self.say_turn();
+            self.read_ahead().await?;
+            let wanted = self.session.wants();
+            self.say_turn(wanted);
             self.post();
-            let event = self.wait(&mut drain).await;
+            let event = self.wait(&mut drain, wanted > 0).await;
             self.apply(event).await?;
         }
         self.finish_writing().await;
@@ -277,21 +291,29 @@ impl<'a> Lane<'a> {
     }
 
     /// Waits for what comes first.
-    async fn wait(&mut self, drain: &mut watch::Receiver<bool>) -> Event {
+    async fn wait(&mut self, drain: &mut watch::Receiver<bool>, is_reading_wanted: bool) -> Event {
         let now = self.clock.now();
-        let deadline = self.session.deadline().map(|at| Duration::from_millis(at.since(now)));
-        let tick = tokio::time::sleep(deadline.unwrap_or(Duration::from_secs(3_600)));
-        let is_reading_wanted = self.session.wants() > 0;
+        let deadline = self.session.deadline();
+        // These two come before everything that is ready, or a busy network would put them off.
+        if deadline.is_some_and(|at| at <= now) {
+            return Event::Tick;
+        }
+        if !self.is_drained && *drain.borrow_and_update() {
+            return Event::Drain;
+        }
+        let tick = self.timer.until(now, deadline);
         let append = async {
             match self.appends.front_mut() {
                 Some(ticket) => ticket.answer().await,
                 None => std::future::pending().await,
             }
         };
+        // In the order in which one makes room for the other.
         tokio::select! {
-            event = network(&mut self.connection) => event,
+            biased;
             result = append => Event::Committed(result),
             event = reading(&mut self.feed, &mut self.progress, is_reading_wanted) => event,
+            event = network(&mut self.connection) => event,
             found = looking(&mut self.looking) => Event::Looked(found),
             () = tick => Event::Tick,
             () = self.turn.changed(self.gives_way) => Event::Turn,
@@ -300,9 +322,9 @@ impl<'a> Lane<'a> {
     }
 
     /// A fresh lane says whether it has something to send: what it has read, or may read.
-    fn say_turn(&self) {
+    fn say_turn(&self, wanted: usize) {
         let is_at_end = matches!(&self.feed, Reading::Here { is_at_end: true, .. });
-        self.turn.say(self.session.ready() > 0 || (!is_at_end && self.session.wants() > 0));
+        self.turn.say(self.session.ready() > 0 || (!is_at_end && wanted > 0));
     }
 
     /// A replay lane lets others go first, or goes on.
@@ -359,7 +381,7 @@ impl<'a> Lane<'a> {
     }
 
     async fn give(&mut self, input: Input) -> Result<(), LaneError> {
-        self.session.handle(self.clock.now(), jitter(), input);
+        self.session.handle(self.clock.now(), self.jitter.next(), input);
         while let Some(output) = self.session.next_output() {
             self.act(output).await?;
         }
@@ -401,7 +423,9 @@ impl<'a> Lane<'a> {
         for event in events {
             let LogEvent::Expired { sends, .. } = event else { continue };
             for payload in sends.iter().filter_map(|send| self.payloads.get(&SendNo(send))) {
-                missing.add(payload.get().stamp().id, payload.get().accepted());
+                if let Some(accepted) = payload.get().accepted() {
+                    missing.add(payload.get().stamp().id, &accepted);
+                }
             }
         }
         missing.notice(&to, "expired", None, now())
@@ -413,7 +437,7 @@ impl<'a> Lane<'a> {
             Appended::New { resent, .. } => resent,
             Appended::Known(_) => Vec::new(),
         };
-        self.session.handle(self.clock.now(), jitter(), Input::Committed { resent });
+        self.session.handle(self.clock.now(), self.jitter.next(), Input::Committed { resent });
         while let Some(output) = self.session.next_output() {
             match output {
                 Output::Note(Note::Releasable { sends }) => {
@@ -431,17 +455,11 @@ impl<'a> Lane<'a> {
         let is_at_end = matches!(&self.feed, Reading::Here { is_at_end: true, .. });
         if self.config.is_retired && !self.is_drained && is_at_end && self.session.is_empty() {
             self.is_drained = true;
-            self.session.handle(self.clock.now(), jitter(), Input::Retire);
+            self.session.handle(self.clock.now(), self.jitter.next(), Input::Retire);
             while let Some(output) = self.session.next_output() {
                 self.act(output).await?;
             }
         }
         Ok(())
     }
-}
-
-/// A random number for backoff.
-fn jitter() -> u32 {
-    // Without randomness lanes come back together, which is no harm in itself.
-    getrandom::u32().unwrap_or(u32::MAX / 2)
 }

@@ -62,15 +62,13 @@ impl Lane<'_> {
                     tracing::info!(lane = %key, "the lane is no longer suspended: a report got through");
                     self.set_state(LaneState::Connected);
                 }
-                let outcome = if qos == Qos::AtMostOnce { "sent" } else { "acknowledged" };
-                attempts(outcome, 1);
-                metrics.tidings_deliveries_total.with_label_values(&[connection, qos.label(), outcome]).inc();
+                let done = self.done[usize::from(qos.level())].get_or_insert_with(|| {
+                    let outcome = if qos == Qos::AtMostOnce { "sent" } else { "acknowledged" };
+                    metrics.done(connection, qos.label(), outcome)
+                });
                 // How long a replay waits for its gap says nothing about what is accepted.
-                if config.purpose == LanePurpose::Replay {
-                    return;
-                }
-                let latency = now().since(accepted_at) as f64 / 1_000.0;
-                metrics.tidings_delivery_latency_seconds.with_label_values(&[connection, qos.label()]).observe(latency);
+                let latency_s = (config.purpose != LanePurpose::Replay).then(|| now().since(accepted_at) as f64 / 1_000.0);
+                done.count(latency_s);
             }
             Note::Refused { id, code, reason, retry_at, .. } => {
                 attempts("refused", 1);
@@ -123,8 +121,15 @@ impl Lane<'_> {
         self.around.board.post(&self.key, |status| status.state = state);
     }
 
-    pub(super) fn post(&self) {
-        let (in_flight, waiting, oldest) = (self.session.in_flight(), self.session.waiting(), self.session.oldest_accepted_at());
+    pub(super) fn post(&mut self) {
+        /// With so many in flight more is to come, and with it another look: then one a millisecond is enough.
+        const MANY: usize = 8;
+        let (in_flight, now) = (self.session.in_flight(), self.clock.now());
+        if in_flight > MANY && now == self.posted {
+            return;
+        }
+        self.posted = now;
+        let (waiting, oldest) = (self.session.waiting(), self.session.oldest_accepted_at());
         self.around.board.post(&self.key, |status| {
             status.in_flight = in_flight as u64;
             status.waiting = waiting as u64;

@@ -14,6 +14,9 @@ use crate::log::committer::Progress;
 /// A read from the log that failed is tried again after this, so that trouble with the disk does not become a busy loop.
 const READ_AGAIN: Duration = Duration::from_secs(1);
 
+/// A lane goes to the disk when this part of what it may have ready is wanted, the quarter: another thread wakes up for it, which is too much for one report.
+const WORTH_IT: usize = 4;
+
 /// The feed is here, or away reading.
 pub(super) enum Reading {
     Here { feed: Box<Feed>, is_at_end: bool, not_before: Option<tokio::time::Instant> },
@@ -22,17 +25,30 @@ pub(super) enum Reading {
 }
 
 impl Lane<'_> {
-    pub(super) fn read_ahead(&mut self) {
-        let wanted = self.session.wants();
-        let can_read = matches!(&self.feed, Reading::Here { is_at_end: false, not_before: None, .. });
-        if wanted == 0 || !can_read {
-            return;
-        }
-        if let Reading::Here { mut feed, .. } = std::mem::replace(&mut self.feed, Reading::Gone) {
+    /// Reads on where something is wanted: here and now what is in memory, because it was committed just now or another lane has read it; and the rest
+    /// where blocking is allowed.
+    pub(super) async fn read_ahead(&mut self) -> Result<(), LaneError> {
+        loop {
+            let wanted = self.session.wants();
+            let can_read = matches!(&self.feed, Reading::Here { is_at_end: false, not_before: None, .. });
+            if wanted == 0 || !can_read {
+                return Ok(());
+            }
+            let Reading::Here { mut feed, .. } = std::mem::replace(&mut self.feed, Reading::Gone) else { return Ok(()) };
+            if feed.is_in_memory() {
+                let piece = feed.read_page(wanted);
+                self.take_piece(feed, piece).await?;
+                continue;
+            }
+            if wanted < self.config.settings.doubt() as usize / WORTH_IT {
+                self.feed = Reading::Here { feed, is_at_end: false, not_before: None };
+                return Ok(());
+            }
             self.feed = Reading::Away(tokio::task::spawn_blocking(move || {
                 let piece = feed.read(wanted);
                 (feed, piece)
             }));
+            return Ok(());
         }
     }
 

@@ -10,15 +10,19 @@ use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 
 use super::{Event, Lane, LaneError};
+use crate::core::content::Content;
 use crate::core::session::{Input, Outgoing};
 use crate::core::types::{Protocol, SendNo};
 use crate::delivery::codec::{self, Connect, Manner};
-use crate::delivery::feed::Payload;
+use crate::delivery::feed::{Loaded, Payload};
 use crate::delivery::transport::{ConnectError, Stream, instead, lost};
 use crate::log::committer::Committed;
 
 /// A broker that takes nothing for so long has stopped: half a keepalive of a minute.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// So many bytes are read at once: a broker's answers to some thousand packets.
+const ARRIVING: usize = 8 << 10;
 
 /// A connection on its way.
 pub(super) type Connecting = Pin<Box<dyn Future<Output = Result<Stream, ConnectError>> + Send>>;
@@ -59,7 +63,7 @@ impl Socket {
         Socket {
             reader,
             writer,
-            arrived: BytesMut::with_capacity(8 << 10),
+            arrived: BytesMut::with_capacity(2 * ARRIVING),
             outgoing: BytesMut::with_capacity(64 << 10),
             stuck_since: None,
             queued: 0,
@@ -93,9 +97,11 @@ impl Lane<'_> {
             }
             Outgoing::Publish { send, packet_id, dup, qos, retain } => {
                 let payload = self.payloads.get(&send).ok_or_else(|| LaneError::Internal(format!("send {send} has no payload")))?;
-                let expiry_s = payload.get().accepted().expiry_left_s(self.clock.now());
-                let stamp = self.config.stamp.then(|| payload.get().stamp());
-                write_publish(self.protocol, payload, Manner { packet_id, dup, qos, retain, expiry_s, stamp }, out)?;
+                let (now, is_stamped) = (self.clock.now(), self.config.stamp);
+                write_publish(self.protocol, payload, out, |loaded, content| {
+                    let stamp = is_stamped.then(|| loaded.stamped(content));
+                    Manner { packet_id, dup, qos, retain, expiry_s: content.expiry_left_s(now), stamp }
+                })?;
                 qos_0 = packet_id.is_none().then_some(send);
             }
             Outgoing::PubRel { send, packet_id } => {
@@ -112,17 +118,24 @@ impl Lane<'_> {
     }
 
     pub(super) async fn take_packets(&mut self) -> Result<(), LaneError> {
-        loop {
-            let Connection::Open(socket) = &mut self.connection else { return Ok(()) };
-            let hint = socket.hint();
+        let Connection::Open(socket) = &mut self.connection else { return Ok(()) };
+        let mut packets = Vec::new();
+        let broken = loop {
             match codec::read(self.protocol, &mut socket.arrived) {
-                Ok(Some(packet)) => {
-                    socket.is_heard = true;
-                    self.give(Input::Received(packet)).await?;
-                }
-                Ok(None) => return Ok(()),
-                Err(error) => return self.closed(format!("{error}{hint}")).await,
+                Ok(Some(packet)) => packets.push(packet),
+                Ok(None) => break None,
+                Err(error) => break Some(error),
             }
+        };
+        socket.is_heard |= !packets.is_empty();
+        let broken = broken.map(|error| format!("{error}{}", socket.hint()));
+        if !packets.is_empty() {
+            self.give(Input::Received(packets)).await?;
+        }
+        // What was before it may have ended the connection already.
+        match broken {
+            Some(reason) if matches!(self.connection, Connection::Open(_)) => self.closed(reason).await,
+            _ => Ok(()),
         }
     }
 
@@ -175,27 +188,39 @@ pub(super) async fn network(connection: &mut Connection) -> Event {
             Ok(stream) => Event::Opened(stream),
             Err(error) => Event::Closed(format!("the broker can't be reached: {error}")),
         },
-        Connection::Open(socket) => {
-            let stuck = socket.stuck_since.unwrap_or_else(tokio::time::Instant::now) + WRITE_TIMEOUT;
-            let hint = socket.hint();
-            let Socket { reader, writer, arrived, outgoing, stuck_since, taken, written, .. } = socket.as_mut();
+        Connection::Open(socket) => socket.carry().await,
+    }
+}
+
+impl Socket {
+    /// Writes and reads, until something has happened that somebody waits for. May be dropped at any point.
+    async fn carry(&mut self) -> Event {
+        loop {
+            let stuck = self.stuck_since.unwrap_or_else(tokio::time::Instant::now) + WRITE_TIMEOUT;
+            let hint = self.hint();
+            let Socket { reader, writer, arrived, outgoing, stuck_since, taken, written, qos_0, .. } = self;
             let is_writing = !outgoing.is_empty() || taken != written;
+            arrived.reserve(ARRIVING);
             tokio::select! {
-                read = reader.read_buf(arrived) => match read {
-                    Ok(0) => Event::Closed(format!("the broker closed the connection{hint}")),
-                    Ok(_) => Event::Arrived,
-                    Err(error) => Event::Closed(lost(&error, hint)),
-                },
+                biased;
                 wrote = pass_on(writer, outgoing, taken), if is_writing => match wrote {
                     Ok(()) => {
                         *written = *taken;
                         *stuck_since = (!outgoing.is_empty()).then(tokio::time::Instant::now);
-                        Event::Written
+                        // At QoS 0 that is all that there will be; otherwise the broker's answer is waited for.
+                        if !qos_0.is_empty() {
+                            return Event::Written;
+                        }
                     }
-                    Err(error) => last_words(reader, arrived, &error).await,
+                    Err(error) => return last_words(reader, arrived, &error).await,
+                },
+                read = reader.read_buf(arrived) => return match read {
+                    Ok(0) => Event::Closed(format!("the broker closed the connection{hint}")),
+                    Ok(_) => Event::Arrived,
+                    Err(error) => Event::Closed(lost(&error, hint)),
                 },
                 () = tokio::time::sleep_until(stuck), if is_writing => {
-                    Event::Closed(format!("the broker took nothing for {} s", WRITE_TIMEOUT.as_secs()))
+                    return Event::Closed(format!("the broker took nothing for {} s", WRITE_TIMEOUT.as_secs()));
                 }
             }
         }
@@ -221,9 +246,14 @@ async fn last_words(reader: &mut ReadHalf<Stream>, arrived: &mut BytesMut, error
 }
 
 /// A PUBLISH leaves only for what is durable: the log's reader makes no other payloads.
-fn write_publish(protocol: Protocol, payload: &Payload, manner: Manner, out: &mut BytesMut) -> Result<(), LaneError> {
-    let accepted = payload.get().accepted();
-    codec::write_publish(protocol, accepted, manner, out).map_err(|error| LaneError::Internal(error.to_string()))
+fn write_publish(
+    protocol: Protocol,
+    payload: &Payload,
+    out: &mut BytesMut,
+    manner: impl FnOnce(&Loaded, &Content<'_>) -> Manner,
+) -> Result<(), LaneError> {
+    let content = payload.get().content();
+    codec::write_publish(protocol, &content, manner(payload.get(), &content), out).map_err(|error| LaneError::Internal(error.to_string()))
 }
 
 /// A PUBREL leaves only with the permit of its committed release.

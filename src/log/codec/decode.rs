@@ -111,7 +111,7 @@ impl Parsed<'_> {
 /// Decodes pages. Keeps its decompression context and buffer.
 pub struct Decoder {
     zstd: zstd::bulk::Decompressor<'static>,
-    raw: Vec<u8>,
+    pub(super) raw: Vec<u8>,
 }
 
 impl Decoder {
@@ -128,6 +128,22 @@ impl Decoder {
     /// # Errors
     /// A [`PageError`] if any of them is not what was written, or they don't belong together.
     pub fn page<B: AsRef<[u8]>>(&mut self, tag: u64, parts: &[B]) -> Result<Page, PageError> {
+        let first = self.assemble(tag, parts)?;
+        let mut events = Vec::with_capacity(first.header.count as usize);
+        let mut rest = &self.raw[..];
+        for _ in 0..first.header.count {
+            let (event, after) = postcard::take_from_bytes::<Event>(rest).map_err(|error| PageError::Content(format!("event: {error}")))?;
+            events.push(event);
+            rest = after;
+        }
+        if !rest.is_empty() {
+            return Err(PageError::Content("bytes follow the last event".into()));
+        }
+        Ok(Page { first: first.header.first, events, sends: first.index()?.sends })
+    }
+
+    /// Puts the bodies of all `parts` together, decompressed, in `raw`, and gives the first of them.
+    pub(super) fn assemble<'p, B: AsRef<[u8]>>(&mut self, tag: u64, parts: &'p [B]) -> Result<Parsed<'p>, PageError> {
         let mut first: Option<Parsed<'_>> = None;
         self.raw.clear();
         for (part, bytes) in (0u32..).zip(parts) {
@@ -147,18 +163,7 @@ impl Decoder {
             }
             first.get_or_insert(parsed);
         }
-        let first = first.ok_or(PageError::NotAPage)?;
-        let mut events = Vec::with_capacity(first.header.count as usize);
-        let mut rest = &self.raw[..];
-        for _ in 0..first.header.count {
-            let (event, after) = postcard::take_from_bytes::<Event>(rest).map_err(|error| PageError::Content(format!("event: {error}")))?;
-            events.push(event);
-            rest = after;
-        }
-        if !rest.is_empty() {
-            return Err(PageError::Content("bytes follow the last event".into()));
-        }
-        Ok(Page { first: first.header.first, events, sends: first.index()?.sends })
+        first.ok_or(PageError::NotAPage)
     }
 
     /// Adds the bytes of one part of a checkpoint to `bytes`.
@@ -180,8 +185,18 @@ impl Decoder {
         }
         let before = self.raw.len();
         let raw_len = parsed.header.raw_len as usize;
-        self.raw.resize(before + raw_len, 0);
-        match self.zstd.decompress_to_buffer(parsed.body, &mut self.raw[before..]) {
+        let length = match before {
+            // Most pages: into memory that nobody has to clear first.
+            0 => {
+                self.raw.reserve_exact(raw_len);
+                self.zstd.decompress_to_buffer(parsed.body, &mut self.raw)
+            }
+            _ => {
+                self.raw.resize(before + raw_len, 0);
+                self.zstd.decompress_to_buffer(parsed.body, &mut self.raw[before..])
+            }
+        };
+        match length {
             Ok(len) if len == raw_len => Ok(()),
             Ok(_) => Err(PageError::Content("the body is shorter than it says".into())),
             Err(error) => Err(PageError::Content(format!("decompression: {error}"))),

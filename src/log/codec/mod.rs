@@ -33,10 +33,12 @@
 mod decode;
 mod encode;
 mod index;
+mod raw;
 
 pub use decode::{Decoder, Parsed, parse, parse_prefix};
 pub use encode::{Encoder, StoredPage};
 pub use index::{Index, Touched};
+pub use raw::RawPage;
 
 use crate::core::types::Seq;
 

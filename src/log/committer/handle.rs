@@ -15,7 +15,7 @@ use super::proof::Committed;
 use crate::core::event::{Accepted, Event};
 use crate::core::outbox::Outbox;
 use crate::core::types::{Millis, Seq};
-use crate::log::{Glimpse, LogReader, Page, ReadError, StoreId};
+use crate::log::{AnyPage, Glimpse, LogReader, Page, ReadError, StoreId};
 
 /// So many requests wait in the channel at most; further ones wait outside, with a limit.
 pub(super) const QUEUE_REQUESTS: usize = 4_096;
@@ -209,6 +209,24 @@ impl LogHandle {
     /// See [`LogReader::page`].
     pub fn page(&self, seq: Seq) -> Result<Option<Committed<Arc<Page>>>, ReadError> {
         Ok(self.reader.page(seq)?.map(Committed))
+    }
+
+    /// As [`LogHandle::page`], in the form that lanes read.
+    ///
+    /// # Errors
+    /// See [`LogReader::page`].
+    pub fn any_page(&self, seq: Seq) -> Result<Option<Committed<AnyPage>>, ReadError> {
+        Ok(self.reader.any_page(seq)?.map(Committed))
+    }
+
+    /// Whether [`LogHandle::any_page`] has the page that holds `seq` in memory, and does not block.
+    pub fn is_in_memory(&self, seq: Seq) -> bool {
+        self.reader.is_in_memory(seq)
+    }
+
+    /// The last position that can be read.
+    pub fn durable(&self) -> Seq {
+        self.reader.durable()
     }
 
     /// What the page that holds `seq` says about itself, or none if that is not durable yet. Blocks on the disk, as [`LogHandle::page`].

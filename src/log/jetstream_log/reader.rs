@@ -23,7 +23,7 @@ use super::servers::Pages;
 use crate::core::types::{Millis, Seq};
 use crate::log::codec::{Decoder, Header, PageError, StoredPage, parse};
 use crate::log::page_cache::PageCache;
-use crate::log::{Generation, Glimpse, LogReader, Page, ReadError};
+use crate::log::{AnyPage, Generation, Glimpse, LogReader, Page, ReadError};
 
 /// So many anchors are kept at most: a few MiB.
 const ANCHORS: usize = 32_768;
@@ -121,7 +121,7 @@ impl Shared {
         let mut cache = lock(&self.cache);
         for page in decoded {
             anchors.insert(page.page.first, page.at);
-            cache.insert(Arc::clone(&page.page));
+            cache.insert(AnyPage::Decoded(Arc::clone(&page.page)));
         }
         self.thin(&mut anchors);
     }
@@ -264,7 +264,7 @@ impl Shared {
         if page.get(seq).is_none() {
             return Err(self.missing(seq));
         }
-        lock(&self.cache).insert(Arc::clone(&page));
+        lock(&self.cache).insert(AnyPage::Decoded(Arc::clone(&page)));
         let after = at + u64::from(header.parts);
         let mut anchors = lock(&self.anchors);
         anchors.insert(page.first, at);
@@ -311,10 +311,18 @@ impl LogReader for Shared {
         if !self.is_there(seq)? {
             return Ok(None);
         }
-        if let Some(page) = lock(&self.cache).get(seq) {
+        if let Some(AnyPage::Decoded(page)) = lock(&self.cache).get(seq) {
             return Ok(Some(page));
         }
         self.load(seq).map(Some)
+    }
+
+    fn durable(&self) -> Seq {
+        Seq(self.durable.load(Ordering::Acquire))
+    }
+
+    fn is_in_memory(&self, seq: Seq) -> bool {
+        seq.0 <= self.durable.load(Ordering::Acquire) && lock(&self.cache).get(seq).is_some()
     }
 
     fn glimpse(&self, seq: Seq) -> Result<Option<Glimpse>, ReadError> {

@@ -5,20 +5,21 @@
 //!                 no: none     └─hit              ├─ Sealed: its file ──┴─▶ checksum, decode ─▶ cache
 //!                                                 └─ Dropped: Gone
 //! ```
+//! Lanes that catch up come for the same page at about the same time: the first of them reads it, and the others wait for that.
 
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::database::{Database, wait_until_closed};
 use super::durable;
 use super::room;
 use super::seal::{self, SealedFile};
 use crate::core::types::{Millis, Seq};
-use crate::log::codec::{Decoder, parse};
+use crate::log::codec::{Decoder, PageError, RawPage, parse};
 use crate::log::page_cache::PageCache;
-use crate::log::{Glimpse, LogReader, Page, ReadError};
+use crate::log::{AnyPage, Glimpse, LogReader, Page, ReadError};
 
 /// Sealed generations kept open at once: lanes that catch up are rarely further apart.
 const OPEN_SEALED: usize = 4;
@@ -33,6 +34,22 @@ pub(super) struct Shared {
     cache: Mutex<PageCache>,
     sealed: Mutex<Vec<(Seq, Arc<SealedFile>)>>,
     decoders: Mutex<Vec<Decoder>>,
+    /// Pages that lanes are reading, by the positions that they came for.
+    under_way: Mutex<Vec<Seq>>,
+    one_is_read: Condvar,
+}
+
+/// Somebody is reading a page; dropped, nobody is.
+struct UnderWay<'a> {
+    shared: &'a Shared,
+    seq: Seq,
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        lock(&self.shared.under_way).retain(|seq| *seq != self.seq);
+        self.shared.one_is_read.notify_all();
+    }
 }
 
 /// A generation, as readers see it.
@@ -108,15 +125,21 @@ impl Shared {
             cache: Mutex::new(PageCache::new(cache)),
             sealed: Mutex::new(Vec::new()),
             decoders: Mutex::new(Vec::new()),
+            under_way: Mutex::new(Vec::new()),
+            one_is_read: Condvar::new(),
         })
     }
 
     /// Shows readers what has become durable.
     pub(super) fn publish(&self, last: Seq, pages: impl Iterator<Item = Arc<Page>>) {
         let mut cache = lock(&self.cache);
-        pages.for_each(|page| cache.insert(page));
+        pages.for_each(|page| cache.insert(AnyPage::Decoded(page)));
         drop(cache);
         self.durable.store(last.0, Ordering::Release);
+    }
+
+    fn is_durable(&self, seq: Seq) -> bool {
+        seq.0 <= self.durable.load(Ordering::Acquire)
     }
 
     /// Forgets what lies before `bound`.
@@ -132,7 +155,32 @@ impl Shared {
     }
 
     fn load(&self, seq: Seq) -> Result<Page, ReadError> {
-        self.stored(seq, |parts| self.decode(seq, parts))
+        self.stored(seq, |parts| {
+            let page = self.decode(|decoder| decoder.page(self.tag, parts))?;
+            if page.get(seq).is_some() { Ok(page) } else { Err("its page is missing".into()) }
+        })
+    }
+
+    fn load_raw(&self, seq: Seq) -> Result<RawPage, ReadError> {
+        self.stored(seq, |parts| {
+            let page = self.decode(|decoder| decoder.raw_page(self.tag, parts))?;
+            if page.see(seq).is_some() { Ok(page) } else { Err("its page is missing".into()) }
+        })
+    }
+
+    /// What is in memory of the page that holds `seq`; or the right to read it, once nobody else does.
+    fn in_memory_or_mine(&self, seq: Seq) -> Result<AnyPage, UnderWay<'_>> {
+        let mut under_way = lock(&self.under_way);
+        loop {
+            if let Some(page) = lock(&self.cache).get(seq) {
+                return Ok(page);
+            }
+            if !under_way.contains(&seq) {
+                under_way.push(seq);
+                return Err(UnderWay { shared: self, seq });
+            }
+            under_way = self.one_is_read.wait(under_way).unwrap_or_else(PoisonError::into_inner);
+        }
     }
 
     /// Does something with the stored bytes of the page that holds `seq`: its parts in order.
@@ -175,31 +223,53 @@ impl Shared {
         Ok(Arc::clone(&open.last().expect("one was pushed just above").1))
     }
 
-    fn decode<B: AsRef<[u8]>>(&self, seq: Seq, parts: &[B]) -> Result<Page, String> {
+    fn decode<T>(&self, act: impl FnOnce(&mut Decoder) -> Result<T, PageError>) -> Result<T, String> {
         let decoder = lock(&self.decoders).pop();
         let mut decoder = decoder.map_or_else(Decoder::new, Ok).map_err(|error| error.to_string())?;
-        let page = decoder.page(self.tag, parts).map_err(|error| error.to_string());
+        let page = act(&mut decoder).map_err(|error| error.to_string());
         lock(&self.decoders).push(decoder);
-        let page = page?;
-        if page.get(seq).is_some() { Ok(page) } else { Err("its page is missing".into()) }
+        page
     }
 }
 
 impl LogReader for Shared {
     fn page(&self, seq: Seq) -> Result<Option<Arc<Page>>, ReadError> {
-        if seq.0 > self.durable.load(Ordering::Acquire) {
+        if !self.is_durable(seq) {
             return Ok(None);
         }
-        if let Some(page) = lock(&self.cache).get(seq) {
+        // A lane's form of it is no use here.
+        if let Some(AnyPage::Decoded(page)) = lock(&self.cache).get(seq) {
             return Ok(Some(page));
         }
         let page = Arc::new(self.load(seq)?);
-        lock(&self.cache).insert(Arc::clone(&page));
+        lock(&self.cache).insert(AnyPage::Decoded(Arc::clone(&page)));
         Ok(Some(page))
     }
 
+    fn any_page(&self, seq: Seq) -> Result<Option<AnyPage>, ReadError> {
+        if !self.is_durable(seq) {
+            return Ok(None);
+        }
+        let mine = match self.in_memory_or_mine(seq) {
+            Ok(page) => return Ok(Some(page)),
+            Err(mine) => mine,
+        };
+        let page = AnyPage::Raw(Arc::new(self.load_raw(seq)?));
+        lock(&self.cache).insert(page.clone());
+        drop(mine);
+        Ok(Some(page))
+    }
+
+    fn durable(&self) -> Seq {
+        Seq(self.durable.load(Ordering::Acquire))
+    }
+
+    fn is_in_memory(&self, seq: Seq) -> bool {
+        self.is_durable(seq) && lock(&self.cache).get(seq).is_some()
+    }
+
     fn glimpse(&self, seq: Seq) -> Result<Option<Glimpse>, ReadError> {
-        if seq.0 > self.durable.load(Ordering::Acquire) {
+        if !self.is_durable(seq) {
             return Ok(None);
         }
         self.stored(seq, |parts| {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::*;
+use crate::core::content::Content;
 use crate::core::event::{Accepted, Event, LanePurpose};
 use crate::core::outbox::Outbox;
 use crate::core::retry::{RetryPolicy, code};
@@ -62,6 +63,8 @@ pub(super) struct Story {
     pub(super) downgrade: bool,
     /// So many reports in a hundred have a time limit of a few seconds.
     pub(super) expiring: u64,
+    /// Packets of the broker arrive several at once.
+    pub(super) together: bool,
 }
 
 #[derive(Debug, Default)]
@@ -179,7 +182,7 @@ pub(super) fn start_of(log: &[Event], outbox: &Outbox) -> (Start, usize, HashMap
             qos: accepted.qos,
             retain: false,
             accepted_at: accepted.at,
-            expires_at: accepted.expires_at(),
+            expires_at: Content::from(&accepted).expires_at(),
             attempts,
             size: 10,
             is_resent,
@@ -426,7 +429,7 @@ impl World {
                             qos,
                             retain: false,
                             accepted_at,
-                            expires_at: accepted.expires_at(),
+                            expires_at: Content::from(&**accepted).expires_at(),
                             attempts: 0,
                             size: 10,
                             is_resent: false,
@@ -459,9 +462,11 @@ impl World {
                 }
             }
             4..=6 if self.open && !self.to_client.is_empty() => {
-                let packet = self.to_client.pop_front().unwrap();
+                // One, or as many as the network has brought since the last look.
+                let count = if self.story.together { 1 + self.random.below(self.to_client.len() as u64) as usize } else { 1 };
+                let packets = self.to_client.drain(..count).collect();
                 self.must_hear = false;
-                self.give(Input::Received(packet));
+                self.give(Input::Received(packets));
             }
             7 | 8 => self.commit(),
             9 => self.feed(),
@@ -538,13 +543,14 @@ pub(super) fn story() -> impl Strategy<Value = Story> {
         prop_oneof![6 => Just(Qos::ExactlyOnce), 1 => Just(Qos::AtLeastOnce), 1 => Just(Qos::AtMostOnce)],
         any::<bool>(),
         prop_oneof![2 => Just(0u64), 1 => 1u64..100],
+        any::<bool>(),
     );
     (any::<u64>(), 1u64..80, protocol, any::<bool>(), chances, 1u16..12, troubles).prop_map(
         |(seed, reports, protocol, at_publish, chances, window, troubles)| {
             let (cuts, crashes, refusals, session_losses) = chances;
             // A crash between the loss of a session and its discovery is the other thing that can't be known.
             let crashes = if session_losses > 0 { 0 } else { crashes };
-            let (poison, absences, servers, maximum_qos, downgrade, expiring) = troubles;
+            let (poison, absences, servers, maximum_qos, downgrade, expiring, together) = troubles;
             // A 3.1.1 broker says nothing about itself.
             let maximum_qos = if protocol == Protocol::V5 { maximum_qos } else { Qos::ExactlyOnce };
             Story {
@@ -563,6 +569,7 @@ pub(super) fn story() -> impl Strategy<Value = Story> {
                 maximum_qos,
                 downgrade,
                 expiring,
+                together,
             }
         },
     )

@@ -21,7 +21,7 @@ use super::scan::scan;
 use super::*;
 use crate::log::codec::{Limits, PageKey};
 use crate::log::samples::{report, with_payload};
-use crate::log::{LastStop, OpenError, ReadError};
+use crate::log::{AnyPage, LastStop, OpenError, ReadError};
 
 const SMALL: Options = Options { segment_size: 256 << 10, generation_size: 24 << 10, sled_cache: 1 << 20, page_cache: 0 };
 
@@ -179,9 +179,46 @@ fn what_is_not_durable_is_not_read() {
     // sled shows them already, and the commit has not returned.
     let generation = Handle::new(Seq(1), store.path().to_owned(), State::Active(database), None);
     let shared = Shared::new(7, Seq(0), vec![generation], 0);
-    assert!(shared.page(Seq(1)).unwrap().is_none());
+    assert!(shared.page(Seq(1)).unwrap().is_none() && shared.any_page(Seq(1)).unwrap().is_none());
     shared.publish(Seq(3), std::iter::empty());
-    assert!(shared.page(Seq(1)).unwrap().is_some());
+    assert!(shared.page(Seq(1)).unwrap().is_some() && shared.any_page(Seq(1)).unwrap().is_some());
+}
+
+#[test]
+fn lanes_that_come_for_a_page_together_get_the_one_that_the_first_has_read() {
+    const PAGES: u64 = 100;
+    let store = tempfile::tempdir().unwrap();
+    let database = Database::open(store.path(), SMALL.segment_size, 1 << 20).unwrap();
+    let mut encoder = Encoder::new(7, 1, Limits::for_segment(SMALL.segment_size)).unwrap();
+    for n in 1..=PAGES {
+        let pages = encoder.events(Seq(n), &[report(n)], &next_send).unwrap();
+        database.commit(&pages, &open_database_file(store.path()).unwrap()).unwrap();
+    }
+    let generation = Handle::new(Seq(1), store.path().to_owned(), State::Active(database), None);
+    let shared = Shared::new(7, Seq(PAGES), vec![generation], 8 << 20);
+    let together = std::sync::Barrier::new(8);
+    let come = || {
+        let come_for = |seq| {
+            together.wait();
+            match shared.any_page(Seq(seq)) {
+                Ok(Some(AnyPage::Raw(page))) => page,
+                other => panic!("{other:?}"),
+            }
+        };
+        (1..=PAGES).map(come_for).collect::<Vec<_>>()
+    };
+    let found: Vec<_> = std::thread::scope(|scope| {
+        let lanes: Vec<_> = (0..8).map(|_| scope.spawn(come)).collect();
+        lanes.into_iter().map(|lane| lane.join().unwrap()).collect()
+    });
+    let are_same = |pages: &Vec<_>| pages.iter().zip(&found[0]).all(|(page, first)| Arc::ptr_eq(page, first));
+    assert!(found.iter().all(are_same), "a page was read more than once");
+    // Somebody who looks for something in it gets it decoded, and so do lanes from then on.
+    assert_eq!(shared.page(Seq(1)).unwrap().unwrap().get(Seq(1)), Some(&report(1)));
+    assert!(matches!(shared.any_page(Seq(1)), Ok(Some(AnyPage::Decoded(_)))));
+    // What can't be read holds nobody up.
+    assert!(matches!(shared.any_page(Seq(0)), Err(ReadError::Gone(_))));
+    assert!(matches!(shared.any_page(Seq(0)), Err(ReadError::Gone(_))));
 }
 
 #[test]
