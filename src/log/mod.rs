@@ -11,6 +11,11 @@
 //! * `committer` owns the log and the outbox, groups what waits into one commit, and is the only place that can make a
 //!   `Committed`.
 //!
+//! # A shared log
+//! Several instances may append to one log ([`EventLog::is_shared`]). It has one order, and an append succeeds only for one who has read everything
+//! before it ([`EventLog::catch_up`]); anybody else is [overtaken](AppendError::Overtaken), and nothing is stored. So what an instance checks against
+//! its own fold right before it appends holds at the very place where its events come to stand.
+//!
 //! # Generations
 //! The log is cut into generations. Each begins with a checkpoint (the outbox as bytes, opaque here), so that recovery reads the newest
 //! generation only, and is dropped as a whole once nothing in it is needed.
@@ -126,6 +131,19 @@ pub trait EventLog: Send {
     /// # Errors
     /// As [`EventLog::append`].
     fn adopt_copy(&mut self) -> Result<(), AppendError>;
+
+    /// Whether other instances append to this log, too.
+    fn is_shared(&self) -> bool {
+        false
+    }
+
+    /// The pages that others have appended since the last call, in order; [`EventLog::next_seq`] is behind them afterwards.
+    ///
+    /// # Errors
+    /// As [`EventLog::append`].
+    fn catch_up(&mut self) -> Result<Vec<Arc<Page>>, AppendError> {
+        Ok(Vec::new())
+    }
 
     /// Writes `checkpoint` as of [`EventLog::next_seq`] and closes cleanly, so that the next start reads nothing else. Where there is no room
     /// for that, it says so in the log and leaves the store as a kill would.
@@ -264,6 +282,9 @@ pub enum AppendError {
         /// The limit in bytes.
         limit: usize,
     },
+    /// The log is shared, and there is more in it than who appends has read.
+    #[error("another instance appended first; nothing of this was stored")]
+    Overtaken,
 }
 
 /// Why a read failed.
@@ -354,6 +375,7 @@ impl AppendError {
         match self {
             AppendError::Io(_) => "store_failed",
             AppendError::TooLarge { .. } => "too_large",
+            AppendError::Overtaken => "overtaken",
         }
     }
 }
