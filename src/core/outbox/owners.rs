@@ -19,6 +19,10 @@
 //! is so at the place where the events come to stand. Leases and heartbeats decide *when* somebody takes a lane, and may be as wrong as clocks are: the
 //! harm is a lane that changes hands for nothing.
 //!
+//! A PUBLISH needs no commit before it, so one more rule holds for whoever drives a lane of a shared log: connect, then commit `SessionOpened`, then send,
+//! at *every* connect and not for a new session only. The broker ends the connection of whoever had the client id before; an owner that was stopped and
+//! connects again after its successor is refused the commit, and says nothing on a connection that would publish once more what is completed.
+//!
 //! What one instance does for all (carrying, retention, replays) is done by the *leader*: the member that has been there longest. It is fenced the same
 //! way.
 //!
