@@ -471,7 +471,7 @@ impl World {
             if runs.is_some() && (!is_ours || runs != Some(term)) {
                 self.nodes[at].lanes.remove(&lane);
             }
-            if is_ours && !is_leaving && self.nodes[at].lanes.get(&lane).is_none() {
+            if is_ours && !is_leaving && !self.nodes[at].lanes.contains_key(&lane) {
                 self.lane_starts(at, lane, term);
             }
             self.lane_goes_on(at, lane);
