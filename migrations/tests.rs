@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 
 use super::*;
 use crate::core::event::Event;
-use crate::core::types::{SendNo, Seq};
+use crate::core::types::{InstanceId, LaneKey, Millis, SendNo, Seq};
 use crate::log::sled_log::{Options, SledLog};
 use crate::log::{Checkpoint, LastStop};
 
@@ -87,12 +87,24 @@ fn the_fixture_holds_every_kind_of_event() {
         Event::Received { .. } => 16,
         Event::ReleasedIn { .. } => 17,
         Event::Audit { .. } => 18,
+        // Only a shared log holds these, which no store of version 1 is: nothing that was written before has become unreadable by them.
+        Event::InstanceJoined { .. } => 19,
+        Event::InstanceLeft { .. } => 20,
+        Event::LaneTaken { .. } => 21,
+        Event::LaneLeft { .. } => 22,
     };
     let mut kinds: Vec<usize> = v0001::events().iter().map(kind).collect();
     kinds.dedup();
     assert_eq!(kinds, (0..=18).collect::<Vec<_>>());
     // The number that postcard writes is the variant's place.
-    for event in v0001::events() {
+    let (lane, instance, at) = (LaneKey { connection: "mqtt".into(), lane: 1 }, InstanceId(7), Millis(0));
+    let of_a_shared_log = [
+        Event::InstanceJoined { instance, name: "a".into(), at },
+        Event::InstanceLeft { instance, by: instance, at },
+        Event::LaneTaken { lane: lane.clone(), instance, term: 1, at },
+        Event::LaneLeft { lane, instance, term: 1, at },
+    ];
+    for event in v0001::events().into_iter().chain(of_a_shared_log) {
         assert_eq!(usize::from(postcard::to_stdvec(&event).unwrap()[0]), kind(&event));
     }
 }

@@ -100,6 +100,10 @@ metrics! {
     tidings_commit_seconds: Histogram = histogram(&COMMIT_BUCKETS);
     /// Events in one commit.
     tidings_commit_events: Histogram = histogram(&COMMIT_EVENT_BUCKETS);
+    /// Appends that another instance's came before, on a shared log. Each was tried again.
+    tidings_log_overtaken_total: IntCounter = counter;
+    /// Events of other instances that were new at the last look, on a shared log.
+    tidings_log_lag_events: IntGauge = gauge;
     /// What the store takes on disk.
     tidings_store_bytes: IntGauge = gauge;
     /// What it may take on disk: `store.max_size`.

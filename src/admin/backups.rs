@@ -144,7 +144,7 @@ fn unavailable(error: &CommitError) -> Response<Body> {
     let refused = match error {
         CommitError::Full(_) => with(StatusCode::INSUFFICIENT_STORAGE),
         CommitError::DoesNotFit(_) | CommitError::Conflict => with(StatusCode::INTERNAL_SERVER_ERROR),
-        CommitError::Overloaded | CommitError::Stopped | CommitError::Store(_) => {
+        CommitError::Overloaded | CommitError::Stopped | CommitError::NotOwner(_) | CommitError::Store(_) => {
             with(StatusCode::SERVICE_UNAVAILABLE).retry_after(Duration::from_secs(5))
         }
     };

@@ -209,7 +209,9 @@ pub(super) async fn supervise(config: LaneConfig, around: Surroundings, mut cut:
             }
         };
         match ended {
-            Some(Ok(Ok(()) | Err(LaneError::Log(CommitError::Stopped | CommitError::Store(_))))) | None => return,
+            Some(Ok(Ok(()) | Err(LaneError::Log(CommitError::Stopped | CommitError::NotOwner(_) | CommitError::Store(_))))) | None => {
+                return;
+            }
             // It is logged, and on the board.
             Some(Ok(Err(_))) => {}
             Some(Err(error)) if error.is_panic() => {

@@ -24,7 +24,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::ranges::Ranges;
-use super::types::{ConnectionName, LaneKey, Millis, Protocol, Qos, SendNo, Seq};
+use super::types::{ConnectionName, InstanceId, LaneKey, Millis, Protocol, Qos, SendNo, Seq};
 
 /// One entry of the log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -210,6 +210,46 @@ pub enum Event {
         who: String,
         /// What, in one sentence.
         what: String,
+        /// When.
+        at: Millis,
+    },
+    /// Shared log: an instance is there, and may own lanes.
+    InstanceJoined {
+        /// The instance.
+        instance: InstanceId,
+        /// What people call it.
+        name: String,
+        /// When.
+        at: Millis,
+    },
+    /// Shared log: an instance has stopped, or another says that it has not been heard of for a lease. It owns nothing any more.
+    InstanceLeft {
+        /// The instance.
+        instance: InstanceId,
+        /// Who says so.
+        by: InstanceId,
+        /// When.
+        at: Millis,
+    },
+    /// Shared log: an instance owns the lane from here on, and nobody else.
+    LaneTaken {
+        /// The lane.
+        lane: LaneKey,
+        /// Its owner.
+        instance: InstanceId,
+        /// One more than that of the owner before: of two that take a lane at once, the second is refused.
+        term: u64,
+        /// When.
+        at: Millis,
+    },
+    /// Shared log: the owner has nothing in flight on the lane any more and gives it up, for another to take.
+    LaneLeft {
+        /// The lane.
+        lane: LaneKey,
+        /// Who owned it.
+        instance: InstanceId,
+        /// The term that ends.
+        term: u64,
         /// When.
         at: Millis,
     },
@@ -422,7 +462,11 @@ impl Event {
             | Event::EpochBumped { at, .. }
             | Event::Received { at, .. }
             | Event::ReleasedIn { at, .. }
-            | Event::Audit { at, .. } => Some(*at),
+            | Event::Audit { at, .. }
+            | Event::InstanceJoined { at, .. }
+            | Event::InstanceLeft { at, .. }
+            | Event::LaneTaken { at, .. }
+            | Event::LaneLeft { at, .. } => Some(*at),
         }
     }
 }

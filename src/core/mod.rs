@@ -20,6 +20,7 @@
 //! | [`outbox`] | `fold(events)`: what is pending, per lane, and the books of every connection |
 //! | [`handover`] | deliveries given from one connection to another: the events of one commit |
 //! | [`notice`] | what subscribers will not get, told to them |
+//! | [`lease`] | when an instance takes a lane of another, and gives one up |
 //! | [`search`] | what an operator looks for among deliveries |
 //! | [`decision`] | what an operator decides about deliveries: the events of one commit |
 //! | [`replay`] | what was delivered, created again: the events of one commit |
@@ -34,6 +35,7 @@ pub mod event;
 pub mod frame;
 pub mod handover;
 pub mod keyed;
+pub mod lease;
 pub mod listener;
 pub mod notice;
 pub mod outbox;

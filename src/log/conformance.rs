@@ -1,5 +1,7 @@
 //! What every implementation of the log promises: one list of claims, run against each.
 
+mod shared;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 

@@ -10,6 +10,8 @@
 //! drop(opened); // killed
 //! assert!(MemoryLog::open(&disk).is_ok());
 //! ```
+//!
+//! [`MemoryLog::open_shared`] opens a log that others have open as well: each reads by [`EventLog::catch_up`], and who has not read everything is overtaken.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -39,6 +41,8 @@ struct Content {
     last_stop: LastStop,
     is_copy: bool,
     is_open: bool,
+    /// So many logs are open on it that know of each other.
+    shared_by: usize,
     free: u64,
     /// Whether there is room for another commit.
     has_room: bool,
@@ -73,6 +77,7 @@ impl Disk {
             last_stop: LastStop::Fresh,
             is_copy: false,
             is_open: false,
+            shared_by: 0,
             free: 1 << 40,
             has_room: true,
             appends_left: None,
@@ -87,7 +92,7 @@ impl Disk {
     /// Another disk, with what a kill at this moment leaves on this one.
     pub fn as_killed(&self) -> Disk {
         let content = self.content().clone();
-        Disk(Arc::new(Mutex::new(Content { is_open: false, last_stop: LastStop::Unclean, ..content })))
+        Disk(Arc::new(Mutex::new(Content { is_open: false, shared_by: 0, last_stop: LastStop::Unclean, ..content })))
     }
 
     /// How many generations there are.
@@ -152,6 +157,8 @@ pub struct MemoryLog {
     disk: Disk,
     encoder: Encoder,
     failed: Option<String>,
+    /// Where others append as well: the first event that this one has not read.
+    unread: Option<Seq>,
 }
 
 impl MemoryLog {
@@ -160,22 +167,46 @@ impl MemoryLog {
     /// # Errors
     /// [`OpenError::Locked`] while another log is open on the disk.
     pub fn open(disk: &Disk) -> Result<Opened, OpenError> {
+        MemoryLog::open_as(disk, false)
+    }
+
+    /// Opens what the disk holds, beside others that do the same.
+    ///
+    /// # Errors
+    /// [`OpenError::Locked`] while a log is open on the disk that is not shared.
+    pub fn open_shared(disk: &Disk) -> Result<Opened, OpenError> {
+        MemoryLog::open_as(disk, true)
+    }
+
+    fn open_as(disk: &Disk, is_shared: bool) -> Result<Opened, OpenError> {
         let path = PathBuf::from("(memory)");
         let encoder = Encoder::new(0, 1, Limits::for_segment(SEGMENT_SIZE));
         let encoder = encoder.map_err(|error| OpenError::Io { path: path.clone(), what: error.to_string() })?;
         let mut content = disk.content();
-        if content.is_open {
+        if content.is_open || (content.shared_by > 0 && !is_shared) {
             return Err(OpenError::Locked { path, holder: String::new() });
         }
-        content.is_open = true;
+        match is_shared {
+            true => content.shared_by += 1,
+            false => content.is_open = true,
+        }
         content.appends_left = None;
         let last_stop = std::mem::replace(&mut content.last_stop, LastStop::Unclean);
-        let log = MemoryLog { disk: disk.clone(), encoder, failed: None };
+        let unread = is_shared.then(|| content.last.next());
+        let log = MemoryLog { disk: disk.clone(), encoder, failed: None, unread };
         Ok(Opened { log: Box::new(log), checkpoint: content.checkpoint.clone(), last_stop, is_copy: content.is_copy })
     }
 
     fn check(&self) -> Result<(), AppendError> {
         self.failed.clone().map_or(Ok(()), |what| Err(AppendError::Io(what)))
+    }
+
+    /// Whether everything that `content` holds has been read.
+    fn check_read(&self, content: &Content) -> Result<(), AppendError> {
+        match self.unread {
+            Some(unread) if unread <= content.last => Err(AppendError::Overtaken),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -185,13 +216,27 @@ impl EventLog for MemoryLog {
     }
 
     fn next_seq(&self) -> Seq {
-        self.disk.content().last.next()
+        self.unread.unwrap_or_else(|| self.disk.content().last.next())
+    }
+
+    fn is_shared(&self) -> bool {
+        self.unread.is_some()
+    }
+
+    fn catch_up(&mut self) -> Result<Vec<Arc<Page>>, AppendError> {
+        self.check()?;
+        let Some(unread) = self.unread else { return Ok(Vec::new()) };
+        let content = self.disk.content();
+        let pages = content.generations.iter().flat_map(|generation| generation.pages.range(unread..)).map(|(_, page)| Arc::clone(page));
+        self.unread = Some(content.last.next());
+        Ok(pages.collect())
     }
 
     fn append(&mut self, events: &[Event], next_send: &dyn Fn(&LaneKey) -> SendNo) -> Result<Seq, AppendError> {
         self.check()?;
         let pages = self.encoder.events(self.next_seq(), events, next_send)?;
         let mut content = self.disk.content();
+        self.check_read(&content)?;
         if let Some(left) = &mut content.appends_left {
             if *left == 0 {
                 let what = "injected failure".to_owned();
@@ -202,6 +247,7 @@ impl EventLog for MemoryLog {
         }
         content.last.0 += events.len() as u64;
         let last = content.last;
+        self.unread = self.unread.map(|_| last.next());
         let generation = content.generations.last_mut().expect("there is always one that is written");
         for stored in pages {
             generation.bytes += stored.bytes.len() as u64;
@@ -226,6 +272,7 @@ impl EventLog for MemoryLog {
     fn begin_generation(&mut self, checkpoint: &[u8]) -> Result<(), AppendError> {
         self.check()?;
         let mut content = self.disk.content();
+        self.check_read(&content)?;
         let next = content.last.next();
         if content.generations.last().is_some_and(|generation| generation.first < next) {
             content.generations.push(Stored::new(next));
@@ -275,7 +322,11 @@ impl EventLog for MemoryLog {
     fn close(self: Box<Self>, checkpoint: &[u8]) -> Result<(), AppendError> {
         self.check()?;
         let mut content = self.disk.content();
-        content.checkpoint = Some(Checkpoint { next: content.last.next(), bytes: checkpoint.to_vec() });
+        let next = self.unread.unwrap_or_else(|| content.last.next());
+        // Where others have written one since, theirs counts.
+        if content.checkpoint.as_ref().is_none_or(|known| known.next <= next) {
+            content.checkpoint = Some(Checkpoint { next, bytes: checkpoint.to_vec() });
+        }
         content.last_stop = LastStop::Clean;
         Ok(())
     }
@@ -283,6 +334,10 @@ impl EventLog for MemoryLog {
 
 impl Drop for MemoryLog {
     fn drop(&mut self) {
-        self.disk.content().is_open = false;
+        let mut content = self.disk.content();
+        match self.unread {
+            Some(_) => content.shared_by -= 1,
+            None => content.is_open = false,
+        }
     }
 }

@@ -11,6 +11,11 @@
 //! * `committer` owns the log and the outbox, groups what waits into one commit, and is the only place that can make a
 //!   `Committed`.
 //!
+//! # A shared log
+//! Several instances may append to one log ([`EventLog::is_shared`]). It has one order, and an append succeeds only for one who has read everything
+//! before it ([`EventLog::catch_up`]); anybody else is [overtaken](AppendError::Overtaken), and nothing is stored. So what an instance checks against
+//! its own fold right before it appends holds at the very place where its events come to stand.
+//!
 //! # Generations
 //! The log is cut into generations. Each begins with a checkpoint (the outbox as bytes, opaque here), so that recovery reads the newest
 //! generation only, and is dropped as a whole once nothing in it is needed.

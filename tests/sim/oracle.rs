@@ -302,7 +302,11 @@ impl Oracle {
             | Event::ReplayEnded { .. }
             | Event::Received { .. }
             | Event::ReleasedIn { .. }
-            | Event::Audit { .. } => {}
+            | Event::Audit { .. }
+            | Event::InstanceJoined { .. }
+            | Event::InstanceLeft { .. }
+            | Event::LaneTaken { .. }
+            | Event::LaneLeft { .. } => {}
         }
     }
 

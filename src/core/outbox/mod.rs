@@ -16,6 +16,7 @@
 
 mod backlog;
 mod lane;
+mod owners;
 mod publishers;
 mod replays;
 mod requests;
@@ -30,6 +31,7 @@ use serde::{Deserialize, Serialize};
 
 pub use backlog::{Apart, Backlog, WhyApart};
 pub use lane::{Dead, Lane, Moved, Waiting};
+pub use owners::{Owner, Owners};
 use publishers::Publishers;
 pub use publishers::{PublishKey, PublisherSession, RECENT_PER_CONNECTION, RecentPublishes};
 pub use replays::{ENDED_KEPT, Job, JobEnd, Jobs, REPLAY_PROPERTY, job_name, job_named};
@@ -38,7 +40,7 @@ pub use requests::{DEDUPE_WINDOW_KEYS, DEDUPE_WINDOW_MS, Request};
 
 use super::event::{Event, LanePurpose, Proof};
 use super::ranges::Ranges;
-use super::types::{ConnectionName, LaneKey, SendNo, Seq};
+use super::types::{ConnectionName, InstanceId, LaneKey, SendNo, Seq};
 
 /// The projection of the whole log.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -54,6 +56,9 @@ pub struct Outbox {
     /// Replay jobs in full. Stands behind everything else in a checkpoint, where there are any.
     #[serde(skip)]
     jobs: Jobs,
+    /// Who owns which lane, where the log is shared. Stands behind the jobs in a checkpoint, where there is anything.
+    #[serde(skip)]
+    owners: Owners,
 }
 
 /// One connection: its lanes and its books.
@@ -157,6 +162,28 @@ pub enum FoldError {
     /// A replay job that is not under way.
     #[error("replay {0} is not under way")]
     NoSuchReplay(u64),
+    /// An instance that has not joined, or has left.
+    #[error("instance {0} has not joined, or has left")]
+    NoSuchInstance(InstanceId),
+    /// Another has taken the lane since.
+    #[error("term {term} of lane {lane} can't begin or end: the last one is {known}")]
+    NotTheTerm {
+        /// The lane.
+        lane: LaneKey,
+        /// The term that was asked for.
+        term: u64,
+        /// The lane's last term.
+        known: u64,
+    },
+    /// The lane is another instance's.
+    #[error("lane {0} is not owned by this instance")]
+    NotOwner(LaneKey),
+    /// What one instance does for all is done by another one.
+    #[error("another instance does the work that one does for all")]
+    NotLeader,
+    /// An instance speaks for itself only.
+    #[error("instance {0} speaks for itself only")]
+    NotYours(InstanceId),
 }
 
 /// As a lane's endpoint: it had a session, which is another's now. No server is called so.
@@ -212,6 +239,16 @@ impl Outbox {
     /// The same outbox with these replay jobs, which a checkpoint holds beside it.
     pub fn with_jobs(self, jobs: Jobs) -> Outbox {
         Outbox { jobs, ..self }
+    }
+
+    /// Who owns which lane, where the log is shared.
+    pub fn owners(&self) -> &Owners {
+        &self.owners
+    }
+
+    /// The same outbox with these owners, which a checkpoint holds beside it.
+    pub fn with_owners(self, owners: Owners) -> Outbox {
+        Outbox { owners, ..self }
     }
 
     /// Sessions of the listener's publishers that outlive their connections, by their keys.
@@ -372,6 +409,9 @@ impl Outbox {
             Event::Received { client, packet_id, at } => self.publishers.received(seq, client, *packet_id, *at),
             Event::ReleasedIn { client, packet_id, at } => self.publishers.released(client, *packet_id, *at),
             Event::Audit { .. } => {}
+            Event::InstanceJoined { .. } | Event::InstanceLeft { .. } | Event::LaneTaken { .. } | Event::LaneLeft { .. } => {
+                self.owners.fold(seq, event);
+            }
         }
         Ok(seq)
     }
@@ -448,7 +488,17 @@ impl Outbox {
             | Event::Received { .. }
             | Event::ReleasedIn { .. }
             | Event::Audit { .. } => Ok(()),
+            Event::LaneTaken { lane, .. } => lane_of(lane).and_then(|_| self.owners.check(event)),
+            Event::InstanceJoined { .. } | Event::InstanceLeft { .. } | Event::LaneLeft { .. } => self.owners.check(event),
         }
+    }
+
+    /// Whether `instance` may say this, on a shared log: see [`owners`](Owners). Beside [`Outbox::check`], which asks whether it fits.
+    ///
+    /// # Errors
+    /// Says whose it would be.
+    pub fn check_from(&self, instance: InstanceId, event: &Event) -> Result<(), FoldError> {
+        self.owners.check_from(instance, event)
     }
 
     /// A generation begins at [`Outbox::next`]. To be called before the checkpoint that opens it is taken.

@@ -200,7 +200,12 @@ impl Salvage {
             | Event::EpochBumped { .. }
             | Event::Received { .. }
             | Event::ReleasedIn { .. }
-            | Event::Audit { .. } => {}
+            | Event::Audit { .. }
+            // A repaired store is one machine's.
+            | Event::InstanceJoined { .. }
+            | Event::InstanceLeft { .. }
+            | Event::LaneTaken { .. }
+            | Event::LaneLeft { .. } => {}
         }
     }
 

@@ -41,6 +41,9 @@ pub enum CommitError {
     /// A fault in Tidings: the events do not fit the log.
     #[error("internal fault, please report it: {0}")]
     DoesNotFit(#[from] FoldError),
+    /// Shared log: it is another instance's to say. Nothing of it was recorded.
+    #[error("nothing of this was recorded: {0}")]
+    NotOwner(FoldError),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] AppendError),
@@ -55,6 +58,7 @@ impl CommitError {
             CommitError::Overloaded => "overloaded",
             CommitError::Stopped => "stopping",
             CommitError::DoesNotFit(_) => "internal",
+            CommitError::NotOwner(_) => "not_owner",
             CommitError::Store(error) => error.code(),
         }
     }

@@ -9,6 +9,8 @@
 //!                           └─ publish the progress, answer every waiter with Committed
 //! ```
 //!
+//! Where other instances append to the same log, the append can be overtaken, and the batch is admitted anew: see `shared`.
+//!
 //! There is no timer: while one commit syncs, the next forms (`overlap`). A request is never torn: its events are in one commit.
 //!
 //! [`Committed`] is the proof that what it holds is durable. Only the committer can make one; what may leave the process (an accept, a
@@ -22,6 +24,7 @@ mod pin;
 mod proof;
 mod recover;
 mod retain;
+mod shared;
 mod space;
 mod stepped;
 
@@ -43,6 +46,7 @@ use overlap::{InFlight, Seen};
 pub use pin::{BACKUP_HOLDS, Begun};
 pub use proof::Committed;
 pub use recover::{RecoverError, decode_checkpoint, encode_checkpoint, recover};
+pub use shared::{start_shared, stepped_shared};
 use space::Held;
 pub use stepped::{Stepped, stepped};
 
@@ -83,13 +87,18 @@ pub struct Limits {
 /// # Errors
 /// [`RecoverError::Thread`] if the system gives no thread.
 pub fn start(log: Box<dyn EventLog>, outbox: Outbox, limits: Limits, metrics: Arc<Metrics>) -> Result<LogHandle, RecoverError> {
-    let (handle, mut committer) = build(log, outbox, limits, metrics);
+    let (handle, committer) = build(log, outbox, limits, metrics);
+    run_on_a_thread(committer)?;
+    Ok(handle)
+}
+
+fn run_on_a_thread(mut committer: Committer) -> Result<(), RecoverError> {
     let runtime = tokio::runtime::Handle::current();
     std::thread::Builder::new()
         .name("committer".into())
         .spawn(move || committer.run(&runtime))
-        .map_err(|error| RecoverError::Thread(error.to_string()))?;
-    Ok(handle)
+        .map(drop)
+        .map_err(|error| RecoverError::Thread(error.to_string()))
 }
 
 fn build(log: Box<dyn EventLog>, outbox: Outbox, limits: Limits, metrics: Arc<Metrics>) -> (LogHandle, Committer) {
@@ -126,6 +135,7 @@ fn build(log: Box<dyn EventLog>, outbox: Outbox, limits: Limits, metrics: Arc<Me
         carry_again: None,
         pin: None,
         too_heavy: None,
+        shared: None,
         reader: Arc::clone(&handle.reader),
     };
     committer.count_awaited();
@@ -163,6 +173,8 @@ struct Committer {
     pin: Option<pin::Pin>,
     /// What was too much to be carried.
     too_heavy: Option<retain::TooHeavy>,
+    /// Where other instances append to the log as well.
+    shared: Option<Box<shared::Shared>>,
     reader: Arc<dyn LogReader>,
 }
 
@@ -181,6 +193,8 @@ struct Batch {
     places: Vec<OwnedSemaphorePermit>,
     /// So many of the events are in the log's hands already.
     prepared: usize,
+    /// Where the log is shared: each waiter's request, to be admitted anew.
+    again: Vec<shared::Again>,
 }
 
 impl Batch {
@@ -278,11 +292,15 @@ impl Committer {
             self.refuse(append, CommitError::Stopped);
             return Ok(());
         }
+        let again = self.shared.is_some().then(|| shared::Again::of(&append));
         if let Some(known) = known_request(&self.outbox, &append.events) {
             let same_body = dedupe_of(&append.events).is_some_and(|dedupe| dedupe.body == known.body);
             match same_body {
                 // Answered after the commit: the first request may be in this very batch.
-                true => batch.waiters.push((append.reply, Appended::Known(known))),
+                true => {
+                    batch.waiters.push((append.reply, Appended::Known(known)));
+                    batch.again.extend(again);
+                }
                 false => self.refuse(append, CommitError::Conflict),
             }
             return Ok(());
@@ -309,6 +327,10 @@ impl Committer {
             }
             return Err(append);
         }
+        if let Some(error) = self.not_its_own(&append.events) {
+            self.refuse(append, error);
+            return Ok(());
+        }
         if let Some(error) = append.events.iter().find_map(|event| self.outbox.check(event).err()) {
             tracing::error!(%error, "events that do not fit the log were not appended: a fault in Tidings");
             self.refuse(append, error.into());
@@ -332,6 +354,7 @@ impl Committer {
         }
         batch.bytes += append.bytes;
         batch.waiters.push((append.reply, Appended::New { first, last: Seq(self.outbox.next().0 - 1), resent }));
+        batch.again.extend(again);
         batch.events.extend(append.events);
         batch.places.extend(append.place);
         Ok(())
@@ -341,6 +364,9 @@ impl Committer {
     fn commit(&mut self, batch: Batch) {
         if batch.waiters.is_empty() {
             return;
+        }
+        if self.shared.is_some() {
+            return self.commit_shared(batch);
         }
         let result = match batch.events.is_empty() {
             // What is known from a commit that has failed since is not.
@@ -393,7 +419,10 @@ impl Committer {
         let result = catch_unwind(AssertUnwindSafe(|| act(log.as_mut(), outbox)))
             .unwrap_or_else(|_| Err(AppendError::Io("the store panicked; its message is in the log".into())));
         result.map_err(|error| {
-            self.fail(&error.to_string());
+            // Where that is possible, it is no failure: nothing has happened.
+            if !matches!(error, AppendError::Overtaken) {
+                self.fail(&error.to_string());
+            }
             error.into()
         })
     }
@@ -436,6 +465,7 @@ impl Committer {
     }
 
     fn tick(&mut self) {
+        self.follow();
         if self.with_log(|log, _| log.tick()).is_ok() {
             self.try_held();
             self.retain();

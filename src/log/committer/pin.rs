@@ -63,6 +63,10 @@ impl Committer {
 
     /// Begins a new generation, so that all before it stands still, and holds what there is.
     fn begin_backup(&mut self) -> Result<Begun, CommitError> {
+        if self.shared.is_some() {
+            let reason = "the log is shared by several instances, and is copied by the means of what it is kept in";
+            return Err(CommitError::Full(reason.into()));
+        }
         let id = getrandom::u64().map_err(|error| CommitError::Store(super::AppendError::Io(format!("no random number: {error}"))))?;
         let log = self.log.as_ref().ok_or(CommitError::Stopped)?;
         if log.generations().last().is_some_and(|newest| newest.first == log.next_seq()) {

@@ -1,6 +1,6 @@
 //! Recovery: log → outbox at the start.
 
-use crate::core::outbox::{FoldError, Jobs, Outbox};
+use crate::core::outbox::{FoldError, Jobs, Outbox, Owners};
 use crate::core::types::Seq;
 use crate::log::{Checkpoint, Opened, ReadError};
 
@@ -78,19 +78,27 @@ pub fn decode_checkpoint(checkpoint: &Checkpoint) -> Result<Outbox, RecoverError
     if outbox.next() != checkpoint.next {
         return Err(unreadable(format!("it says that the next event is {}", outbox.next())));
     }
-    // Where there were no replay jobs nothing follows.
-    let jobs: Jobs = match rest {
-        [] => Jobs::default(),
-        rest => postcard::from_bytes(rest).map_err(|error| unreadable(format!("its replay jobs: {error}")))?,
+    // Where there were no replay jobs nothing follows, and where nobody owns a lane nothing follows these.
+    let (jobs, rest) = match rest {
+        [] => (Jobs::default(), rest),
+        rest => postcard::take_from_bytes::<Jobs>(rest).map_err(|error| unreadable(format!("its replay jobs: {error}")))?,
     };
-    Ok(outbox.with_jobs(jobs))
+    let owners = match rest {
+        [] => Owners::default(),
+        rest => postcard::from_bytes(rest).map_err(|error| unreadable(format!("the owners of its lanes: {error}")))?,
+    };
+    Ok(outbox.with_jobs(jobs).with_owners(owners))
 }
 
 /// The outbox as bytes, as it goes into a checkpoint.
 pub fn encode_checkpoint(outbox: &Outbox) -> Vec<u8> {
     let mut bytes = postcard::to_stdvec(&(CHECKPOINT_VERSION, outbox)).expect("an outbox is plain data and memory is there");
-    if !outbox.jobs().is_empty() {
+    let has_owners = !outbox.owners().is_empty();
+    if has_owners || !outbox.jobs().is_empty() {
         bytes.extend(postcard::to_stdvec(outbox.jobs()).expect("jobs are plain data and memory is there"));
+    }
+    if has_owners {
+        bytes.extend(postcard::to_stdvec(outbox.owners()).expect("owners are plain data and memory is there"));
     }
     bytes
 }

@@ -38,7 +38,8 @@ impl Committer {
     /// Drops the oldest generations when nothing in them is needed and they are past their retention, or space is short: reports to come are
     /// worth more than the history of those that are delivered. What is left in the oldest is carried forward first.
     pub(super) fn retain(&mut self) {
-        if self.is_pinned() {
+        // Of a shared log nothing is dropped by one who may not know all of it.
+        if self.is_pinned() || self.shared.is_some() {
             return;
         }
         if self.is_tight(0) {

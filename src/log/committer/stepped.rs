@@ -23,10 +23,14 @@ pub struct Stepped {
 /// A committer that works when it is told to, and the way to it.
 pub fn stepped(log: Box<dyn EventLog>, outbox: Outbox, limits: Limits, metrics: Arc<Metrics>) -> (LogHandle, Stepped) {
     let (handle, committer) = build(log, outbox, limits, metrics);
-    (handle, Stepped { committer: Some(committer), later: VecDeque::new() })
+    (handle, Stepped::of(committer))
 }
 
 impl Stepped {
+    pub(super) fn of(committer: Committer) -> Stepped {
+        Stepped { committer: Some(committer), later: VecDeque::new() }
+    }
+
     /// Takes one command, and all that waits behind it, into one commit, as the thread does. False if nothing waits, or it has been stopped.
     pub fn step(&mut self) -> bool {
         let Some(committer) = &mut self.committer else { return false };
@@ -56,6 +60,13 @@ impl Stepped {
         if let Some(committer) = &mut self.committer {
             committer.tick();
             self.let_carry();
+        }
+    }
+
+    /// Where the log is shared: reads what others have appended, which the thread does all the time.
+    pub fn follow(&mut self) {
+        if let Some(committer) = &mut self.committer {
+            committer.follow();
         }
     }
 

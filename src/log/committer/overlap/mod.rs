@@ -93,7 +93,7 @@ impl Committer {
     pub(super) fn run(&mut self, runtime: &tokio::runtime::Handle) {
         let mut last_tick = Instant::now();
         loop {
-            let turn = self.next_turn(runtime, TICK.saturating_sub(last_tick.elapsed()));
+            let turn = self.next_turn(runtime, self.patience(TICK.saturating_sub(last_tick.elapsed())));
             self.is_busy_since(Some(Instant::now()));
             let stop = match turn {
                 Turn::Take(command) => self.take(command),
@@ -102,7 +102,10 @@ impl Committer {
                     self.begin();
                     None
                 }
-                Turn::Idle => None,
+                Turn::Idle => {
+                    self.follow();
+                    None
+                }
                 Turn::Gone => Some(None),
             };
             if let Some(reply) = stop {
@@ -170,7 +173,8 @@ impl Committer {
     /// Begins to make durable what has formed. Nothing may be in flight.
     pub(super) fn begin(&mut self) {
         let batch = std::mem::take(&mut self.forming);
-        if batch.events.is_empty() {
+        // An append that can be overtaken is tried until it is not, with nothing behind it.
+        if batch.events.is_empty() || self.shared.is_some() {
             return self.commit(batch);
         }
         let started = Instant::now();
