@@ -94,7 +94,7 @@ pub fn start_shared(
     Ok(handle)
 }
 
-/// As [`stepped`](super::stepped), on a log that is shared.
+/// As [`stepped`](super::stepped()), on a log that is shared.
 pub fn stepped_shared(
     log: Box<dyn EventLog>,
     outbox: Outbox,
