@@ -14,6 +14,13 @@ impl SharedStore for Disk {
     }
 }
 
+#[cfg(feature = "jetstream")]
+impl SharedStore for OnServers {
+    fn open_shared(&self) -> Opened {
+        super::super::jetstream_log::tests::beside(&self.0)
+    }
+}
+
 fn events_of(pages: &[Arc<Page>]) -> Vec<Event> {
     pages.iter().flat_map(|page| page.events.iter().cloned()).collect()
 }
@@ -22,7 +29,7 @@ fn who_has_not_read_everything_is_overtaken_and_nothing_is_stored(store: &dyn Sh
     let (mut first, mut second) = (store.open_shared().log, store.open_shared().log);
     assert!(first.is_shared() && second.is_shared());
     append(&mut *first, &reports(1..=3));
-    let reader = second.reader();
+    let reader = first.reader();
     for _ in 0..2 {
         assert!(matches!(second.append(&reports(90..=95), &next_send), Err(AppendError::Overtaken)));
         assert_eq!(second.next_seq(), Seq(1), "it has read nothing by that");
@@ -126,6 +133,10 @@ macro_rules! shared_claims {
     ($($claim:ident),* $(,)?) => {
         mod memory {
             $(#[test] fn $claim() { super::$claim(&super::Disk::new(64 << 20)) })*
+        }
+        #[cfg(feature = "jetstream")]
+        mod jetstream {
+            $(#[test] fn $claim() { super::$claim(&super::OnServers::fresh()) })*
         }
     };
 }

@@ -64,7 +64,7 @@ fn a_second_instance_is_told_who_is_at_work() {
 }
 
 /// Opens the store though others have it.
-fn beside(options: &Options) -> Opened {
+pub(in crate::log) fn beside(options: &Options) -> Opened {
     super::open::open(options.clone(), super::open::Purpose::Beside).unwrap_or_else(|error| panic!("{error}"))
 }
 
