@@ -66,6 +66,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             LOG_HANDLE,
             "log::EventLog",
             "log::AppendError",
+            "log::Begun",
             "log::Generation",
             "log::LogReader",
             "log::Space",
