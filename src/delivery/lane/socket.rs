@@ -121,14 +121,17 @@ impl Lane<'_> {
         let Connection::Open(socket) = &mut self.connection else { return Ok(()) };
         let mut packets = Vec::new();
         let broken = loop {
+            // What can't be read is gone afterwards.
+            let hint = socket.hint();
             match codec::read(self.protocol, &mut socket.arrived) {
-                Ok(Some(packet)) => packets.push(packet),
+                Ok(Some(packet)) => {
+                    socket.is_heard = true;
+                    packets.push(packet);
+                }
                 Ok(None) => break None,
-                Err(error) => break Some(error),
+                Err(error) => break Some(format!("{error}{hint}")),
             }
         };
-        socket.is_heard |= !packets.is_empty();
-        let broken = broken.map(|error| format!("{error}{}", socket.hint()));
         if !packets.is_empty() {
             self.give(Input::Received(packets)).await?;
         }
