@@ -26,6 +26,7 @@
 //! | `sled_log` | the log on disk |
 //! | `jetstream_log` | the log on several machines, over NATS JetStream |
 //! | `memory_log` | the log for tests |
+//! | `page`, `error` | pages as readers see them; why something failed |
 //! | `page_cache` | decoded pages, for readers |
 //! | `committer` | group commit, the outbox, `Committed` |
 //! | `sizes` | how large the parts of a store are, by the space that it has |
@@ -33,9 +34,11 @@
 pub mod committer;
 
 pub mod codec;
+mod error;
 #[cfg(feature = "jetstream")]
 pub mod jetstream_log;
 pub mod memory_log;
+mod page;
 mod page_cache;
 pub mod sizes;
 pub mod sled_log;
@@ -45,15 +48,13 @@ mod conformance;
 #[cfg(test)]
 mod samples;
 
-use std::borrow::Cow;
 use std::fmt;
-use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::core::content::Content;
 use crate::core::event::Event;
 use crate::core::types::{LaneKey, Millis, SendNo, Seq};
-use codec::RawPage;
+pub use error::{AppendError, OpenError, ReadError};
+pub use page::{AnyPage, Glimpse, Page, Seen};
 use sizes::Sizes;
 
 /// The random id of a store: stands in every page, so that no payload can pose as one, and in every MQTT client id.
@@ -260,107 +261,6 @@ pub enum Urgency {
     LastResort,
 }
 
-/// One page of the log, decoded.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Page {
-    /// The position of the first event.
-    pub first: Seq,
-    /// The events, in order, without gaps.
-    pub events: Vec<Event>,
-    /// For each lane that has a send in this page: its next send number before the page.
-    pub sends: Vec<(LaneKey, SendNo)>,
-}
-
-impl Page {
-    /// The position of the last event.
-    pub fn last(&self) -> Seq {
-        Seq(self.first.0 + self.events.len() as u64 - 1)
-    }
-
-    /// The event at `seq`, if it is in this page.
-    pub fn get(&self, seq: Seq) -> Option<&Event> {
-        self.events.get(usize::try_from(seq.0.checked_sub(self.first.0)?).ok()?)
-    }
-}
-
-/// One page of the log, in whichever form there is of it.
-#[derive(Debug, Clone)]
-pub enum AnyPage {
-    /// Decoded: it was committed just now, or somebody has looked for something in it.
-    Decoded(Arc<Page>),
-    /// As it is stored.
-    Raw(Arc<RawPage>),
-}
-
-/// What of an event is seen without decoding it.
-#[derive(Debug)]
-pub enum Seen<'a> {
-    /// An `Accepted`, and its lane.
-    Accepted(&'a LaneKey),
-    /// Anything else.
-    Other(&'a Event),
-}
-
-impl AnyPage {
-    /// The position of the first event.
-    pub fn first(&self) -> Seq {
-        match self {
-            AnyPage::Decoded(page) => page.first,
-            AnyPage::Raw(page) => page.first,
-        }
-    }
-
-    /// The position of the last event.
-    pub fn last(&self) -> Seq {
-        match self {
-            AnyPage::Decoded(page) => page.last(),
-            AnyPage::Raw(page) => Seq(page.first.0 + page.count() as u64 - 1),
-        }
-    }
-
-    /// For each lane that has a send in this page: its next send number before the page.
-    pub fn sends(&self) -> &[(LaneKey, SendNo)] {
-        match self {
-            AnyPage::Decoded(page) => &page.sends,
-            AnyPage::Raw(page) => &page.sends,
-        }
-    }
-
-    /// The event at `seq`, if it is in this page.
-    pub fn see(&self, seq: Seq) -> Option<Seen<'_>> {
-        match self {
-            AnyPage::Decoded(page) => page.get(seq).map(|event| match event {
-                Event::Accepted(accepted) => Seen::Accepted(&accepted.lane),
-                other => Seen::Other(other),
-            }),
-            AnyPage::Raw(page) => page.see(seq),
-        }
-    }
-
-    /// What the delivery is sent with that is accepted at `seq`, or was carried forward to there.
-    pub fn content(&self, seq: Seq) -> Option<Content<'_>> {
-        match self {
-            AnyPage::Decoded(page) => match page.get(seq)? {
-                Event::Accepted(accepted) => Some(Content::from(accepted.as_ref())),
-                Event::Carried(carried) => Some(Content::from(&carried.accepted)),
-                _ => None,
-            },
-            AnyPage::Raw(page) => page.content(seq).or_else(|| match page.see(seq)? {
-                Seen::Other(Event::Carried(carried)) => Some(Content::from(&carried.accepted)),
-                _ => None,
-            }),
-        }
-    }
-
-    /// The event at `seq`, if it is in this page and can be decoded.
-    pub fn get(&self, seq: Seq) -> Option<Cow<'_, Event>> {
-        match self {
-            AnyPage::Decoded(page) => page.get(seq).map(Cow::Borrowed),
-            AnyPage::Raw(page) => page.decode(seq).map(Cow::Owned),
-        }
-    }
-}
-
 /// Reads the log from any thread.
 pub trait LogReader: Send + Sync {
     /// The page that holds `seq`, or none if `seq` has not been written (durably) yet.
@@ -393,183 +293,4 @@ pub trait LogReader: Send + Sync {
 
     /// The generation that holds `seq`: its first event, and the time of its newest event if nothing will be added to it any more.
     fn generation(&self, seq: Seq) -> Option<(Seq, Option<Millis>)>;
-}
-
-/// What a page says about itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Glimpse {
-    /// The position of its first event.
-    pub first: Seq,
-    /// The position of its last event.
-    pub last: Seq,
-    /// What its events are about.
-    pub index: codec::Index,
-}
-
-/// Why an append failed.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum AppendError {
-    /// The disk failed, or is full. Nothing of this commit is accepted, and the log is dead until a restart.
-    #[error("writing to the store failed: {0}; nothing of this request was accepted. Look at the disk (space, health), then restart")]
-    Io(String),
-    /// The events can't be stored: a single one is larger than the format allows.
-    #[error("an event of {size} bytes is larger than the store takes ({limit} bytes)")]
-    TooLarge {
-        /// Its encoded size in bytes.
-        size: usize,
-        /// The limit in bytes.
-        limit: usize,
-    },
-    /// The log is shared, and others have appended to it first: catch up, and try again.
-    #[error("another instance appended first; nothing of this was stored")]
-    Overtaken,
-}
-
-/// Why a read failed.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ReadError {
-    /// The generation was deleted: the delivery is done and past its retention.
-    #[error("event {0} is past the retention and no longer stored")]
-    Gone(Seq),
-    /// What is stored is not what was written.
-    #[error("the store is damaged at event {seq}: {what}. Stop the service, copy the store away, then see the runbook")]
-    Damaged {
-        /// Where.
-        seq: Seq,
-        /// What is wrong.
-        what: String,
-    },
-    /// The disk failed.
-    #[error("reading the store failed: {0}")]
-    Io(String),
-}
-
-/// Why a store could not be opened. But for [`OpenError::NotShown`], nothing has been changed when this is returned.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// Another process has it.
-    #[error("the store {path} is in use by another process{holder}; stop that one, or choose another `store.path`")]
-    Locked {
-        /// The store.
-        path: PathBuf,
-        /// ` (pid 123)` if known.
-        holder: String,
-    },
-    /// A newer release wrote it.
-    #[error(
-        "the store {path} has format {found} (so says `identity` in it), and this release of Tidings knows formats up to {known}; \
-         run the release that wrote it, or restore a backup made before the upgrade"
-    )]
-    Newer {
-        /// The store.
-        path: PathBuf,
-        /// Its version.
-        found: u32,
-        /// The newest version known here.
-        known: u32,
-    },
-    /// The folder holds something else.
-    #[error("{path} is not a Tidings store: {what}; choose an empty or new folder as `store.path`")]
-    NotAStore {
-        /// The folder.
-        path: PathBuf,
-        /// What was found.
-        what: String,
-    },
-    /// Something that was accepted is missing or unreadable.
-    #[error(
-        "the store {path} is damaged: {what}. Nothing was opened or changed. Copy the folder away before anything else, then see the runbook"
-    )]
-    Damaged {
-        /// The store.
-        path: PathBuf,
-        /// What and where.
-        what: String,
-    },
-    /// The raw files held all that was accepted, and the database does not show it. Here, and only here, it has been opened.
-    #[error(
-        "the store {path} does not show what it holds: {what}. All that was accepted was found in its raw files before they were opened. \
-         Copy the folder away before anything else, then see the runbook"
-    )]
-    NotShown {
-        /// The store.
-        path: PathBuf,
-        /// What and where.
-        what: String,
-    },
-    /// The disk failed, is full, or denies access.
-    #[error("opening the store {path} failed: {what}; look at the disk (space, health, rights), then start again")]
-    Io {
-        /// The store.
-        path: PathBuf,
-        /// What failed.
-        what: String,
-    },
-    /// The servers that keep it don't answer, or refuse.
-    #[error("the store {store} can't be opened: {what}; look at the servers (`nats server report jetstream`), then start again")]
-    Unreachable {
-        /// The stream and its servers.
-        store: String,
-        /// What failed.
-        what: String,
-    },
-    /// Another instance is at work on the stream.
-    #[error("the store {store} is in use by instance {holder}; stop that one, or choose another `store.stream`")]
-    InUse {
-        /// The stream and its servers.
-        store: String,
-        /// Who.
-        holder: String,
-    },
-    /// The stream, or its bucket, is not what was made for it.
-    #[error("the store {store} is not what Tidings makes: {what}")]
-    NotAStream {
-        /// The stream and its servers.
-        store: String,
-        /// What was found, and what would be right.
-        what: String,
-    },
-    /// Something that was accepted is missing from the stream.
-    #[error("the store {store} is damaged: {what}. Nothing was changed. Back the stream up before anything else (`nats stream backup`)")]
-    StreamDamaged {
-        /// The stream and its servers.
-        store: String,
-        /// What and where.
-        what: String,
-    },
-}
-
-impl AppendError {
-    /// Stable name for metrics, logs and HTTP bodies.
-    pub fn code(&self) -> &'static str {
-        match self {
-            AppendError::Io(_) => "store_failed",
-            AppendError::TooLarge { .. } => "too_large",
-            AppendError::Overtaken => "overtaken",
-        }
-    }
-}
-
-impl ReadError {
-    /// Stable name for metrics, logs and HTTP bodies.
-    pub fn code(&self) -> &'static str {
-        match self {
-            ReadError::Gone(_) => "gone",
-            ReadError::Damaged { .. } => "store_damaged",
-            ReadError::Io(_) => "store_failed",
-        }
-    }
-}
-
-impl OpenError {
-    /// Stable name for logs.
-    pub fn code(&self) -> &'static str {
-        match self {
-            OpenError::Locked { .. } | OpenError::InUse { .. } => "store_locked",
-            OpenError::Newer { .. } => "store_newer",
-            OpenError::NotAStore { .. } | OpenError::NotAStream { .. } => "not_a_store",
-            OpenError::Damaged { .. } | OpenError::NotShown { .. } | OpenError::StreamDamaged { .. } => "store_damaged",
-            OpenError::Io { .. } | OpenError::Unreachable { .. } => "store_failed",
-        }
-    }
 }

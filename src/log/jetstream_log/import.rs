@@ -9,9 +9,8 @@
 //! from then on. Memory is bounded by a page of either side.
 
 use super::open::{self, Purpose};
-use super::{EventLog, JetStreamLog, Mark, Options, Part, known};
+use super::{EventLog, JetStreamLog, Options, Part, known};
 use crate::core::types::{LaneKey, SendNo, Seq};
-use crate::log::codec::Kind;
 use crate::log::committer::{RecoverError, encode_checkpoint, recover};
 use crate::log::{AppendError, LogReader, OpenError, Opened, ReadError};
 
@@ -118,15 +117,7 @@ impl JetStreamLog {
 
     /// Makes a store of it.
     fn finish(mut self, checkpoint: &[u8]) -> Result<(), AppendError> {
-        let (mark, _): (Mark, u64) = self.put_checkpoint(Kind::Checkpoint, checkpoint)?;
-        let written = *self.shared.parts().last().expect("there is always one that is written");
-        self.change(move |state| {
-            known(state, written);
-            if state.checkpoints.iter().all(|kept| kept.id != mark.id) {
-                state.mark(mark.clone());
-            }
-            state.clean = true;
-        })?;
+        self.leave_clean(checkpoint)?;
         let (bucket, identity) = (self.bucket.clone(), self.identity.clone());
         self.done(async move { bucket.create("identity", &identity).await?.map(|_| ()).ok_or("another store was begun there".to_owned()) })
     }

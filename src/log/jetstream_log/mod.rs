@@ -285,6 +285,19 @@ impl JetStreamLog {
         })
     }
 
+    /// Leaves the checkpoint with which the next start has to read nothing else, and says so.
+    fn leave_clean(&mut self, checkpoint: &[u8]) -> Result<(), AppendError> {
+        let (mark, _) = self.put_checkpoint(Kind::Checkpoint, checkpoint)?;
+        let written = *self.shared.parts().last().expect("there is always one that is written");
+        self.change(move |state| {
+            known(state, written);
+            if state.checkpoints.iter().all(|kept| kept.id != mark.id) {
+                state.mark(mark.clone());
+            }
+            state.clean = true;
+        })
+    }
+
     /// Puts a checkpoint as of the next position into the bucket. Returns where it is, and its size.
     fn put_checkpoint(&mut self, kind: Kind, checkpoint: &[u8]) -> Result<(Mark, u64), AppendError> {
         let next = self.next_seq();
@@ -479,15 +492,7 @@ impl EventLog for JetStreamLog {
         self.check()?;
         // A stop has its limit; without a checkpoint the next start takes a little longer.
         self.patience = self.patience.min(CLOSING);
-        let (mark, _) = self.put_checkpoint(Kind::Checkpoint, checkpoint)?;
-        let written = *self.shared.parts().last().expect("there is always one that is written");
-        self.change(move |state| {
-            known(state, written);
-            if state.checkpoints.iter().all(|kept| kept.id != mark.id) {
-                state.mark(mark.clone());
-            }
-            state.clean = true;
-        })
+        self.leave_clean(checkpoint)
     }
 }
 
