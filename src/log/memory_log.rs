@@ -19,11 +19,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::codec::{Encoder, Index, Limits, parse};
 use super::{
-    AppendError, Checkpoint, EventLog, Generation, Glimpse, LastStop, LogReader, OpenError, Opened, Page, ReadError, Space, StoreId,
-    Urgency,
+    AppendError, Checkpoint, EventLog, Generation, Glimpse, Health, LastStop, LogReader, OpenError, Opened, Page, Peers, ReadError, Space,
+    StoreId, Urgency,
 };
 use crate::core::event::Event;
-use crate::core::types::{LaneKey, Millis, SendNo, Seq};
+use crate::core::types::{InstanceId, LaneKey, Millis, SendNo, Seq};
 
 /// Pages are cut as on disk, with the default segments.
 const SEGMENT_SIZE: usize = 8 << 20;
@@ -43,6 +43,7 @@ struct Content {
     is_open: bool,
     /// So many logs are open on it that know of each other.
     shared_by: usize,
+    beats: BTreeMap<InstanceId, u64>,
     free: u64,
     /// Whether there is room for another commit.
     has_room: bool,
@@ -78,6 +79,7 @@ impl Disk {
             is_copy: false,
             is_open: false,
             shared_by: 0,
+            beats: BTreeMap::new(),
             free: 1 << 40,
             has_room: true,
             appends_left: None,
@@ -119,6 +121,26 @@ impl Disk {
     fn content(&self) -> MutexGuard<'_, Content> {
         // A test that panicked while it held the lock has left whole values behind.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Peers for Disk {
+    fn put_beat(&self, instance: InstanceId, beat: u64) -> Result<(), String> {
+        self.content().beats.insert(instance, beat);
+        Ok(())
+    }
+
+    fn beats(&self) -> Result<BTreeMap<InstanceId, u64>, String> {
+        Ok(self.content().beats.clone())
+    }
+
+    fn forget_beat(&self, instance: InstanceId) -> Result<(), String> {
+        self.content().beats.remove(&instance);
+        Ok(())
+    }
+
+    fn health(&self) -> Option<Health> {
+        None
     }
 }
 
@@ -221,6 +243,10 @@ impl EventLog for MemoryLog {
 
     fn is_shared(&self) -> bool {
         self.unread.is_some()
+    }
+
+    fn peers(&self) -> Option<Arc<dyn Peers>> {
+        self.unread.map(|_| Arc::new(self.disk.clone()) as Arc<dyn Peers>)
     }
 
     fn catch_up(&mut self) -> Result<Vec<Arc<Page>>, AppendError> {

@@ -27,6 +27,7 @@
 //! | `jetstream_log` | the log on several machines, over NATS JetStream |
 //! | `memory_log` | the log for tests |
 //! | `page`, `error` | pages as readers see them; why something failed |
+//! | `peers` | what a shared log offers beside its events |
 //! | `page_cache` | decoded pages, for readers |
 //! | `committer` | group commit, the outbox, `Committed` |
 //! | `sizes` | how large the parts of a store are, by the space that it has |
@@ -40,6 +41,7 @@ pub mod jetstream_log;
 pub mod memory_log;
 mod page;
 mod page_cache;
+mod peers;
 pub mod sizes;
 pub mod sled_log;
 
@@ -55,6 +57,7 @@ use crate::core::event::Event;
 use crate::core::types::{LaneKey, Millis, SendNo, Seq};
 pub use error::{AppendError, OpenError, ReadError};
 pub use page::{AnyPage, Glimpse, Page, Seen};
+pub use peers::{Health, PATIENCE as PEERS_PATIENCE, Peers, Replica};
 use sizes::Sizes;
 
 /// The random id of a store: stands in every page, so that no payload can pose as one, and in every MQTT client id.
@@ -86,6 +89,11 @@ pub trait EventLog: Send {
     /// As [`EventLog::append`].
     fn catch_up(&mut self) -> Result<Vec<Arc<Page>>, AppendError> {
         Ok(Vec::new())
+    }
+
+    /// What a shared log offers beside its events; none of a log that is not shared.
+    fn peers(&self) -> Option<Arc<dyn Peers>> {
+        None
     }
 
     /// Appends all of `events`, or none, and returns the last position once they are durable.

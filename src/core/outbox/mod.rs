@@ -31,7 +31,7 @@ use serde::{Deserialize, Serialize};
 
 pub use backlog::{Apart, Backlog, WhyApart};
 pub use lane::{Dead, Lane, Moved, Waiting};
-pub use owners::{Owner, Owners};
+pub use owners::{Member, Owner, Owners};
 use publishers::Publishers;
 pub use publishers::{PublishKey, PublisherSession, RECENT_PER_CONNECTION, RecentPublishes};
 pub use replays::{ENDED_KEPT, Job, JobEnd, Jobs, REPLAY_PROPERTY, job_name, job_named};

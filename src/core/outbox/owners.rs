@@ -42,14 +42,24 @@ use serde::{Deserialize, Serialize};
 
 use super::FoldError;
 use crate::core::event::Event;
-use crate::core::types::{InstanceId, LaneKey, Seq};
+use crate::core::types::{InstanceId, LaneKey, Millis, Seq};
 
 /// The members, and what they own.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Owners {
-    /// Since which event each has been there.
-    members: BTreeMap<InstanceId, Seq>,
+    members: BTreeMap<InstanceId, Member>,
     lanes: BTreeMap<LaneKey, Owner>,
+}
+
+/// An instance that has joined.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// The event since which it has been there.
+    pub since: Seq,
+    /// When that was, by its own clock.
+    pub joined_at: Millis,
+    /// What people call it.
+    pub name: String,
 }
 
 /// Whose a lane is.
@@ -72,6 +82,11 @@ impl Owners {
         self.members.keys().copied()
     }
 
+    /// What is known of one that has joined and not left.
+    pub fn member(&self, instance: InstanceId) -> Option<&Member> {
+        self.members.get(&instance)
+    }
+
     /// Whether it has joined and not left.
     pub fn is_member(&self, instance: InstanceId) -> bool {
         self.members.contains_key(&instance)
@@ -89,7 +104,7 @@ impl Owners {
 
     /// The one that does what is done once for all: it has been there longest.
     pub fn leader(&self) -> Option<InstanceId> {
-        self.members.iter().min_by_key(|(_, since)| **since).map(|(instance, _)| *instance)
+        self.members.iter().min_by_key(|(_, member)| member.since).map(|(instance, _)| *instance)
     }
 
     /// Whether an event about owners fits what came before.
@@ -117,8 +132,9 @@ impl Owners {
     /// Folds an event about owners, which fits and stands at `seq`.
     pub(super) fn fold(&mut self, seq: Seq, event: &Event) {
         match event {
-            Event::InstanceJoined { instance, .. } => {
-                self.members.entry(*instance).or_insert(seq);
+            Event::InstanceJoined { instance, name, at } => {
+                let member = || Member { since: seq, joined_at: *at, name: name.clone() };
+                self.members.entry(*instance).or_insert_with(member);
             }
             Event::InstanceLeft { instance, .. } => {
                 self.members.remove(instance);
@@ -185,7 +201,7 @@ mod tests {
     use crate::core::event::{LanePurpose, Proof};
     use crate::core::outbox::Outbox;
     use crate::core::ranges::Ranges;
-    use crate::core::types::{Millis, SendNo};
+    use crate::core::types::SendNo;
 
     const A: InstanceId = InstanceId(1);
     const B: InstanceId = InstanceId(2);

@@ -15,7 +15,7 @@ use super::proof::Committed;
 use crate::core::event::{Accepted, Event};
 use crate::core::outbox::Outbox;
 use crate::core::types::{Millis, Seq};
-use crate::log::{AnyPage, Glimpse, LogReader, Page, ReadError, StoreId};
+use crate::log::{AnyPage, Glimpse, LogReader, Page, Peers, ReadError, StoreId};
 
 /// So many requests wait in the channel at most; further ones wait outside, with a limit.
 pub(super) const QUEUE_REQUESTS: usize = 4_096;
@@ -65,6 +65,7 @@ pub struct LogHandle {
     pub(super) store_id: StoreId,
     /// The log is on other machines.
     pub(super) is_shared: bool,
+    pub(super) peers: Option<Arc<dyn Peers>>,
 }
 
 /// What waits for the committer.
@@ -240,6 +241,16 @@ impl LogHandle {
     /// The generation that holds `seq`: its first event, and the time of its newest event if nothing will be added to it any more.
     pub fn generation(&self, seq: Seq) -> Option<(Seq, Option<Millis>)> {
         self.reader.generation(seq)
+    }
+
+    /// Whether other instances append to the log as well.
+    pub fn is_shared(&self) -> bool {
+        self.is_shared
+    }
+
+    /// What a shared log offers beside its events.
+    pub fn peers(&self) -> Option<Arc<dyn Peers>> {
+        self.peers.clone()
     }
 
     /// How far the log is; changes with every commit.

@@ -104,7 +104,7 @@ fn run_on_a_thread(mut committer: Committer) -> Result<(), RecoverError> {
 fn build(log: Box<dyn EventLog>, outbox: Outbox, limits: Limits, metrics: Arc<Metrics>) -> (LogHandle, Committer) {
     let (commands, inbox) = mpsc::channel(QUEUE_REQUESTS);
     let busy = Arc::new(Busy::default());
-    let (reader, store_id, sizes, is_shared) = (log.reader(), log.store_id(), log.sizes(), log.is_shared());
+    let (reader, store_id, sizes, is_shared, peers) = (log.reader(), log.store_id(), log.sizes(), log.is_shared(), log.peers());
     let (publish, progress) = watch::channel(Progress::default());
     let handle = LogHandle {
         commands,
@@ -114,6 +114,7 @@ fn build(log: Box<dyn EventLog>, outbox: Outbox, limits: Limits, metrics: Arc<Me
         busy: Arc::clone(&busy),
         store_id,
         is_shared,
+        peers,
     };
     let mut committer = Committer {
         log: Some(log),
