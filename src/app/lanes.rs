@@ -228,7 +228,14 @@ fn lane_config(
 
 /// Runs a lane, and again if it fails or panics: trouble in one lane must not end in reports that wait for ever, and the log has all that it
 /// needs. It ends when the lane does, when the log has stopped, or when it is cut off; the lane is gone then.
-pub(super) async fn supervise(config: LaneConfig, around: Surroundings, mut cut: watch::Receiver<bool>) {
+///
+/// Where the log is shared, it is cut off as soon as `kept` turns false.
+pub(super) async fn supervise(
+    config: LaneConfig,
+    around: Surroundings,
+    mut cut: watch::Receiver<bool>,
+    mut kept: Option<watch::Receiver<bool>>,
+) {
     let config = Arc::new(config);
     let mut drain = around.drain.clone();
     let mut wait = AFTER_FAILURE;
@@ -239,7 +246,7 @@ pub(super) async fn supervise(config: LaneConfig, around: Surroundings, mut cut:
         task.spawn(async move { lane::run(&lane, &around_it).await });
         let ended = tokio::select! {
             ended = task.join_next() => ended,
-            () = turned(&mut cut) => {
+            () = cut_off(&mut cut, &mut kept) => {
                 // Whoever starts the lane again must not meet it.
                 task.shutdown().await;
                 around.board.remove(&config.settings.lane);
@@ -266,6 +273,19 @@ pub(super) async fn supervise(config: LaneConfig, around: Surroundings, mut cut:
             }
         }
         wait = (wait * 2).min(AFTER_FAILURE_AT_MOST);
+    }
+}
+
+async fn cut_off(cut: &mut watch::Receiver<bool>, kept: &mut Option<watch::Receiver<bool>>) {
+    let lost = async {
+        match kept {
+            Some(kept) => _ = kept.wait_for(|kept| !kept).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = turned(cut) => {}
+        () = lost => {}
     }
 }
 

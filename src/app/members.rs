@@ -25,6 +25,7 @@ use tokio::time::{MissedTickBehavior, timeout};
 use super::StartError;
 use super::control::{self, Control};
 use super::lanes::{self, Newest, Role};
+use crate::admin::cluster::Cluster;
 use crate::core::event::{Event, LanePurpose};
 use crate::core::lease::{Leases, Step};
 use crate::core::outbox::Owners;
@@ -58,6 +59,10 @@ pub(super) struct Member {
     started: Instant,
     /// Whether it does what is done once for all.
     leads: Arc<watch::Sender<bool>>,
+    /// Whether the others hear of it.
+    kept: Arc<watch::Sender<bool>>,
+    /// What it knows, for whoever shows it.
+    shown: Arc<watch::Sender<Option<Cluster>>>,
 }
 
 /// What is known of a connection.
@@ -76,7 +81,9 @@ impl Member {
     /// An instance that has not joined yet.
     pub(super) fn new(me: InstanceId, name: String, peers: Arc<dyn Peers>) -> Member {
         let leases = Arc::new(Mutex::new(Leases::new(me)));
-        Member { me, name, peers, leases, started: Instant::now(), leads: Arc::new(watch::channel(false).0) }
+        let (leads, kept) = (Arc::new(watch::channel(false).0), Arc::new(watch::channel(false).0));
+        let shown = Arc::new(watch::channel(None).0);
+        Member { me, name, peers, leases, started: Instant::now(), leads, kept, shown }
     }
 
     fn clock(&self) -> Millis {
@@ -93,6 +100,47 @@ impl Member {
         self.leads.subscribe()
     }
 
+    /// Whether the others hear of it; what it runs ends when this turns false.
+    pub(super) fn kept(&self) -> watch::Receiver<bool> {
+        self.kept.subscribe()
+    }
+
+    /// Says when the others do not hear of it any more, whatever else is being waited for, until it is dropped.
+    pub(super) async fn look_at_lease(self) {
+        let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            look.tick().await;
+            let is_kept = self.leases().is_kept(self.clock());
+            if self.kept.send_if_modified(|kept| std::mem::replace(kept, is_kept) != is_kept) && !is_kept {
+                tracing::warn!(
+                    "the others do not hear of this instance, because the store's servers do not answer: its lanes stop, and other instances take them"
+                );
+            }
+        }
+    }
+
+    /// What it knows of the others; changes as it hears of them.
+    pub(super) fn shown(&self) -> watch::Receiver<Option<Cluster>> {
+        self.shown.subscribe()
+    }
+
+    fn show(&self, owners: Option<&Owners>) {
+        let leases = self.leases();
+        let mut known =
+            Cluster { instance: self.me, name: self.name.clone(), heard: BTreeMap::new(), is_kept: leases.is_kept(self.clock()) };
+        self.shown.send_if_modified(|shown| {
+            known.heard = match owners {
+                Some(owners) => owners.members().map(|instance| (instance, leases.is_live(instance))).collect(),
+                None => shown.take().map(|shown| shown.heard).unwrap_or_default(),
+            };
+            let known = Some(known);
+            let is_new = *shown != known;
+            *shown = known;
+            is_new
+        });
+    }
+
     /// Is heard of, and hears of others, until it is dropped.
     pub(super) async fn beat(self, log: LogHandle) {
         let mut look = tokio::time::interval(LOOK);
@@ -101,9 +149,14 @@ impl Member {
             look.tick().await;
             let (begun, member) = (self.clock(), self.clone());
             let heard = tokio::task::spawn_blocking(move || member.speak_and_listen(begun)).await;
-            let Ok(Some(beats)) = heard else { continue };
-            let Ok(Ok(owners)) = timeout(ANSWER, log.ask(|outbox| outbox.owners().clone())).await else { continue };
-            self.leases().look(self.clock(), &beats, &owners.into_inner());
+            let owners = match timeout(ANSWER, log.ask(|outbox| outbox.owners().clone())).await {
+                Ok(Ok(owners)) => Some(owners.into_inner()),
+                _ => None,
+            };
+            if let (Ok(Some(beats)), Some(owners)) = (heard, &owners) {
+                self.leases().look(self.clock(), &beats, owners);
+            }
+            self.show(owners.as_ref());
         }
     }
 
@@ -145,17 +198,7 @@ impl Control {
     /// Makes what runs here agree with what the log says, and says in the log what is to change.
     pub(super) async fn look_after_lanes(&mut self) {
         let Some(member) = self.member.clone() else { return };
-        if !member.leases().is_kept(member.clock()) {
-            let at_work = self.pools.keys();
-            if !at_work.is_empty() {
-                tracing::warn!(
-                    lanes = at_work.len(),
-                    "the others do not hear of this instance, because the store's servers do not answer: its lanes stop, and another instance takes them"
-                );
-            }
-            for lane in at_work {
-                self.pools.cut(&lane).await;
-            }
+        if !*member.kept().borrow() {
             member.leads.send_if_modified(|leads| std::mem::take(leads));
             return;
         }

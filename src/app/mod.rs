@@ -148,6 +148,10 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let (moves, asked_moves) = mpsc::channel(admin::moves::WAITING);
     let (repairs, asked_repairs) = mpsc::channel(admin::repairs::WAITING);
     let admin = Admin::new(log.clone(), Arc::clone(&board), Arc::clone(&metrics), shown, moves, stop.clone());
+    let admin = match &member {
+        Some(member) => admin.with_cluster(member.shown()),
+        None => admin,
+    };
     let admin = Arc::new(admin.with_listener(bound.as_ref().map(|bound| bound.address)));
     let backups = admin::backups::routes(log.clone(), store::folder(&config));
     let app = http::routes(ingest, http::Limits::default()).merge(admin::routes(Arc::clone(&admin))).merge(backups);
@@ -184,6 +188,8 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let mut beating = JoinSet::new();
     if let Some(member) = &member {
         beating.spawn(member.clone().beat(log.clone()));
+        beating.spawn(member.clone().look_at_lease());
+        pools = pools.while_kept(member.kept());
     }
     let control = Control {
         config,

@@ -29,6 +29,8 @@ pub(super) struct Pools {
     board: Arc<Board>,
     metrics: Arc<Metrics>,
     notices: watch::Receiver<Option<NoticeTo>>,
+    /// Where the log is shared: false when all lanes have to stop at once.
+    kept: Option<watch::Receiver<bool>>,
     at_work: BTreeMap<ConnectionName, Pool>,
 }
 
@@ -67,7 +69,12 @@ impl Worker {
 impl Pools {
     /// Nobody is at work yet.
     pub(super) fn new(log: LogHandle, board: Arc<Board>, metrics: Arc<Metrics>, notices: watch::Receiver<Option<NoticeTo>>) -> Self {
-        Pools { log, board, metrics, notices, at_work: BTreeMap::new() }
+        Pools { log, board, metrics, notices, kept: None, at_work: BTreeMap::new() }
+    }
+
+    /// The same, whose lanes run only while the others hear of this instance.
+    pub(super) fn while_kept(self, kept: watch::Receiver<bool>) -> Self {
+        Pools { kept: Some(kept), ..self }
     }
 
     /// Puts the lanes of a connection to work. None of its lanes may be at work already.
@@ -76,7 +83,7 @@ impl Pools {
         let mut pool = Pool::default();
         // All take their places before one begins.
         let lanes: Vec<_> = lanes.into_iter().map(|lane| self.prepare(&pool, lane)).collect();
-        lanes.into_iter().for_each(|lane| pool.put(lane));
+        lanes.into_iter().for_each(|lane| pool.put(lane, self.kept.clone()));
         let before = self.at_work.insert(connection.clone(), pool);
         debug_assert!(before.is_none(), "the lanes of {connection} are at work already");
     }
@@ -89,7 +96,7 @@ impl Pools {
         }
         self.metrics.touch_connection(key.connection.as_str());
         let mut pool = self.at_work.remove(&key.connection).unwrap_or_default();
-        pool.put(self.prepare(&pool, lane));
+        pool.put(self.prepare(&pool, lane), self.kept.clone());
         self.at_work.insert(key.connection, pool);
     }
 
@@ -179,11 +186,11 @@ impl Pools {
 type Prepared = (LaneConfig, watch::Sender<bool>, Surroundings);
 
 impl Pool {
-    fn put(&mut self, (lane, drain, around): Prepared) {
+    fn put(&mut self, (lane, drain, around): Prepared, kept: Option<watch::Receiver<bool>>) {
         let (cut, told) = watch::channel(false);
         let (number, purpose, is_retired) = (lane.settings.lane.lane, lane.purpose, lane.is_retired);
         let mut task = JoinSet::new();
-        task.spawn(supervise(lane, around, told));
+        task.spawn(supervise(lane, around, told, kept));
         self.lanes.insert(number, Worker { drain, cut, purpose, is_retired, leaving: None, task });
     }
 }

@@ -8,6 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::timeout;
+
 use super::control::Control;
 use crate::admin::deliveries::story;
 use crate::admin::repairs::{Act, Decision, RepairError, Repaired, SHOWN_IDS, Which};
@@ -67,8 +69,9 @@ impl Control {
             return;
         }
         let before = Millis(now().0.saturating_sub(retention_ms));
-        let has_any = self.log.ask(move |outbox| outbox.lanes().any(|(_, lane)| lane.dead().values().any(|dead| dead.at < before))).await;
-        if !has_any.is_ok_and(|has_any| has_any.into_inner()) {
+        let asked = self.log.ask(move |outbox| outbox.lanes().any(|(_, lane)| lane.dead().values().any(|dead| dead.at < before)));
+        let has_any = timeout(LOOK_AT_DEAD, asked).await;
+        if !has_any.is_ok_and(|has_any| has_any.is_ok_and(|has_any| has_any.into_inner())) {
             return;
         }
         let (by, reason) = (DEAD_RETENTION.to_owned(), "dead for longer than store.dead_retention".to_owned());
