@@ -42,6 +42,8 @@ fn calm() -> Story {
         downgrade: false,
         expiring: 0,
         together: false,
+        claims: false,
+        takeovers: 0,
     }
 }
 
