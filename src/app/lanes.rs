@@ -213,6 +213,7 @@ fn lane_config(
         retry: RetryPolicy { initial_ms: retry.initial_ms, max_ms: retry.max_ms, attempts: retry.attempts },
         downgrade: connection.downgrade,
         packet_ids: PACKET_IDS,
+        claims: log.is_shared(),
     };
     LaneConfig {
         settings,
