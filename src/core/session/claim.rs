@@ -37,6 +37,9 @@
 //! What this costs: on 3.1.1 a retired lane's session is left to the broker's own expiry. And where the *broker* has lost its sessions, an A that connects before B leaves an
 //! empty one behind, which passes for the real one: see "What can't be known" in the [module](super).
 
+#[cfg(test)]
+mod tests;
+
 use super::Session;
 use super::link::{Link, Up};
 use crate::core::types::Millis;
