@@ -48,7 +48,7 @@ use control::{Command, Control};
 use pools::Pools;
 pub use reload::{Changes, ReloadError};
 use replaying::Replaying;
-pub use store_move::{MoveStoreError, MovedStore, move_store};
+pub use store_move::{MoveStoreError, MovedStore, move_store, move_store_back};
 
 use crate::admin::{self, Admin};
 use crate::config::Config;
