@@ -208,3 +208,26 @@ fn a_server_that_is_frozen_is_left_for_another() {
     }
     assert_eq!(read_all(&*log.reader()), reports(1..=5));
 }
+
+#[test]
+fn who_listens_hears_of_what_others_append_and_not_of_its_own() {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    let options = options();
+    let (mut a, mut b) = (opened(&options).log, opened(&options).log);
+    let heard: [Arc<AtomicU32>; 2] = Default::default();
+    for (log, heard) in [&a, &b].into_iter().zip(&heard) {
+        let heard = Arc::clone(heard);
+        log.peers().unwrap().on_growth(Box::new(move || _ = heard.fetch_add(1, Ordering::Relaxed)));
+    }
+    // Listening begins a moment later.
+    let mut next = 1;
+    wait_until("the other one is heard", || {
+        a.append(&reports(next..=next), &sends).unwrap();
+        next += 1;
+        heard[1].load(Ordering::Relaxed) > 0
+    });
+    assert_eq!(heard[0].load(Ordering::Relaxed), 0);
+    b.catch_up().unwrap();
+    b.append(&reports(next..=next), &sends).unwrap();
+    wait_until("the first one hears, too", || heard[0].load(Ordering::Relaxed) > 0);
+}
