@@ -127,8 +127,8 @@ fn intake(status: &Status) -> Option<Reason> {
     if cluster.is_kept {
         return None;
     }
-    let message = format!("{} can't write to the log: it refuses reports, and others take its lanes", cluster.name);
-    let detail = "look at the network between it and the servers that hold the log; send reports to another instance".to_owned();
+    let message = format!("{} can't write to the log and refuses reports; others take its lanes if they can", cluster.name);
+    let detail = "look at the network between it and the servers that hold the log, and whether another instance does better".to_owned();
     Some(Reason { detail: Some(detail), ..Reason::new("cut_off", message) })
 }
 
