@@ -342,6 +342,7 @@ fn every_link_into_the_runbook_leads_to_a_section() {
         ("ops/zuul.md", "](runbook.md#"),
         ("ops/installing.md", "](runbook.md#"),
         ("ops/metrics.md", "](runbook.md#"),
+        ("ops/cluster.md", "](runbook.md#"),
     ] {
         let text = text_of(document);
         for target in text.split(link).skip(1).map(|rest| rest.split(')').next().unwrap_or_default()) {
