@@ -24,7 +24,7 @@ fn cluster() -> Value {
 
 /// A door before a service with two lanes; what it says of the cluster, if anything, and whether lane 1 is at another.
 fn start(tidings: &Tidings) -> (Door, Arc<Mutex<Option<Value>>>) {
-    let said = Arc::new(Mutex::new(None));
+    let said: Arc<Mutex<Option<Value>>> = Arc::default();
     let (address, saying) = (tidings.address(), Arc::clone(&said));
     let door = Door::before(address, move |asked| {
         let cluster = saying.lock().unwrap().clone().filter(|_| asked.path == "/v1/status")?;
