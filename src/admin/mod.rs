@@ -23,6 +23,7 @@
 
 pub mod audit;
 pub mod backups;
+pub mod cluster;
 pub mod deliveries;
 pub mod events;
 pub mod health;
@@ -45,6 +46,7 @@ use axum::Router;
 use axum::routing::{get, post};
 use tokio::sync::{mpsc, watch};
 
+use cluster::Cluster;
 use history::History;
 use settings::Settings;
 
@@ -62,6 +64,8 @@ pub struct Admin {
     moves: mpsc::Sender<moves::Ask>,
     /// Where MQTT publishers connect.
     listener: Option<SocketAddr>,
+    /// What is known of the other instances; none where the log is this service's own.
+    cluster: watch::Receiver<Option<Cluster>>,
     started: Instant,
     /// True once the service has been told to stop.
     stopping: watch::Receiver<bool>,
@@ -82,12 +86,19 @@ impl Admin {
         stopping: watch::Receiver<bool>,
     ) -> Self {
         let (started, scraping, history) = (Instant::now(), Mutex::new(()), History::new());
-        Admin { log, board, metrics, settings, moves, listener: None, started, stopping, scraping, history }
+        // Its sender is gone: it says none for good.
+        let cluster = watch::channel(None).1;
+        Admin { log, board, metrics, settings, moves, listener: None, cluster, started, stopping, scraping, history }
     }
 
     /// And at this listener.
     pub fn with_listener(self, listener: Option<SocketAddr>) -> Self {
         Admin { listener, ..self }
+    }
+
+    /// And at the other instances over the same log.
+    pub fn with_cluster(self, cluster: watch::Receiver<Option<Cluster>>) -> Self {
+        Admin { cluster, ..self }
     }
 }
 

@@ -11,22 +11,24 @@
 //! So a second SIGHUP finds what the first has made of it, a move never meets a reload halfway, and nobody starts a lane that is at work already.
 //! A stop waits for the one thing under way, which sees that the service stops and comes to an end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
 use super::StartError;
 use super::certificates::{self, Certificates};
 use super::lanes::{self, Newest};
+use super::members::{self, Member};
 use super::pools::Pools;
 use super::reload::{Changes, ReloadError};
 use super::repairing;
 use crate::admin::moves::Ask;
 use crate::admin::repairs;
 use crate::admin::settings::Settings;
-use crate::config::{Config, GapNotice};
+use crate::config::{Config, ConnectionConfig, GapNotice};
 use crate::core::notice::NoticeTo;
 use crate::core::types::{ConnectionName, LaneKey};
 use crate::ingest::routing::{InForce, Routing};
@@ -64,6 +66,12 @@ pub(super) struct Control {
     pub(super) notices: watch::Sender<Option<NoticeTo>>,
     /// True once the service stops.
     pub(super) stopping: watch::Receiver<bool>,
+    /// Who this is among others, where the log is shared.
+    pub(super) member: Option<Member>,
+    /// And that it is heard of.
+    pub(super) beating: JoinSet<()>,
+    /// Lanes that finish what is in flight, to be given up.
+    pub(super) leaving: BTreeSet<LaneKey>,
 }
 
 impl Control {
@@ -79,8 +87,12 @@ impl Control {
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut look_at_dead = tokio::time::interval(repairing::LOOK_AT_DEAD);
         look_at_dead.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut look_at_lanes = tokio::time::interval(members::LOOK);
+        look_at_lanes.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let is_shared = self.member.is_some();
         loop {
             tokio::select! {
+                _ = look_at_lanes.tick(), if is_shared => self.look_after_lanes().await,
                 _ = look.tick() => certificates.look(&self.config),
                 _ = look_at_dead.tick() => self.discard_old_dead_letters().await,
                 command = commands.recv() => match command {
@@ -92,7 +104,12 @@ impl Control {
                         let _ = reply.send(self.replay_lane(&connection).await);
                     }
                     Some(Command::Stop { reply }) => {
-                        let _ = reply.send(self.pools.stop_all().await);
+                        let is_in_time = self.pools.stop_all().await;
+                        self.beating.shutdown().await;
+                        if let Some(member) = &self.member {
+                            member.leave(&self.log).await;
+                        }
+                        let _ = reply.send(is_in_time);
                         return;
                     }
                     None => return,
@@ -113,8 +130,17 @@ impl Control {
         // The set that reports are bound to now, whatever a reload that was given up has left behind.
         let Some(span) = self.routing.current().await.lanes.span(name) else { return Ok(()) };
         let newest = Newest { connection: name.clone(), span, replaced: None };
-        let lanes = lanes::to_run(connection, &self.config.retry, &newest, &self.log).await?;
-        self.pools.start(name, lanes);
+        self.start_lanes_of(&connection.clone(), &newest).await
+    }
+
+    /// Puts the lanes of a connection to work: all of them, or those that are this instance's.
+    pub(super) async fn start_lanes_of(&mut self, connection: &ConnectionConfig, newest: &Newest) -> Result<(), StartError> {
+        if self.member.is_some() {
+            self.look_after_lanes().await;
+            return Ok(());
+        }
+        let lanes = lanes::to_run(connection, &self.config.retry, newest, &self.log).await?;
+        self.pools.start(&connection.name, lanes);
         Ok(())
     }
 
@@ -122,8 +148,9 @@ impl Control {
     pub(super) async fn replay_lane(&mut self, name: &ConnectionName) -> Result<Option<LaneKey>, StartError> {
         let Some(connection) = self.config.connections.iter().find(|connection| connection.name == *name) else { return Ok(None) };
         let key = lanes::replay(name, &self.log).await?;
-        if !self.pools.has_replay_lane(name) {
-            let lane = lanes::replay_lane(connection, &self.config.retry, &self.log, key.clone());
+        // Where the log is shared it is taken like any other.
+        if self.member.is_none() && !self.pools.has_replay_lane(name) {
+            let lane = lanes::replay_lane(connection, &self.config.retry, &self.log, &key);
             self.pools.add_replay_lane(name, lane);
         }
         Ok(Some(key))

@@ -45,22 +45,44 @@ pub(super) struct Newest {
     pub(super) replaced: Option<LaneSet>,
 }
 
+/// What was known is not any more: where several instances make lanes at once, one of them is first, and the others look again.
+const TRIES: u32 = 10;
+
 /// Makes sure that a connection has a set of as many lanes as it is to have. Once this returns the set is durable, so reports may be bound to it.
 pub(super) async fn newest(connection: &ConnectionConfig, log: &LogHandle) -> Result<Newest, StartError> {
     let name = connection.name.clone();
     let count = NonZeroU32::new(connection.workers).ok_or_else(|| StartError::Internal(format!("connection {name} has no lanes")))?;
-    let asked = name.clone();
-    let known = log.ask(move |outbox| {
-        let connection = outbox.connections().get(&asked)?;
-        Some((connection.newest_set(LanePurpose::Fresh), connection.next_lane()))
-    });
-    let (set, first) = known.await?.into_inner().unwrap_or_default();
-    if let Some(set) = set.filter(|set| set.count == connection.workers) {
-        return Ok(Newest { connection: name, span: LaneSpan { first: set.first, count }, replaced: None });
-    }
-    let (count_of_lanes, purpose) = (connection.workers, LanePurpose::Fresh);
-    log.record(vec![Event::LanesChanged { connection: name.clone(), first, count: count_of_lanes, purpose, at: now() }]).await?;
+    let (set, first) = made(&name, LanePurpose::Fresh, count, log, |set| set.count == count.get()).await?;
     Ok(Newest { connection: name, span: LaneSpan { first, count }, replaced: set })
+}
+
+/// Makes sure that a connection has a set for this purpose that fits. Returns the first lane of the newest one, and the set that it has just followed.
+async fn made(
+    name: &ConnectionName,
+    purpose: LanePurpose,
+    count: NonZeroU32,
+    log: &LogHandle,
+    fits: impl Fn(&LaneSet) -> bool,
+) -> Result<(Option<LaneSet>, u32), StartError> {
+    let mut tries = 0;
+    loop {
+        let asked = name.clone();
+        let known = log.ask(move |outbox| {
+            let connection = outbox.connections().get(&asked)?;
+            Some((connection.newest_set(purpose), connection.next_lane()))
+        });
+        let (set, first) = known.await?.into_inner().unwrap_or_default();
+        if let Some(set) = set.filter(&fits) {
+            return Ok((None, set.first));
+        }
+        let made = Event::LanesChanged { connection: name.clone(), first, count: count.get(), purpose, at: now() };
+        tries += 1;
+        match log.record(vec![made]).await {
+            Ok(_) => return Ok((set, first)),
+            Err(CommitError::DoesNotFit(_)) if log.is_shared() && tries < TRIES => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 /// A replay lane has so much on the wire at most: by so many packets a fresh report can be late.
@@ -68,60 +90,76 @@ const REPLAY_WINDOW: u16 = 16;
 
 /// The lane of a connection that replays run on; made if there is none. Once this returns it is durable. One, so that replays keep their order.
 pub(super) async fn replay(name: &ConnectionName, log: &LogHandle) -> Result<LaneKey, StartError> {
-    let asked = name.clone();
-    let known = log.ask_in_order(move |outbox| {
-        let connection = outbox.connections().get(&asked);
-        (connection.and_then(|known| known.newest_set(LanePurpose::Replay)), connection.map_or(0, Connection::next_lane))
-    });
-    let (set, first) = known.await?.into_inner();
-    let lane = set.map_or(first, |set| set.first);
-    if set.is_none() {
-        let purpose = LanePurpose::Replay;
-        log.record(vec![Event::LanesChanged { connection: name.clone(), first, count: 1, purpose, at: now() }]).await?;
-    }
+    let (_, lane) = made(name, LanePurpose::Replay, NonZeroU32::MIN, log, |_| true).await?;
     Ok(LaneKey { connection: name.clone(), lane })
 }
 
-/// The replay lane of a connection, if it is to run: it has something to deliver, or will have.
+/// A replay lane of a connection, if it is to run: it has something to deliver, or will have.
 fn replay_to_run(connection: &Connection, is_replaying: bool) -> Option<u32> {
     let lane = connection.newest_set(LanePurpose::Replay)?.first;
     let has_pending = connection.lanes.get(&lane).is_some_and(|lane| lane.pending() > 0);
     (has_pending || is_replaying).then_some(lane)
 }
 
-/// A replay lane as it runs.
-pub(super) fn replay_lane(connection: &ConnectionConfig, retry: &RetryConfig, log: &LogHandle, key: LaneKey) -> LaneConfig {
-    let mut lane = lane_config(connection, retry, log, key, None, false);
-    lane.purpose = LanePurpose::Replay;
-    lane.settings.window_5 = lane.settings.window_5.min(REPLAY_WINDOW);
-    lane.settings.window_3_1_1 = lane.settings.window_3_1_1.min(REPLAY_WINDOW);
+/// A lane that is to run, and as what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Role {
+    /// Its number.
+    pub(super) number: u32,
+    /// See [`LaneConfig::purpose`].
+    pub(super) purpose: LanePurpose,
+    /// See [`LaneConfig::after`].
+    pub(super) after: Option<u32>,
+    /// See [`LaneConfig::is_retired`].
+    pub(super) is_retired: bool,
+}
+
+/// The lanes of a connection that are to run: those of its newest set, which is `newest`, and those of older sets that have something to deliver, or a
+/// session to leave behind; and the one for replays, if there is something to replay.
+pub(super) fn roles(known: &Connection, newest: LaneSpan, replaced: Option<LaneSet>, is_replaying: bool) -> Vec<Role> {
+    let older = older_lanes(known, newest.first, replaced);
+    // What an operator has given back to an older lane is out of its order anyway: nobody waits for it.
+    let after = older.iter().any(|(.., holds_up)| *holds_up).then_some(newest.first);
+    let purpose = LanePurpose::Fresh;
+    let older = older.into_iter().map(|(number, first, _)| Role { number, purpose, after: Some(first), is_retired: true });
+    let fresh = (newest.first..newest.first + newest.count.get()).map(|number| Role { number, purpose, after, is_retired: false });
+    let replay = replay_to_run(known, is_replaying);
+    let replay = replay.map(|number| Role { number, purpose: LanePurpose::Replay, after: None, is_retired: false });
+    older.chain(fresh).chain(replay).collect()
+}
+
+/// A lane as it runs.
+pub(super) fn in_role(role: Role, connection: &ConnectionConfig, retry: &RetryConfig, log: &LogHandle) -> LaneConfig {
+    let key = LaneKey { connection: connection.name.clone(), lane: role.number };
+    let mut lane = lane_config(connection, retry, log, key, role.after, role.is_retired);
+    if role.purpose == LanePurpose::Replay {
+        lane.purpose = LanePurpose::Replay;
+        lane.settings.window_5 = lane.settings.window_5.min(REPLAY_WINDOW);
+        lane.settings.window_3_1_1 = lane.settings.window_3_1_1.min(REPLAY_WINDOW);
+    }
     lane
 }
 
-/// The lanes of a connection that are to run: those of its newest set, and those of older sets that have something to deliver, or a
-/// session to leave behind; and the one for replays, if there is something to replay.
+/// The replay lane of a connection as it runs.
+pub(super) fn replay_lane(connection: &ConnectionConfig, retry: &RetryConfig, log: &LogHandle, key: &LaneKey) -> LaneConfig {
+    let role = Role { number: key.lane, purpose: LanePurpose::Replay, after: None, is_retired: false };
+    in_role(role, connection, retry, log)
+}
+
+/// As [`roles`], asked of the log, as they run.
 pub(super) async fn to_run(
     connection: &ConnectionConfig,
     retry: &RetryConfig,
     newest: &Newest,
     log: &LogHandle,
 ) -> Result<Vec<LaneConfig>, StartError> {
-    let (name, first, replaced) = (connection.name.clone(), newest.span.first, newest.replaced);
-    let asked = name.clone();
+    let (name, span, replaced) = (connection.name.clone(), newest.span, newest.replaced);
     let known = log.ask(move |outbox| {
-        let known = outbox.connections().get(&asked)?;
-        Some((older_lanes(known, first, replaced), replay_to_run(known, !outbox.replays().is_empty())))
+        let known = outbox.connections().get(&name)?;
+        Some(roles(known, span, replaced, !outbox.replays().is_empty()))
     });
-    let (older, replay) = known.await?.into_inner().unwrap_or_default();
-    let replay = replay.map(|number| replay_lane(connection, retry, log, LaneKey { connection: name.clone(), lane: number }));
-    let lane = |number: u32, after: Option<u32>, is_retired: bool| {
-        let key = LaneKey { connection: name.clone(), lane: number };
-        lane_config(connection, retry, log, key, after, is_retired)
-    };
-    // What an operator has given back to an older lane is out of its order anyway: nobody waits for it.
-    let after = older.iter().any(|(.., holds_up)| *holds_up).then_some(first);
-    let older = older.iter().map(|(number, first, _)| lane(*number, Some(*first), true));
-    Ok(older.chain((first..first + newest.span.count.get()).map(|number| lane(number, after, false))).chain(replay).collect())
+    let roles = known.await?.into_inner().unwrap_or_default();
+    Ok(roles.into_iter().map(|role| in_role(role, connection, retry, log)).collect())
 }
 
 /// Lanes of the sets before the one that begins with `newest`, each with the first number of its set: those with a backlog, and those of the set
@@ -175,6 +213,7 @@ fn lane_config(
         retry: RetryPolicy { initial_ms: retry.initial_ms, max_ms: retry.max_ms, attempts: retry.attempts },
         downgrade: connection.downgrade,
         packet_ids: PACKET_IDS,
+        claims: log.is_shared(),
     };
     LaneConfig {
         settings,
@@ -190,7 +229,14 @@ fn lane_config(
 
 /// Runs a lane, and again if it fails or panics: trouble in one lane must not end in reports that wait for ever, and the log has all that it
 /// needs. It ends when the lane does, when the log has stopped, or when it is cut off; the lane is gone then.
-pub(super) async fn supervise(config: LaneConfig, around: Surroundings, mut cut: watch::Receiver<bool>) {
+///
+/// Where the log is shared, it is cut off as soon as `kept` turns false.
+pub(super) async fn supervise(
+    config: LaneConfig,
+    around: Surroundings,
+    mut cut: watch::Receiver<bool>,
+    mut kept: Option<watch::Receiver<bool>>,
+) {
     let config = Arc::new(config);
     let mut drain = around.drain.clone();
     let mut wait = AFTER_FAILURE;
@@ -201,7 +247,7 @@ pub(super) async fn supervise(config: LaneConfig, around: Surroundings, mut cut:
         task.spawn(async move { lane::run(&lane, &around_it).await });
         let ended = tokio::select! {
             ended = task.join_next() => ended,
-            () = turned(&mut cut) => {
+            () = cut_off(&mut cut, &mut kept) => {
                 // Whoever starts the lane again must not meet it.
                 task.shutdown().await;
                 around.board.remove(&config.settings.lane);
@@ -228,6 +274,19 @@ pub(super) async fn supervise(config: LaneConfig, around: Surroundings, mut cut:
             }
         }
         wait = (wait * 2).min(AFTER_FAILURE_AT_MOST);
+    }
+}
+
+async fn cut_off(cut: &mut watch::Receiver<bool>, kept: &mut Option<watch::Receiver<bool>>) {
+    let lost = async {
+        match kept {
+            Some(kept) => _ = kept.wait_for(|kept| !kept).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = turned(cut) => {}
+        () = lost => {}
     }
 }
 

@@ -17,6 +17,7 @@
 //! | [`replaying`] | what was delivered is delivered again |
 //! | [`listener`] | the MQTT listener's place: bound first, served once the store is open |
 //! | [`lanes`] | which lanes a connection has, and that each of them runs |
+//! | [`members`] | which of them run here, where several instances share a log |
 //! | [`pools`] | the lanes at work, and how they stop |
 //! | [`store_move`] | a store moves from a folder to servers |
 //! | [`store`] | which log is opened, and how |
@@ -27,6 +28,7 @@ mod control;
 mod files;
 mod lanes;
 mod listener;
+mod members;
 mod moving;
 mod pools;
 mod reload;
@@ -35,7 +37,7 @@ mod replaying;
 mod store;
 mod store_move;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,6 +47,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 use control::{Command, Control};
+use members::Member;
 use pools::Pools;
 pub use reload::{Changes, ReloadError};
 use replaying::Replaying;
@@ -129,7 +132,7 @@ pub struct Running {
 pub async fn start(config: Config) -> Result<Running, StartError> {
     let bound = listener::bind(&config)?;
     let metrics = Arc::new(Metrics::new());
-    let log = store::open(&config, control::limits(&config), &metrics).await?;
+    let (log, member) = store::open(&config, control::limits(&config), &metrics).await?;
     let mut newest = Vec::with_capacity(config.connections.len());
     for connection in &config.connections {
         newest.push(lanes::newest(connection, &log).await?);
@@ -145,6 +148,10 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let (moves, asked_moves) = mpsc::channel(admin::moves::WAITING);
     let (repairs, asked_repairs) = mpsc::channel(admin::repairs::WAITING);
     let admin = Admin::new(log.clone(), Arc::clone(&board), Arc::clone(&metrics), shown, moves, stop.clone());
+    let admin = match &member {
+        Some(member) => admin.with_cluster(member.shown()),
+        None => admin,
+    };
     let admin = Arc::new(admin.with_listener(bound.as_ref().map(|bound| bound.address)));
     let backups = admin::backups::routes(log.clone(), store::folder(&config));
     let app = http::routes(ingest, http::Limits::default()).merge(admin::routes(Arc::clone(&admin))).merge(backups);
@@ -166,7 +173,8 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let http = tokio::spawn(server::serve_behind(door, listener, app, server::Limits::default(), shutdown));
     let (notices, notified) = watch::channel(control::notice_to(&config, &newest));
     let mut pools = Pools::new(log.clone(), Arc::clone(&board), Arc::clone(&metrics), notified);
-    for (connection, newest) in config.connections.iter().zip(&newest) {
+    // Where the log is shared they are taken, one by one.
+    for (connection, newest) in config.connections.iter().zip(&newest).filter(|_| member.is_none()) {
         pools.start(&connection.name, lanes::to_run(connection, &config.retry, newest, &log).await?);
     }
     let (store, commit_hangs) = (config.store.place(), store::commit_hangs(&config));
@@ -175,7 +183,14 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let (commands, told) = mpsc::channel(control::COMMANDS);
     let files = read_files(&config).await;
     let (control, stopping_replays) = (commands.clone(), stop.clone());
-    let replaying = Replaying { log: log.clone(), metrics: Arc::clone(&metrics), lives, control, stopping: stopping_replays };
+    let leads = member.as_ref().map(Member::leads);
+    let replaying = Replaying { log: log.clone(), metrics: Arc::clone(&metrics), lives, control, leads, stopping: stopping_replays };
+    let mut beating = JoinSet::new();
+    if let Some(member) = &member {
+        beating.spawn(member.clone().beat(log.clone()));
+        beating.spawn(member.clone().look_at_lease());
+        pools = pools.while_kept(member.kept());
+    }
     let control = Control {
         config,
         files,
@@ -187,6 +202,9 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         pools,
         notices,
         stopping: stop,
+        member,
+        beating,
+        leaving: BTreeSet::new(),
     };
     let mut tasks = JoinSet::new();
     tasks.spawn(control.run(told, asked_moves, asked_repairs));

@@ -64,6 +64,7 @@ impl Control {
         if is_configured && !self.pools.stop(std::slice::from_ref(&from)).await {
             tracing::warn!("what is in flight was not acknowledged in time; it is moved, and may have arrived");
         }
+        self.take_over(std::slice::from_ref(&from)).await.map_err(|error| failed(&Done::default(), &error))?;
         let mut done = Done::default();
         let handover = Handover { from: from.clone(), to: to.clone(), by };
         let outcome = self.move_all(&handover, &mut done).await;

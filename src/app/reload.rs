@@ -155,9 +155,9 @@ impl Control {
         }
         let to_start = |newest: &&Newest| changes.added.contains(&newest.connection) || changes.changed.contains(&newest.connection);
         for newest in newest.iter().filter(to_start) {
-            let Some(connection) = self.config.connections.iter().find(|connection| connection.name == newest.connection) else { continue };
-            let lanes = lanes::to_run(connection, &self.config.retry, newest, &self.log).await?;
-            self.pools.start(&newest.connection, lanes);
+            let known = self.config.connections.iter().find(|connection| connection.name == newest.connection).cloned();
+            let Some(connection) = known else { continue };
+            self.start_lanes_of(&connection, newest).await?;
         }
         self.audit(&what).await;
         Ok(changes)

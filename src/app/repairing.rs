@@ -8,6 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::timeout;
+
 use super::control::Control;
 use crate::admin::deliveries::story;
 use crate::admin::repairs::{Act, Decision, RepairError, Repaired, SHOWN_IDS, Which};
@@ -63,9 +65,13 @@ impl Control {
     /// Discards dead letters that are past their retention, if there is one.
     pub(super) async fn discard_old_dead_letters(&mut self) {
         let Some(retention_ms) = self.config.store.dead_retention_ms else { return };
+        if self.member.as_ref().is_some_and(|member| !*member.leads().borrow()) {
+            return;
+        }
         let before = Millis(now().0.saturating_sub(retention_ms));
-        let has_any = self.log.ask(move |outbox| outbox.lanes().any(|(_, lane)| lane.dead().values().any(|dead| dead.at < before))).await;
-        if !has_any.is_ok_and(|has_any| has_any.into_inner()) {
+        let asked = self.log.ask(move |outbox| outbox.lanes().any(|(_, lane)| lane.dead().values().any(|dead| dead.at < before)));
+        let has_any = timeout(LOOK_AT_DEAD, asked).await;
+        if !has_any.is_ok_and(|has_any| has_any.is_ok_and(|has_any| has_any.into_inner())) {
             return;
         }
         let (by, reason) = (DEAD_RETENTION.to_owned(), "dead for longer than store.dead_retention".to_owned());
@@ -128,6 +134,10 @@ impl Control {
         }
         let connections: BTreeSet<ConnectionName> = others.difference(&replay_lanes).map(|lane| lane.connection.clone()).collect();
         let connections: Vec<ConnectionName> = connections.into_iter().collect();
+        if self.member.is_some() {
+            // Whoever looks next finds that they have something to deliver, and takes them.
+            return self.look_after_lanes().await;
+        }
         self.pools.stop(&connections).await;
         self.start_again(&connections).await;
     }
@@ -153,6 +163,7 @@ impl Control {
         if !self.pools.stop(&connections).await {
             tracing::warn!("what is in flight was not acknowledged in time, and may have arrived");
         }
+        self.take_over(&connections).await.map_err(|error| failed(&error))?;
         let chosen = match self.choose_pending(decision, &connections).await {
             Ok(choice) => Ok(Choice { skipped, ..choice }),
             Err(error) => Err(error),

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior, timeout};
 
 use super::control::Command;
 use crate::admin::deliveries::seek::{Copies, Limits, Piece, seek};
@@ -46,6 +46,9 @@ const RECORD_EVERY: Duration = Duration::from_secs(5);
 /// What could not be written is tried again after this.
 const AGAIN: Duration = Duration::from_secs(1);
 
+/// Where the log is shared, so often is looked which jobs are under way.
+const LOOK: Duration = Duration::from_millis(500);
+
 /// A rate is kept by pieces of at most so long.
 const PACE: Duration = Duration::from_millis(250);
 
@@ -56,8 +59,17 @@ pub(super) struct Replaying {
     pub(super) lives: Lives,
     /// Starts lanes.
     pub(super) control: mpsc::Sender<Command>,
+    /// Where the log is shared: whether this instance is the one that creates what is replayed.
+    pub(super) leads: Option<watch::Receiver<bool>>,
     /// True once the service stops.
     pub(super) stopping: watch::Receiver<bool>,
+}
+
+/// What comes first.
+enum Told {
+    Asked(Ask),
+    Look,
+    Stop,
 }
 
 /// A job under way. Dropped, it takes its task along.
@@ -81,34 +93,59 @@ impl Replaying {
     /// Takes up what was under way, and begins and ends jobs until the service stops.
     pub(super) async fn run(self, mut asks: mpsc::Receiver<Ask>) {
         let mut workers: BTreeMap<u64, Worker> = BTreeMap::new();
-        let under_way = self.log.ask(|outbox| outbox.replays().keys().copied().collect::<Vec<u64>>()).await;
-        for id in under_way.map(|ids| ids.into_inner()).unwrap_or_default() {
-            tracing::info!(replay = job_name(id), "a replay goes on");
-            workers.insert(id, self.begin(id));
-        }
+        self.keep_up(&mut workers).await;
         let mut stopping = self.stopping.clone();
+        let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let ask = tokio::select! {
-                ask = asks.recv() => ask,
-                _ = stopping.wait_for(|stopping| *stopping) => None,
+            let told = tokio::select! {
+                ask = asks.recv() => ask.map_or(Told::Stop, Told::Asked),
+                _ = stopping.wait_for(|stopping| *stopping) => Told::Stop,
+                _ = look.tick(), if self.leads.is_some() => Told::Look,
             };
             workers.retain(|_, worker| worker.is_at_work());
-            match ask {
-                Some(Ask::Start { wanted, reply }) => {
+            match told {
+                // Others may have begun or ended some, or another leads now.
+                Told::Look => self.keep_up(&mut workers).await,
+                Told::Asked(Ask::Start { wanted, reply }) => {
                     let outcome = self.start(*wanted, &mut workers).await;
                     // Who asked finds it by its key, or in the list.
                     let _ = reply.send(outcome);
                 }
-                Some(Ask::Cancel { id, by, reply }) => {
+                Told::Asked(Ask::Cancel { id, by, reply }) => {
                     let worker = workers.remove(&id);
                     let _ = reply.send(self.cancel(id, by, worker).await);
                 }
-                None => break,
+                Told::Stop => break,
             }
         }
         // Each sees the stop by itself.
         for (_, worker) in workers {
             worker.ended().await;
+        }
+    }
+
+    /// Whether what is replayed is created here.
+    fn leads(&self) -> bool {
+        self.leads.as_ref().is_none_or(|leads| *leads.borrow())
+    }
+
+    /// Has what is under way go on, and nothing else.
+    async fn keep_up(&self, workers: &mut BTreeMap<u64, Worker>) {
+        if !self.leads() {
+            // What one of them may be about to record is refused.
+            workers.clear();
+            return;
+        }
+        let asked = self.log.ask(|outbox| outbox.replays().keys().copied().collect::<Vec<u64>>());
+        let Ok(Ok(under_way)) = timeout(LOOK, asked).await else { return };
+        let under_way = under_way.into_inner();
+        workers.retain(|id, _| under_way.contains(id));
+        for id in under_way {
+            workers.entry(id).or_insert_with(|| {
+                tracing::info!(replay = job_name(id), "a replay goes on");
+                self.begin(id)
+            });
         }
     }
 
@@ -146,11 +183,12 @@ impl Replaying {
             let is_same = Spec::read(&known.filter).is_ok_and(|told| told.body == spec.body);
             return if is_same { Ok((false, known)) } else { Err(ReplayError::Conflict) };
         }
-        if workers.len() >= MOST_AT_ONCE {
-            return Err(ReplayError::TooMany(workers.len()));
+        let asked = self.log.ask(|outbox| (outbox.oldest_generation().unwrap_or(Seq::FIRST), outbox.replays().len())).await;
+        let (oldest, under_way) = asked.map_err(|_| ReplayError::Stopping)?.into_inner();
+        let (oldest, under_way) = (oldest.max(Seq::FIRST), under_way.max(workers.len()));
+        if under_way >= MOST_AT_ONCE {
+            return Err(ReplayError::TooMany(under_way));
         }
-        let asked = self.log.ask(|outbox| outbox.oldest_generation().unwrap_or(Seq::FIRST)).await;
-        let oldest = asked.map_err(|_| ReplayError::Stopping)?.into_inner().max(Seq::FIRST);
         spec.from = oldest.0;
         let at = now();
         let reason = spec.reason.as_deref().map(|reason| format!(" ({reason})")).unwrap_or_default();
@@ -167,7 +205,9 @@ impl Replaying {
         }
         failpoint::reach(Point::ReplayAsked);
         tracing::info!(replay = job_name(id), by, rate, "a replay has begun");
-        workers.insert(id, self.begin(id));
+        if self.leads() {
+            workers.insert(id, self.begin(id));
+        }
         let job = self.job(id).await?.ok_or(ReplayError::Stopping)?;
         self.forget_old().await;
         Ok((true, job))
@@ -406,6 +446,8 @@ impl Work {
                 Err(CommitError::Full(_)) => self.waits_for(Some("store_full")),
                 Err(CommitError::Overloaded) => {}
                 Err(CommitError::Stopped) => return Err(Ended::Told),
+                // Another instance leads now, or has recorded that the job was cancelled.
+                Err(CommitError::NotOwner(_) | CommitError::DoesNotFit(_)) if self.log.is_shared() => return Err(Ended::Told),
                 Err(error) => return Err(Ended::Failed(error.to_string())),
             }
             self.pause(AGAIN).await?;

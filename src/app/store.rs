@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::StartError;
+use super::members::Member;
 use crate::config::{Backend, Config};
 use crate::core::event::Event;
+use crate::core::types::InstanceId;
 use crate::log::committer::{self, Limits, LogHandle, now};
 use crate::log::sled_log::{Options, SledLog};
 use crate::log::{LastStop, OpenError, Opened};
@@ -32,7 +34,9 @@ pub(super) fn folder(config: &Config) -> Option<PathBuf> {
 }
 
 /// Opens and recovers the store, off the runtime's threads.
-pub(super) async fn open(config: &Config, limits: Limits, metrics: &Arc<Metrics>) -> Result<LogHandle, StartError> {
+///
+/// Where the log is shared this process is one instance of several.
+pub(super) async fn open(config: &Config, limits: Limits, metrics: &Arc<Metrics>) -> Result<(LogHandle, Option<Member>), StartError> {
     let (store, path, max_size) = (config.store.backend.clone(), config.store.path.clone(), limits.max_size);
     let opening = tokio::task::spawn_blocking(move || {
         let opened = match store {
@@ -48,14 +52,28 @@ pub(super) async fn open(config: &Config, limits: Limits, metrics: &Arc<Metrics>
         LastStop::Clean => {}
         LastStop::Unclean => tracing::warn!("the last run did not stop cleanly; everything that was accepted has been recovered"),
     }
-    let log = committer::start(opened.log, outbox, limits, Arc::clone(metrics))?;
+    let (log, member) = match opened.log.peers() {
+        None => (committer::start(opened.log, outbox, limits, Arc::clone(metrics))?, None),
+        Some(peers) => {
+            let me = getrandom::u64().map_err(|error| StartError::Internal(format!("the system gives no random numbers: {error}")))?;
+            let member = Member::new(InstanceId(me), name(), peers);
+            tracing::info!(instance = %member.me, name = member.name, "one instance of several on this log");
+            (committer::start_shared(opened.log, outbox, limits, Arc::clone(metrics), member.me)?, Some(member))
+        }
+    };
     if opened.is_copy {
         let reason = "the store's folder is a copy of another".to_owned();
         tracing::warn!("the store's folder is a copy: the broker's sessions are left to the original, and new ones are opened");
         log.record(vec![Event::EpochBumped { reason, at: now() }]).await?;
         log.adopt_copy().await?;
     }
-    Ok(log)
+    Ok((log, member))
+}
+
+/// Names this process for the people who run it.
+fn name() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("{} (pid {})", host.trim(), std::process::id())
 }
 
 #[cfg(feature = "jetstream")]
@@ -83,15 +101,9 @@ pub(super) mod remote {
             login,
             ca_certs: config.ca_certs,
             identity: config.identity.map(|identity| (identity.certfile, identity.keyfile)),
-            instance: instance(),
+            instance: super::name(),
             ..Options::new(config.servers, &config.stream, max_size)
         }
-    }
-
-    /// Names this process for the people who run it.
-    fn instance() -> String {
-        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        format!("{} (pid {})", host.trim(), std::process::id())
     }
 }
 

@@ -174,6 +174,7 @@ impl World {
             retry: RetryPolicy { initial_ms: 50, max_ms: 1_000, attempts: 3 },
             downgrade: false,
             packet_ids: self.story.packet_ids,
+            claims: false,
         }
     }
 

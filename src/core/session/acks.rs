@@ -107,10 +107,11 @@ impl Session {
     pub(super) fn on_pubrec(&mut self, now: Millis, jitter: u32, ack: Ack) -> Result<(), String> {
         match self.find(ack.packet_id) {
             Some((send, Qos::ExactlyOnce, Send::Sent)) => {
-                let is_resuming = matches!(self.link, Link::Resuming { .. });
+                // Nor does a session begin clean on a shared log.
+                let goes_on = matches!(self.link, Link::Resuming { .. }) || self.settings.claims;
                 match ack.code {
                     // In use: by this very delivery, if the session was resumed (MQTT 5.0 §4.3.3).
-                    code::ID_IN_USE if !is_resuming => {
+                    code::ID_IN_USE if !goes_on => {
                         return Err(format!("the broker has packet {} in use, from a session that should be clean", ack.packet_id));
                     }
                     0x00..=0x7f | code::ID_IN_USE => {

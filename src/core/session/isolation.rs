@@ -189,15 +189,9 @@ impl Session {
         self.isolation = Isolation::Alone { window: 1, trial };
         if blames_session {
             self.lose_session(now, "the broker hangs up at whatever is sent in the resumed session; this broker can't resume it");
-            return self.reconnect_at_once(now, Plan::Decide, true);
+            return self.reconnect_at_once(now, Plan::Decide, !self.settings.claims);
         }
-        match resumed {
-            true => {
-                self.link = Link::Resuming { up };
-                self.resume(now);
-            }
-            false => self.confirm(up),
-        }
+        self.confirm(now, up, resumed);
         if !is_in_session && self.charge(now, jitter, suspect) {
             self.suspend(now);
         }

@@ -31,9 +31,11 @@ pub(super) enum Link {
         since: Millis,
         plan: Plan,
     },
+    /// Until this append is durable. `resumed`: the session goes on then.
     Confirming {
         up: Up,
         append: u64,
+        resumed: bool,
     },
     /// Idle on purpose until then, see [`super::isolation`]; `resumed`: the session goes on.
     Probing {
@@ -56,7 +58,7 @@ pub(super) enum Link {
 pub(super) enum Plan {
     /// Decide when the time has come: resume what is in doubt, otherwise clean.
     Decide,
-    /// Connect clean and leave, so that the broker forgets.
+    /// Connect clean and leave, so that the broker forgets. Never on a shared log.
     Purge,
     /// Nothing is in doubt; the broker is to know nothing either. The session is made without asking for a clean one: on 3.1.1 that would
     /// end with its connection, and mosquitto (2.0.11) does not write sessions that began clean to its disk, on MQTT 5 either.
@@ -85,8 +87,9 @@ pub(super) struct Up {
 
 impl Session {
     pub(super) fn on_tick(&mut self, now: Millis, jitter: u32) {
+        let may_connect = self.may_connect() && (!self.is_draining || self.is_retiring);
         let timed_out = match &mut self.link {
-            Link::Down { retry_at, plan } if *retry_at <= now && (!self.is_draining || self.is_retiring) => {
+            Link::Down { retry_at, plan } if *retry_at <= now && may_connect => {
                 let plan = *plan;
                 self.choose_server(now);
                 self.link = Link::Opening { since: now, plan };
@@ -137,7 +140,7 @@ impl Session {
             // Until its outcome is durable a restart takes a delivery for one in flight, and needs the session that it was done in.
             Plan::Decide if !self.in_flight.is_empty() || !self.finishing.is_empty() => Plan::Resume,
             // On MQTT 5 a session ends with its DISCONNECT; on 3.1.1 it is still there.
-            Plan::Decide if self.protocol == Protocol::V311 => Plan::Purge,
+            Plan::Decide if self.protocol == Protocol::V311 && !self.settings.claims => Plan::Purge,
             Plan::Decide => Plan::Fresh { is_purged: false },
             decided => decided,
         };
@@ -167,11 +170,11 @@ impl Session {
                     *retry_at = now.plus(self.settings.retry.backoff_ms(self.kept_sessions, jitter));
                 }
             }
-            Plan::Fresh { is_purged: false } | Plan::Decide if session_present => {
+            Plan::Fresh { is_purged: false } | Plan::Decide if session_present && !self.settings.claims => {
                 // A lane that is retired leaves nothing behind, also where it never got to send.
                 self.reconnect_at_once(now, Plan::Purge, self.is_retiring);
             }
-            Plan::Fresh { .. } if session_present => {
+            Plan::Fresh { .. } if session_present && !self.settings.claims => {
                 self.kept_sessions = self.kept_sessions.saturating_add(1);
                 self.out.push_back(Output::Close);
                 self.on_closed(
@@ -185,7 +188,7 @@ impl Session {
                 self.out.push_back(Output::Note(Note::Connected { protocol: self.protocol, resumed: false, server: self.server }));
                 self.has_connected(now);
                 if !self.probe_if_suspecting(now, up, false) {
-                    self.confirm(up);
+                    self.confirm(now, up, false);
                 }
             }
             Plan::Resume if session_present => {
@@ -195,11 +198,10 @@ impl Session {
                 let is_taken_no_more = |send: &InFlight| up.manner(&send.delivery, self.settings.downgrade).is_err() || is_too_large(send);
                 if self.in_flight.values().any(is_taken_no_more) {
                     self.lose_session(now, "the broker does not take any more what it took in this session");
-                    return self.reconnect_at_once(now, Plan::Decide, true);
+                    return self.reconnect_at_once(now, Plan::Decide, !self.settings.claims);
                 }
                 if !self.probe_if_suspecting(now, up, true) {
-                    self.link = Link::Resuming { up };
-                    self.resume(now);
+                    self.confirm(now, up, true);
                 }
             }
             Plan::Resume => {
@@ -228,32 +230,52 @@ impl Session {
         }
     }
 
-    /// The log has to say which session is used before anything is published in it.
-    pub(super) fn confirm(&mut self, up: Up) {
-        self.announce(up.last_sent);
-        // It may have been asked for on an earlier connection, and still be under way.
-        self.link = match self.appends.iter().rev().find(|append| append.opened) {
-            Some(append) => Link::Confirming { up, append: append.number },
-            None => Link::Serving { up },
-        };
+    /// The log has to say which session is used before anything is published in it. `resumed`: it is the one that it says, and goes on.
+    pub(super) fn confirm(&mut self, now: Millis, up: Up, resumed: bool) {
+        if self.settings.claims {
+            return self.claim(now, up, resumed);
+        }
+        if !resumed {
+            self.announce(up.last_sent);
+            // It may have been asked for on an earlier connection, and still be under way.
+            if let Some(append) = self.appends.iter().rev().find(|append| append.opened) {
+                self.link = Link::Confirming { up, append: append.number, resumed };
+                return;
+            }
+        }
+        self.go_on(now, up, resumed);
+    }
+
+    /// Sends from now on.
+    pub(super) fn go_on(&mut self, now: Millis, up: Up, resumed: bool) {
+        if resumed {
+            self.link = Link::Resuming { up };
+            self.resume(now);
+        } else {
+            self.link = Link::Serving { up };
+        }
     }
 
     /// Says in the log which session is used from now on, unless it says so already.
     pub(super) fn announce(&mut self, now: Millis) {
         let opened = (self.epoch, Some(self.protocol), self.endpoint().to_owned(), self.settings.doubt());
-        if self.opened == opened && self.repeated.is_empty() {
-            return;
+        if self.opened != opened || !self.repeated.is_empty() {
+            self.say_opened(now, self.settings.doubt());
         }
+    }
+
+    /// Says in the log which session is used from now on, and how many sends of it may be in doubt.
+    pub(super) fn say_opened(&mut self, now: Millis, doubt: u32) {
+        self.opened = (self.epoch, Some(self.protocol), self.endpoint().to_owned(), doubt);
         self.record.events.push(Event::SessionOpened {
             lane: self.settings.lane.clone(),
             epoch: self.epoch,
             protocol: self.protocol,
             endpoint: self.endpoint().to_owned(),
-            doubt: self.settings.doubt(),
+            doubt,
             repeated: std::mem::take(&mut self.repeated).to_ranges(),
             at: now,
         });
-        self.opened = opened;
         self.append_now(now, true);
     }
 
@@ -302,8 +324,12 @@ impl Session {
         }
         if is_settled && !self.charge_aside(now, jitter) {
             self.resume_deaths = 0;
-            // At a stop the session stays, so that the next start finds what it will ask for.
-            self.reconnect_at_once(now, Plan::Decide, !self.is_draining);
+            match self.link {
+                // It is its own on this connection, and that is worth more than a new session.
+                Link::Resuming { up } if self.settings.claims => self.link = Link::Serving { up },
+                // At a stop the session stays, so that the next start finds what it will ask for.
+                _ => self.reconnect_at_once(now, Plan::Decide, !self.is_draining),
+            }
         }
     }
 
@@ -314,7 +340,9 @@ impl Session {
         self.out.push_back(Output::Note(Note::Closed));
         self.link = match self.is_draining && self.in_flight.is_empty() {
             // A session of 3.1.1 ends with a clean connection only.
-            true if self.is_retiring && self.protocol == Protocol::V311 => Link::Down { retry_at: now, plan: Plan::Purge },
+            true if self.is_retiring && self.protocol == Protocol::V311 && !self.settings.claims => {
+                Link::Down { retry_at: now, plan: Plan::Purge }
+            }
             true => Link::Stopped,
             false => Link::Down { retry_at: now, plan },
         };

@@ -27,6 +27,19 @@
 //! | Serving | a preferred server is back, and nothing is in flight any more | DISCONNECT, which ends the session | Down, at once |
 //! | any | closed, a timer | | Down, with backoff |
 //!
+//! On a shared log it is another table, for no session may be ended by who does not own the lane any more. The rest is the same:
+//!
+//! | In | On | Do | Then |
+//! |---|---|---|---|
+//! | Down | `retry_at` has come, and no append is under way | open a transport | Opening |
+//! | Opening | opened | CONNECT, to resume or to go on, never to begin anew | Greeting |
+//! | Greeting | CONNACK, unless what is in doubt has lost its session | `SessionOpened`, always | Confirming |
+//! | Confirming | durable, and something is in doubt | PUBRELs in PUBREC order, then PUBLISH with DUP in send order | Resuming |
+//! | Confirming | durable, and nothing is | | Serving |
+//! | Resuming | everything is settled | | Serving |
+//!
+//! Why, and why that is enough: [`claim`].
+//!
 //! # A send
 //! ```text
 //!   QoS 0: Sent ─ flushed ─▶ done        QoS 1: Sent ─ PUBACK ─▶ done
@@ -55,6 +68,7 @@
 
 mod acks;
 mod capability;
+mod claim;
 mod failover;
 mod isolation;
 mod link;
@@ -377,7 +391,7 @@ impl Session {
         let retry = self.queue.next_due().filter(|_| self.is_up());
         let record = self.record_due();
         let link = match &self.link {
-            Link::Down { retry_at, .. } => (!self.is_draining || self.is_retiring).then_some(*retry_at),
+            Link::Down { retry_at, .. } => (self.may_connect() && (!self.is_draining || self.is_retiring)).then_some(*retry_at),
             Link::Opening { since, .. } | Link::Greeting { since, .. } => Some(since.plus(self.settings.connect_timeout_ms)),
             Link::Confirming { up, .. } => Some(up.next_timer()),
             Link::Probing { until, is_answered: true, .. } => Some(*until),

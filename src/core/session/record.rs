@@ -87,10 +87,10 @@ impl Session {
 
     pub(super) fn on_committed(&mut self, now: Millis, resent: Vec<SendNo>) {
         let Some(effects) = self.appends.pop_front() else { return };
-        if let Link::Confirming { up, append } = &self.link
-            && *append == effects.number
+        if let Link::Confirming { up, append, resumed } = self.link
+            && append == effects.number
         {
-            self.link = Link::Serving { up: *up };
+            self.go_on(now, up, resumed);
         }
         debug_assert_eq!(effects.resents, resent.len(), "each Resent has its number");
         for send in resent {

@@ -41,6 +41,8 @@ pub struct Settings {
     /// So many packet identifiers are in use, from 1 on: [`PACKET_IDS`](crate::core::types::PACKET_IDS), which are all. With few of them they come round soon, which
     /// is what simulations want. More than [`Settings::doubt`], or a start could take two deliveries for one.
     pub packet_ids: u16,
+    /// The log is shared: a connection is claimed in it before anything is sent on it (see `claim`).
+    pub claims: bool,
 }
 
 impl Settings {

@@ -104,6 +104,11 @@ pub async fn run(config: &LaneConfig, around: &Surroundings) -> Result<(), LaneE
     let outcome = drive(config, around).await;
     match &outcome {
         Ok(()) => around.board.remove(&key),
+        Err(LaneError::Log(CommitError::NotOwner(_))) => {
+            around.turn.say(false);
+            tracing::warn!(lane = %key, "another instance owns the lane now; this one ends it");
+            around.board.remove(&key);
+        }
         Err(error) => {
             around.turn.say(false);
             tracing::error!(lane = %key, %error, "the lane has stopped; its deliveries stay in the log");

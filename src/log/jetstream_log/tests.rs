@@ -8,6 +8,8 @@ use super::*;
 use crate::log::samples::{report, with_payload};
 use crate::log::{Checkpoint, LastStop, ReadError};
 
+mod several;
+
 #[path = "../../../tests/support/nats.rs"]
 #[allow(dead_code, reason = "other tests use the rest")]
 mod nats;
@@ -51,21 +53,9 @@ fn read_all(reader: &dyn LogReader) -> Vec<Event> {
     events
 }
 
-#[test]
-fn a_second_instance_is_told_who_is_at_work() {
-    let options = Options { instance: "ci-1".into(), ..options() };
-    let first = opened(&options);
-    let second = JetStreamLog::open(Options { instance: "ci-2".into(), ..options.clone() });
-    let error = second.map(|_| ()).unwrap_err();
-    assert!(matches!(&error, OpenError::InUse { holder, .. } if holder == "ci-1"), "{error}");
-    assert!(error.to_string().contains("is in use by instance ci-1"));
-    drop(first);
-    opened(&options);
-}
-
 /// Opens the store though others have it.
 pub(in crate::log) fn beside(options: &Options) -> Opened {
-    super::open::open(options.clone(), super::open::Purpose::Beside).unwrap_or_else(|error| panic!("{error}"))
+    opened(options)
 }
 
 #[test]

@@ -34,6 +34,9 @@ impl World {
     }
 
     pub(in crate::core::session) fn broker_reads_some(&mut self, packets: usize) {
+        if self.is_ended {
+            return self.to_broker.clear();
+        }
         for _ in 0..packets {
             let (packet, id) = self.to_broker.pop_front().unwrap();
             self.broker_reads(packet, id);
@@ -71,6 +74,7 @@ impl World {
                     self.has_broker_forgotten |= self.broker().values().any(|session| !session.received.is_empty());
                     self.broker().clear();
                 }
+                self.end_earlier_connection(&client_id);
                 let session_present = self.broker().contains_key(&client_id);
                 self.broker().entry(client_id.clone()).or_default();
                 let maximum_qos = Some(self.story.maximum_qos);

@@ -16,6 +16,7 @@ use crate::core::retry::{RetryPolicy, code};
 use crate::core::types::{ConnectionName, LaneKey, Protocol, Seq};
 
 mod broker;
+mod owners;
 mod promises;
 
 pub(super) const TOPICS: u64 = 4;
@@ -65,6 +66,10 @@ pub(super) struct Story {
     pub(super) expiring: u64,
     /// Packets of the broker arrive several at once.
     pub(super) together: bool,
+    /// The log is shared.
+    pub(super) claims: bool,
+    /// Then in so many of a thousand steps another one takes the lane.
+    pub(super) takeovers: u64,
 }
 
 #[derive(Debug, Default)]
@@ -81,12 +86,23 @@ pub(super) struct World {
     pub(super) log: Vec<Event>,
     pub(super) outbox: Outbox,
     pub(super) appending: VecDeque<Vec<Event>>,
+    /// Who has the lane by the log; and who this is.
+    pub(super) owner: u64,
+    pub(super) me: u64,
+    /// Those that had it before, and do not know.
+    pub(super) others: Vec<owners::Driver>,
+    /// An append was refused, because the lane is another's.
+    pub(super) is_over: bool,
     // the process
     pub(super) session: Session,
     pub(super) fed: usize,
+    /// It reads the log up to here.
+    pub(super) reads_to: usize,
     pub(super) known: HashMap<SendNo, Seq>,
     // the network
     pub(super) open: bool,
+    /// The broker has closed it, which is not heard of before what has come is read.
+    pub(super) is_ended: bool,
     pub(super) to_broker: VecDeque<(Outgoing, Option<Seq>)>,
     pub(super) to_client: VecDeque<Incoming>,
     /// Sends of QoS 0 that have left.
@@ -153,6 +169,7 @@ pub(super) fn settings(story: &Story) -> Settings {
         downgrade: story.downgrade,
         // Few enough that they come round in a story.
         packet_ids: 31,
+        claims: story.claims,
     }
 }
 
@@ -251,9 +268,15 @@ impl World {
             log,
             outbox,
             appending: VecDeque::new(),
+            owner: 0,
+            me: 0,
+            others: Vec::new(),
+            is_over: false,
             fed,
+            reads_to: usize::MAX,
             known,
             open: false,
+            is_ended: false,
             to_broker: VecDeque::new(),
             to_client: VecDeque::new(),
             left: Vec::new(),
@@ -293,7 +316,7 @@ impl World {
                 if self.is_away[server] {
                     return self.give(Input::Closed { reason: "away".into() });
                 }
-                (self.open, self.at) = (true, server);
+                (self.open, self.is_ended, self.at) = (true, false, server);
                 self.give(Input::Opened);
             }
             Output::Look { before } => self.looking = Some(before),
@@ -368,6 +391,10 @@ impl World {
 
     pub(super) fn commit(&mut self) {
         let Some(events) = self.appending.pop_front() else { return };
+        if !self.is_owner() {
+            self.is_over = true;
+            return;
+        }
         let mut resent = Vec::new();
         for event in events {
             if let Event::Resent { .. } = event {
@@ -376,7 +403,7 @@ impl World {
             if let Event::DeadLettered { delivery, .. } = &event {
                 // Where connections are cut as well, an innocent one can be alone on three that were.
                 let is_guilty = self.refused.contains(&delivery.id) || self.poisoned.contains(&delivery.id);
-                let is_cut = self.story.cuts + self.story.absences > 0;
+                let is_cut = self.story.cuts + self.story.absences + self.story.takeovers > 0;
                 assert!(is_guilty || is_cut, "only what was refused or is poison dies");
             }
             if let Event::Expired { sends, .. } = &event {
@@ -412,12 +439,14 @@ impl World {
         let mut next =
             self.log[..self.fed].iter().filter(|event| matches!(event, Event::Accepted(_) | Event::Resent { .. })).count() as u64;
         let mut offered = Vec::new();
-        while wanted > 0 && self.fed < self.log.len() {
+        while wanted > 0 && self.fed < self.log.len().min(self.reads_to) {
             match &self.log[self.fed] {
                 Event::Accepted(accepted) => {
                     let (send, id) = (SendNo(next), Seq(self.fed as u64 + 1));
                     next += 1;
-                    if self.outbox.lane(&lane_key()).unwrap().is_pending(send) && !self.known.contains_key(&send) {
+                    // Who is not the owner any more has not read what became of it.
+                    let is_pending = !self.is_owner() || self.outbox.lane(&lane_key()).unwrap().is_pending(send);
+                    if is_pending && !self.known.contains_key(&send) {
                         let topic = Arc::from(accepted.topic.as_str());
                         let (qos, accepted_at) = (accepted.qos, accepted.at);
                         self.known.insert(send, id);
@@ -454,6 +483,12 @@ impl World {
 
     pub(super) fn step(&mut self) {
         match self.random.below(12) {
+            // Nobody reads it.
+            0..=3 if self.is_ended => self.to_broker.clear(),
+            4..=6 if self.is_ended && self.to_client.is_empty() => {
+                self.is_ended = false;
+                self.lose_connection("the session was taken over");
+            }
             0..=3 if self.open && !self.to_broker.is_empty() => {
                 let (packet, id) = self.to_broker.pop_front().unwrap();
                 self.broker_reads(packet, id);
@@ -502,6 +537,7 @@ impl World {
             if self.random.below(1_000) < self.story.absences {
                 self.come_and_go();
             }
+            self.own_and_disown();
             self.step();
         }
         for _ in 0..200_000 {
@@ -527,6 +563,7 @@ impl World {
             if !self.calm && self.random.below(1_000) < self.story.crashes {
                 self.crash();
             }
+            self.own_and_disown();
             self.step();
         }
         self
@@ -544,13 +581,14 @@ pub(super) fn story() -> impl Strategy<Value = Story> {
         any::<bool>(),
         prop_oneof![2 => Just(0u64), 1 => 1u64..100],
         any::<bool>(),
+        prop_oneof![1 => Just(0u64), 1 => 1u64..40],
     );
     (any::<u64>(), 1u64..80, protocol, any::<bool>(), chances, 1u16..12, troubles).prop_map(
         |(seed, reports, protocol, at_publish, chances, window, troubles)| {
             let (cuts, crashes, refusals, session_losses) = chances;
-            // A crash between the loss of a session and its discovery is the other thing that can't be known.
-            let crashes = if session_losses > 0 { 0 } else { crashes };
-            let (poison, absences, servers, maximum_qos, downgrade, expiring, together) = troubles;
+            let (poison, absences, servers, maximum_qos, downgrade, expiring, together, takeovers) = troubles;
+            // A crash between the loss of a session and its discovery is the other thing that can't be known, and so is another owner then.
+            let (crashes, takeovers) = if session_losses > 0 { (0, 0) } else { (crashes, takeovers) };
             // A 3.1.1 broker says nothing about itself.
             let maximum_qos = if protocol == Protocol::V5 { maximum_qos } else { Qos::ExactlyOnce };
             Story {
@@ -570,6 +608,8 @@ pub(super) fn story() -> impl Strategy<Value = Story> {
                 downgrade,
                 expiring,
                 together,
+                claims: takeovers > 0,
+                takeovers,
             }
         },
     )
