@@ -104,6 +104,26 @@ metrics! {
     tidings_log_overtaken_total: IntCounter = counter;
     /// Events of other instances that were new at the last look, on a shared log.
     tidings_log_lag_events: IntGauge = gauge;
+    /// The position of the last durable event of the log, by the store's id: the same at all instances over one log, but for what they have yet to read.
+    tidings_log_position: IntGaugeVec = gauges(&["store"]);
+    /// Instances over the log that have joined and not left (state: live, silent), as this one has heard.
+    tidings_cluster_instances: IntGaugeVec = gauges(&["state"]);
+    /// Whether this instance leads: it does what is done once for all.
+    tidings_cluster_leader: IntGaugeVec = gauges(&[]);
+    /// Whether this instance's own sign of life was written within the lease; 0 while others take its lanes.
+    tidings_cluster_lease_kept: IntGaugeVec = gauges(&[]);
+    /// Lanes that this instance owns.
+    tidings_cluster_lanes_owned: IntGaugeVec = gauges(&["connection"]);
+    /// Lanes that have work, or will have, and no owner.
+    tidings_cluster_lanes_without_owner: IntGaugeVec = gauges(&[]);
+    /// Lanes that this instance has taken, on a shared log.
+    tidings_cluster_takeovers_total: IntCounter = counter;
+    /// Whether one of the servers that hold the log leads; 0 while they have no majority.
+    tidings_stream_leader: IntGaugeVec = gauges(&[]);
+    /// Operations that a server is behind the one that leads.
+    tidings_stream_replica_lag: IntGaugeVec = gauges(&["replica"]);
+    /// Whether a server that follows is there.
+    tidings_stream_replica_up: IntGaugeVec = gauges(&["replica"]);
     /// What the store takes on disk.
     tidings_store_bytes: IntGauge = gauge;
     /// What it may take on disk: `store.max_size`.

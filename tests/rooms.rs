@@ -40,7 +40,10 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         ],
     ),
     // The board is what lanes publish for whoever shows it. What there is of a delivery stands in the log, and nowhere else.
-    ("admin", &["core", "metrics", "server", "delivery::board", LOG_HANDLE, LOG_PAGE, LOG_GLIMPSE, LOG_READ_ERROR]),
+    (
+        "admin",
+        &["core", "metrics", "server", "delivery::board", LOG_HANDLE, LOG_PAGE, LOG_GLIMPSE, LOG_READ_ERROR, LOG_HEALTH, LOG_REPLICA],
+    ),
     ("app", &["core", FAILPOINT, "metrics", "server", "config", "log", "ingest", "delivery", "admin"]),
     // The commands read the answers of the API by the types that it writes them with.
     // `check --connect` asks brokers by the way that lanes go.
@@ -89,6 +92,9 @@ const STORE_ERROR: &str = "log::OpenError";
 const LOG_PAGE: &str = "log::Page";
 const LOG_GLIMPSE: &str = "log::Glimpse";
 const LOG_READ_ERROR: &str = "log::ReadError";
+/// How the servers are that hold a shared log is shown, as they say it.
+const LOG_HEALTH: &str = "log::Health";
+const LOG_REPLICA: &str = "log::Replica";
 
 /// Crate → the rooms that may use it: what is replaced one day should be found in one place.
 const USED_IN: &[(&str, &[&str])] = &[

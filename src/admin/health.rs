@@ -11,11 +11,15 @@ use axum::http::{Response, StatusCode};
 use serde::Serialize;
 
 use super::Admin;
+use super::cluster::Place;
 use crate::delivery::board::LaneState;
 use crate::server::error::json;
 
 /// A commit that takes longer than this is taken for a disk or a thread that hangs for good. Disks in trouble come back within seconds.
 const STUCK: Duration = Duration::from_secs(60);
+
+/// The same of a log that is kept by other machines: it goes on by itself when they do, and ends by itself after five minutes.
+const STUCK_SHARED: Duration = Duration::from_secs(360);
 
 #[derive(Serialize)]
 struct Alive {
@@ -38,7 +42,7 @@ struct Ready {
 #[derive(Serialize)]
 struct Connection {
     name: String,
-    /// Whether every lane is connected. Says nothing about readiness.
+    /// Whether every lane is connected that this instance drives, and none is without an owner. Says nothing about readiness.
     up: bool,
     backlog: u64,
 }
@@ -62,10 +66,12 @@ pub(super) async fn readyz(State(admin): State<Arc<Admin>>) -> Response<Body> {
     let reason = admin.not_accepting();
     let status = if reason.is_none() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let (mut connections, mut unconfigured) = (Vec::new(), Vec::new());
-    for (name, view) in admin.views() {
+    for (name, view) in admin.views(admin.peered().as_ref()) {
         let backlog = view.books.totals.pending;
         if view.is_configured {
-            let up = !view.lanes.is_empty() && view.lanes.values().all(|lane| lane.state == LaneState::Connected);
+            let is_driven = !view.lanes.is_empty() || !view.elsewhere.is_empty();
+            let is_owned = view.elsewhere.values().all(|place| *place != Place::Nowhere);
+            let up = is_driven && is_owned && view.lanes.values().all(|lane| lane.state == LaneState::Connected);
             connections.push(Connection { name: name.to_string(), up, backlog });
         } else if backlog > 0 {
             let advice = format!(
@@ -84,7 +90,8 @@ impl Admin {
         if let Some(failed) = &self.log.progress().borrow().failed {
             return Some(failed.clone());
         }
-        let busy = self.log.busy_for().filter(|busy| *busy > STUCK)?;
+        let stuck = if self.log.is_shared() { STUCK_SHARED } else { STUCK };
+        let busy = self.log.busy_for().filter(|busy| *busy > stuck)?;
         Some(format!("the store has not answered for {} s", busy.as_secs()))
     }
 
@@ -93,6 +100,14 @@ impl Admin {
         if *self.stopping.borrow() {
             return Some("the service is stopping".into());
         }
-        self.broken().or_else(|| self.log.progress().borrow().full.as_ref().map(|full| format!("the store is full: {full}")))
+        let full = || self.log.progress().borrow().full.as_ref().map(|full| format!("the store is full: {full}"));
+        self.broken().or_else(full).or_else(|| self.cut_off())
+    }
+
+    /// Why this instance can't accept while others may: it can't write to the log.
+    fn cut_off(&self) -> Option<String> {
+        let is_kept = self.cluster.borrow().as_ref().is_none_or(|cluster| cluster.is_kept);
+        let why = "the servers that hold the log don't answer this instance, or have no majority";
+        (!is_kept).then(|| why.to_owned())
     }
 }

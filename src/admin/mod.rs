@@ -13,6 +13,7 @@
 //! | [`moves`] | `POST /v1/moves` | gives what is pending on one connection to another; the app does it |
 //! | [`deliveries`] | `GET /v1/deliveries`, `…/{id}`, `…/{id}/payload` | which there are, and the history of each; reads the log |
 //! | [`events`] | `GET /v1/events` | what happens, live; reads the log as it grows |
+//! | [`cluster`] | | what is known of other instances over the same log |
 //! | [`history`] | `GET /v1/history` | the last hour in figures, for charts |
 //! | [`page`] | `GET /`, `/page/…` | the dashboard, which asks the routes above |
 //! | [`repairs`] | `POST /v1/dead/requeue`, `/v1/dead/discard`, `/v1/deliveries/discard` | what operators decide about deliveries; the app does it |
@@ -46,7 +47,7 @@ use axum::Router;
 use axum::routing::{get, post};
 use tokio::sync::{mpsc, watch};
 
-use cluster::Cluster;
+use cluster::{Cluster, Peered, Place};
 use history::History;
 use settings::Settings;
 
@@ -118,7 +119,10 @@ pub fn routes(admin: impl Into<Arc<Admin>>) -> Router {
 /// One connection, as the books and the board have it.
 struct View {
     books: Books,
+    /// Those that this instance drives.
     lanes: BTreeMap<u32, LaneStatus>,
+    /// Those that it does not, although they have an owner or should have one.
+    elsewhere: BTreeMap<u32, Place>,
     is_configured: bool,
 }
 
@@ -126,15 +130,20 @@ impl View {
     /// When the oldest pending delivery was accepted, replays apart: these wait for gaps.
     ///
     /// A lane that has read its backlog's head knows precisely; the books know within about a thousand deliveries, and never too late. One lane that
-    /// doesn't know yet could hold the oldest, so the books count then.
+    /// doesn't know yet could hold the oldest, so the books count then. What another instance drives is for that one to say.
     fn oldest_pending_at(&self) -> Option<Millis> {
         if self.books.totals.pending == 0 {
             return None;
         }
-        let is_busy = |(lane, pending): &(&u32, &u64)| **pending > 0 && !self.books.replay_lanes.contains(lane);
+        let is_driven_by_another = |lane: &u32| matches!(self.elsewhere.get(lane), Some(Place::At(_)));
+        let is_busy =
+            |(lane, pending): &(&u32, &u64)| **pending > 0 && !self.books.replay_lanes.contains(lane) && !is_driven_by_another(lane);
         let busy = self.books.lanes.iter().filter(is_busy);
         let precise: Option<Vec<Millis>> = busy.map(|(lane, _)| self.lanes.get(lane).and_then(|status| status.oldest_pending_at)).collect();
-        precise.and_then(|times| times.into_iter().min()).or(self.books.oldest_pending_at)
+        match precise {
+            Some(times) if times.is_empty() && !self.elsewhere.is_empty() => None,
+            precise => precise.and_then(|times| times.into_iter().min()).or(self.books.oldest_pending_at),
+        }
     }
 
     fn in_flight(&self) -> u64 {
@@ -144,7 +153,7 @@ impl View {
 
 impl Admin {
     /// Every connection that is configured, or has ever had a delivery.
-    fn views(&self) -> BTreeMap<ConnectionName, View> {
+    fn views(&self, peered: Option<&Peered>) -> BTreeMap<ConnectionName, View> {
         let books = self.log.progress().borrow().connections.clone();
         let mut lanes: BTreeMap<ConnectionName, BTreeMap<u32, LaneStatus>> = BTreeMap::new();
         for (LaneKey { connection, lane }, status) in self.board.snapshot() {
@@ -156,20 +165,26 @@ impl Admin {
             let view = View {
                 books: books.get(&name).cloned().unwrap_or_default(),
                 lanes: lanes.remove(&name).unwrap_or_default(),
+                elsewhere: BTreeMap::new(),
                 is_configured: configured.contains(&name),
             };
             (name, view)
         };
-        names.into_iter().map(view).collect()
+        let mut views = names.into_iter().map(view).collect();
+        if let Some(peered) = peered {
+            peered.place_lanes(&mut views);
+        }
+        views
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::types::InstanceId;
 
     fn view(lanes: &[(u32, u64, Option<u64>)], books: Option<u64>) -> View {
-        let mut view = View { books: Books::default(), lanes: BTreeMap::new(), is_configured: true };
+        let mut view = View { books: Books::default(), lanes: BTreeMap::new(), elsewhere: BTreeMap::new(), is_configured: true };
         view.books.oldest_pending_at = books.map(Millis);
         for (lane, pending, oldest) in lanes {
             view.books.totals.pending += pending;
@@ -188,6 +203,17 @@ mod tests {
     fn the_books_count_while_a_busy_lane_does_not_know_its_oldest() {
         assert_eq!(view(&[(0, 5, Some(70)), (1, 2, None)], Some(10)).oldest_pending_at(), Some(Millis(10)));
         assert_eq!(view(&[(0, 5, None)], None).oldest_pending_at(), None);
+    }
+
+    #[test]
+    fn what_another_instance_drives_is_for_that_one_to_say() {
+        let mut view = view(&[(0, 5, Some(70)), (1, 2, None)], Some(10));
+        view.elsewhere.insert(1, Place::At(InstanceId(7)));
+        assert_eq!(view.oldest_pending_at(), Some(Millis(70)));
+        view.elsewhere.insert(1, Place::Nowhere);
+        assert_eq!(view.oldest_pending_at(), Some(Millis(10)), "nobody else says it");
+        view.elsewhere.extend([0, 1].map(|lane| (lane, Place::At(InstanceId(7)))));
+        assert_eq!(view.oldest_pending_at(), None);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Counters are kept up to date where things happen. Gauges of what *is* (backlog, ages, windows, lanes) are set here at each scrape, so that
 //! they never disagree with `/v1/status`.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 
 use axum::body::Body;
@@ -10,7 +11,9 @@ use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderValue, Response};
 
-use super::Admin;
+use super::cluster::Peered;
+use super::{Admin, View};
+use crate::core::types::ConnectionName;
 use crate::delivery::board::LaneState;
 use crate::log::committer::now;
 
@@ -30,9 +33,14 @@ impl Admin {
         let queue = self.log.queue();
         metrics.tidings_commit_queue_requests.set(gauge(queue.requests as u64));
         metrics.tidings_commit_queue_bytes.set(gauge(queue.bytes as u64));
+        let committed = self.log.progress().borrow().committed;
+        metrics.tidings_log_position.with_label_values(&[&self.log.store_id().to_string()]).set(gauge(committed.0));
+        let peered = self.peered();
+        let views = self.views(peered.as_ref());
+        self.gauge_cluster(peered.as_ref(), &views);
         // Lanes come and go with their sets; the series of one that is gone must go too.
         metrics.tidings_connection_up.reset();
-        for (name, view) in self.views() {
+        for (name, view) in &views {
             let label = [name.as_str()];
             let age_ms = view.oldest_pending_at().map_or(0, |oldest| now.since(oldest));
             metrics.tidings_backlog_deliveries.with_label_values(&label).set(gauge(view.books.totals.pending));
@@ -47,6 +55,41 @@ impl Admin {
             }
         }
         metrics.render()
+    }
+
+    /// Where the log is this service's own, there are none of these: a 0 would say that something is wrong.
+    fn gauge_cluster(&self, peered: Option<&Peered>, views: &BTreeMap<ConnectionName, View>) {
+        let metrics = &self.metrics;
+        for family in [
+            &metrics.tidings_cluster_instances,
+            &metrics.tidings_cluster_leader,
+            &metrics.tidings_cluster_lease_kept,
+            &metrics.tidings_cluster_lanes_owned,
+            &metrics.tidings_cluster_lanes_without_owner,
+            &metrics.tidings_stream_leader,
+            &metrics.tidings_stream_replica_lag,
+            &metrics.tidings_stream_replica_up,
+        ] {
+            family.reset();
+        }
+        let Some(peered) = peered else { return };
+        let alone: [&str; 0] = [];
+        let (live, silent): (Vec<_>, Vec<_>) = peered.owners.members().partition(|instance| peered.is_live(*instance));
+        metrics.tidings_cluster_instances.with_label_values(&["live"]).set(gauge(live.len() as u64));
+        metrics.tidings_cluster_instances.with_label_values(&["silent"]).set(gauge(silent.len() as u64));
+        metrics.tidings_cluster_leader.with_label_values(&alone).set(i64::from(peered.leads()));
+        metrics.tidings_cluster_lease_kept.with_label_values(&alone).set(i64::from(peered.cluster.is_kept));
+        metrics.tidings_cluster_lanes_without_owner.with_label_values(&alone).set(gauge(peered.without_owner(views) as u64));
+        for (name, view) in views {
+            metrics.tidings_cluster_lanes_owned.with_label_values(&[name.as_str()]).set(gauge(view.lanes.len() as u64));
+        }
+        let Some(health) = self.log.peers().and_then(|peers| peers.health()) else { return };
+        metrics.tidings_stream_leader.with_label_values(&alone).set(i64::from(health.leader.is_some()));
+        for replica in &health.replicas {
+            let label = [replica.name.as_str()];
+            metrics.tidings_stream_replica_lag.with_label_values(&label).set(gauge(replica.lag));
+            metrics.tidings_stream_replica_up.with_label_values(&label).set(i64::from(!replica.is_offline));
+        }
     }
 }
 

@@ -2,8 +2,10 @@
 //!
 //! | Module | Says |
 //! |---|---|
+//! | [`cluster`] | the instances over one log, their lanes, and the servers that hold it |
 //! | [`verdict`] | whether reports flow, and if not, why and since when |
 
+pub mod cluster;
 pub mod verdict;
 
 use std::sync::Arc;
@@ -14,7 +16,9 @@ use axum::extract::State;
 use axum::http::{Response, StatusCode};
 use serde::{Deserialize, Serialize};
 
+use self::cluster::Cluster;
 use self::verdict::Verdict;
+use super::cluster::{Peered, Place};
 use super::settings::Settings;
 use super::{Admin, View};
 use crate::core::outbox::Totals;
@@ -48,6 +52,9 @@ pub struct Status {
     pub connections: Vec<Connection>,
     /// Replay jobs under way.
     pub replays: usize,
+    /// The instances over one log; not there where the log is this service's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<Cluster>,
     /// Whether reports flow, and why not: [`Verdict::of`] this status. None from an older service.
     #[serde(default)]
     pub verdict: Option<Verdict>,
@@ -165,8 +172,12 @@ pub struct Lane {
     /// Whether it is for replays, and sends when the others have nothing to send.
     #[serde(default)]
     pub replay: bool,
-    /// What it is doing: idle, connecting, connected, backing_off, suspended, stopped.
+    /// What it is doing: idle, connecting, connected, backing_off, suspended, stopped; of several instances also elsewhere (another one drives it: ask
+    /// that one how) and unowned.
     pub state: String,
+    /// What the instance is called that drives it, if that is another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
     /// Since when it is connected, or since when it is not (RFC 3339); null for one that is not at work.
     #[serde(default)]
     pub since: Option<String>,
@@ -232,6 +243,9 @@ impl Admin {
             full_since: progress.full_since.map(Millis::rfc3339),
             failed: progress.failed,
         };
+        let peered = self.peered();
+        let views = self.views(peered.as_ref());
+        let health = || self.log.peers().and_then(|peers| peers.health());
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             store_id: self.log.store_id().to_string(),
@@ -244,8 +258,9 @@ impl Admin {
                 address: address.to_string(),
                 connections: u64::try_from(self.metrics.tidings_listener_connections.get()).unwrap_or_default(),
             }),
-            connections: self.views().into_iter().map(|(name, view)| connection(&name, &view, now)).collect(),
+            connections: views.iter().map(|(name, view)| connection(name, view, peered.as_ref(), now)).collect(),
             replays: progress.replays,
+            cluster: peered.map(|peered| Cluster::of(&peered, &views, health())),
             verdict: None,
         }
     }
@@ -263,15 +278,24 @@ fn config(settings: &Settings) -> Config {
     }
 }
 
-fn connection(name: &ConnectionName, view: &View, now: Millis) -> Connection {
+fn connection(name: &ConnectionName, view: &View, peered: Option<&Peered>, now: Millis) -> Connection {
     // Where lanes are at work, those of earlier sets that are empty and gone are of no interest.
-    let is_shown = |(_, pending): &(&u32, &u64)| **pending > 0 || view.lanes.is_empty();
+    let is_shown = |(_, pending): &(&u32, &u64)| **pending > 0 || (view.lanes.is_empty() && view.elsewhere.is_empty());
     let in_books = view.books.lanes.iter().filter(is_shown).map(|(number, _)| number);
-    let numbers: std::collections::BTreeSet<u32> = in_books.chain(view.lanes.keys()).copied().collect();
+    let numbers: std::collections::BTreeSet<u32> = in_books.chain(view.lanes.keys()).chain(view.elsewhere.keys()).copied().collect();
     let lane = |number: u32| {
         let pending = view.books.lanes.get(&number).copied().unwrap_or_default();
         let is_replay = view.books.replay_lanes.contains(&number);
-        lane(number, is_replay, pending, view.lanes.get(&number).cloned().unwrap_or_default())
+        let here = lane(number, is_replay, pending, view.lanes.get(&number).cloned().unwrap_or_default());
+        match view.elsewhere.get(&number) {
+            None | Some(Place::Here) => here,
+            Some(Place::At(owner)) => {
+                let member = peered.and_then(|peered| peered.owners.member(*owner));
+                let owner = member.map_or_else(|| owner.to_string(), |member| member.name.clone());
+                Lane { state: "elsewhere".to_owned(), owner: Some(owner), ..here }
+            }
+            Some(Place::Nowhere) => Lane { state: "unowned".to_owned(), ..here },
+        }
     };
     Connection {
         name: name.to_string(),
@@ -290,6 +314,7 @@ fn lane(number: u32, replay: bool, pending: u64, status: LaneStatus) -> Lane {
         lane: number,
         replay,
         state: status.state.name().to_owned(),
+        owner: None,
         since: status.since.map(Millis::rfc3339),
         protocol: status.protocol.map(|protocol: Protocol| protocol.name().to_owned()),
         server: status.server,

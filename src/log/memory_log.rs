@@ -44,6 +44,7 @@ struct Content {
     /// So many logs are open on it that know of each other.
     shared_by: usize,
     beats: BTreeMap<InstanceId, u64>,
+    health: Option<Health>,
     free: u64,
     /// Whether there is room for another commit.
     has_room: bool,
@@ -80,6 +81,7 @@ impl Disk {
             is_open: false,
             shared_by: 0,
             beats: BTreeMap::new(),
+            health: None,
             free: 1 << 40,
             has_room: true,
             appends_left: None,
@@ -113,6 +115,11 @@ impl Disk {
         self.content().free = bytes;
     }
 
+    /// Sets what [`Peers::health`] says.
+    pub fn set_health(&self, health: Option<Health>) {
+        self.content().health = health;
+    }
+
     /// Sets what [`EventLog::make_room`] says.
     pub fn set_room(&self, has_room: bool) {
         self.content().has_room = has_room;
@@ -140,7 +147,7 @@ impl Peers for Disk {
     }
 
     fn health(&self) -> Option<Health> {
-        None
+        self.content().health.clone()
     }
 }
 

@@ -7,11 +7,13 @@
 //! | `limits` | sizes, times, and clients that break off |
 //! | `stopping` | a graceful stop, a store that is full, fails or hangs |
 //! | `admin` | health, status, metrics |
+//! | `cluster` | the same of several instances over one log |
 //! | `commands` | the binary's `report`, `status` and the rest |
 //! | `disk` | a log whose disk does what the test says |
 //! | `service` | the service under test, and a plain client |
 
 mod admin;
+mod cluster;
 mod commands;
 mod disk;
 mod limits;

@@ -8,17 +8,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use tidings::admin::cluster::Cluster;
 use tidings::admin::settings::Settings;
 use tidings::admin::{self, Admin};
 use tidings::config::{self, Config};
 use tidings::core::event::{Event, LanePurpose};
-use tidings::core::types::{ConnectionName, Millis};
+use tidings::core::types::{ConnectionName, InstanceId, Millis};
 use tidings::delivery::board::Board;
 use tidings::ingest::accept::Ingest;
 use tidings::ingest::http;
 use tidings::ingest::lanes::LaneSpan;
 use tidings::ingest::routing::{InForce, Routing};
 use tidings::log::committer::{self, LogHandle};
+use tidings::log::memory_log::{self, MemoryLog};
 use tidings::log::sled_log::{Options, SledLog};
 use tidings::metrics::Metrics;
 use tidings::server;
@@ -55,10 +57,20 @@ pub struct Setup {
     pub disk: Disk,
     /// The folder of a real store, instead of `disk`.
     pub store: Option<PathBuf>,
+    /// A log of several instances, instead of `disk`.
+    pub shared: Option<Shared>,
     pub max_report: usize,
     pub max_batch: usize,
     pub http: http::Limits,
     pub server: server::Limits,
+}
+
+/// A log that others have open as well, and what this instance knows of them.
+#[derive(Clone)]
+pub struct Shared {
+    pub disk: memory_log::Disk,
+    pub instance: InstanceId,
+    pub cluster: watch::Receiver<Option<Cluster>>,
 }
 
 impl Default for Setup {
@@ -67,6 +79,7 @@ impl Default for Setup {
             config: CONFIG,
             disk: Disk::default(),
             store: None,
+            shared: None,
             max_report: 64 << 10,
             max_batch: 1 << 20,
             http: http::Limits::default(),
@@ -95,15 +108,19 @@ pub fn start_with(setup: Setup) -> Service {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let (metrics, board) = (Arc::new(Metrics::new()), Arc::new(Board::default()));
     let limits = committer::Limits { max_size: MAX_SIZE, retention_ms: 3_600_000 };
-    let opened = match &setup.store {
-        Some(store) => SledLog::open(store, Options::default()).unwrap(),
-        None => setup.disk.open(),
+    let opened = match (&setup.store, &setup.shared) {
+        (Some(store), _) => SledLog::open(store, Options::default()).unwrap(),
+        (None, Some(shared)) => MemoryLog::open_shared(&shared.disk).unwrap(),
+        (None, None) => setup.disk.open(),
     };
     let outbox = committer::recover(&opened).unwrap();
     let known: Vec<ConnectionName> = outbox.connections().keys().cloned().collect();
     let log = {
         let _inside = runtime.enter();
-        committer::start(opened.log, outbox, limits, Arc::clone(&metrics)).unwrap()
+        match &setup.shared {
+            Some(shared) => committer::start_shared(opened.log, outbox, limits, Arc::clone(&metrics), shared.instance).unwrap(),
+            None => committer::start(opened.log, outbox, limits, Arc::clone(&metrics)).unwrap(),
+        }
     };
     let lanes = lanes(&config);
     runtime.block_on(async {
@@ -119,6 +136,10 @@ pub fn start_with(setup: Setup) -> Service {
     let (stop, stopping) = watch::channel(false);
     let (announce, announced) = watch::channel(false);
     let admin = Admin::new(log.clone(), Arc::clone(&board), Arc::clone(&metrics), watch::channel(shown).1, moves, announced);
+    let admin = match setup.shared {
+        Some(shared) => admin.with_cluster(shared.cluster),
+        None => admin,
+    };
     let (lanes, max_report, max_batch) = (lanes.into_iter().collect(), setup.max_report, setup.max_batch);
     let routing = InForce::new(Routing { routes: config.routes, lanes, max_report, max_batch });
     let ingest = Ingest { log: log.clone(), routing, metrics };

@@ -12,9 +12,10 @@ const WORDS = {
 };
 const UNKNOWN = ["unknown", "Not known"];
 /** With these nothing is accepted. */
-const REFUSING = ["store_failed", "stopping", "store_full"];
+const REFUSING = ["store_failed", "stopping", "store_full", "no_quorum", "cut_off"];
 const STATES = {
   connected: "good", connecting: "warn", backing_off: "bad", suspended: "bad", stopped: "bad", idle: "idle",
+  elsewhere: "idle", unowned: "bad",
 };
 
 let status = null;

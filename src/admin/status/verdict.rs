@@ -1,11 +1,13 @@
 //! Whether reports flow: the first thing that somebody wants to know who was woken.
 //!
 //! ```text
-//!   in:   refused (the store failed or is full, the service stops) ─────────────▶ not flowing
+//!   in:   refused (the store failed, is full or out of reach, the service stops) ▶ not flowing
 //!   out:  of the configured connections   none delivers ─────────────────────────▶ not flowing
 //!                                         some don't, or not on all lanes, or late ▶ partly
 //!                                         all do ─────────────────────────────────▶ flowing
 //! ```
+//! Of several instances each judges what it drives itself: a lane that another one drives counts as one that delivers, until that one is silent.
+//!
 //! It is made of the [`Status`] alone, so that whoever reads that can make it, too. Dead letters are no reason: they wait for a decision, and
 //! hold nothing up.
 
@@ -13,6 +15,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
+use super::cluster::Instance;
 use super::{Connection, Lane, Status};
 
 /// A report that has waited for longer on lanes that are connected is late, in seconds: the longest wait between two tries is a minute by default.
@@ -42,7 +45,8 @@ pub struct Verdict {
 /// Why reports don't flow.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reason {
-    /// Stable: `store_failed`, `stopping`, `store_full`, `lane_stopped`, `lane_suspended`, `broker_away`, `not_configured`, `late`.
+    /// Stable: `store_failed`, `stopping`, `store_full`, `no_quorum`, `cut_off`, `lane_stopped`, `lane_suspended`, `lane_unowned`, `broker_away`,
+    /// `instance_silent`, `not_configured`, `late`.
     pub code: String,
     /// The connection, where it is about one.
     pub connection: Option<String>,
@@ -63,14 +67,16 @@ impl Verdict {
         let silent = configured.iter().filter(|connection| !delivers(connection)).count();
         let mut reasons: Vec<Reason> = intake.into_iter().collect();
         let refused = !reasons.is_empty();
-        let mut found: Vec<Reason> = status.connections.iter().flat_map(outlet).collect();
+        let mut found: Vec<Reason> = status.connections.iter().flat_map(outlet).chain(silent_instances(status)).collect();
         // What needs somebody before what passes by itself.
         found.sort_by_key(|reason| match reason.code.as_str() {
             "lane_stopped" => 0,
             "lane_suspended" => 1,
-            "broker_away" => 2,
-            "not_configured" => 3,
-            _ => 4,
+            "lane_unowned" => 2,
+            "broker_away" => 3,
+            "instance_silent" => 4,
+            "not_configured" => 5,
+            _ => 6,
         });
         reasons.extend(found);
         let flow = match () {
@@ -109,18 +115,45 @@ fn intake(status: &Status) -> Option<Reason> {
     if status.stopping {
         return Some(Reason::new("stopping", "the service is stopping: reports are refused".to_owned()));
     }
-    let full = store.full_reason.as_ref()?;
-    let message = "the store is full, and reports are refused".to_owned();
-    Some(Reason { since: store.full_since.clone(), detail: Some(full.clone()), ..Reason::new("store_full", message) })
+    if let Some(full) = &store.full_reason {
+        let message = "the store is full, and reports are refused".to_owned();
+        return Some(Reason { since: store.full_since.clone(), detail: Some(full.clone()), ..Reason::new("store_full", message) });
+    }
+    let cluster = status.cluster.as_ref()?;
+    if cluster.stream.as_ref().is_some_and(|stream| stream.leader.is_none()) {
+        let message = "the servers that hold the log have no majority, and reports are refused until it is back".to_owned();
+        return Some(Reason::new("no_quorum", message));
+    }
+    if cluster.is_kept {
+        return None;
+    }
+    let message = format!("{} can't write to the log: it refuses reports, and others take its lanes", cluster.name);
+    let detail = "look at the network between it and the servers that hold the log; send reports to another instance".to_owned();
+    Some(Reason { detail: Some(detail), ..Reason::new("cut_off", message) })
+}
+
+/// Instances whose lanes are about to be taken over.
+fn silent_instances(status: &Status) -> Vec<Reason> {
+    let silent = status.cluster.iter().flat_map(|cluster| cluster.silent());
+    let reason = |instance: &Instance| {
+        let lanes = if instance.lanes == 1 { "1 lane".to_owned() } else { format!("{} lanes", instance.lanes) };
+        Reason::new("instance_silent", format!("{} is silent; others take over its {lanes} within seconds", instance.name))
+    };
+    silent.map(reason).collect()
 }
 
 fn is_connected(lane: &&Lane) -> bool {
     lane.state == "connected"
 }
 
+/// Whether another instance drives it. How that does, it says itself.
+fn is_elsewhere(lane: &Lane) -> bool {
+    lane.state == "elsewhere"
+}
+
 /// Whether anything gets out on it.
 fn delivers(connection: &Connection) -> bool {
-    connection.lanes.iter().any(|lane| is_connected(&lane))
+    connection.lanes.iter().any(|lane| is_connected(&lane) || is_elsewhere(lane))
 }
 
 /// Why reports of a connection are not delivered, or late.
@@ -136,7 +169,7 @@ fn outlet(connection: &Connection) -> Vec<Reason> {
         return if connection.backlog > 0 { vec![reason] } else { Vec::new() };
     }
     let in_state = |states: &[&str]| connection.lanes.iter().filter(|lane| states.contains(&lane.state.as_str())).collect::<Vec<_>>();
-    let (stopped, suspended) = (in_state(&["stopped"]), in_state(&["suspended"]));
+    let (stopped, suspended, unowned) = (in_state(&["stopped"]), in_state(&["suspended"]), in_state(&["unowned"]));
     let mut away = in_state(&["connecting", "backing_off"]);
     let mut reasons = Vec::new();
     if !stopped.is_empty() {
@@ -145,12 +178,20 @@ fn outlet(connection: &Connection) -> Vec<Reason> {
     if !suspended.is_empty() {
         reasons.push(of_lanes("lane_suspended", format!("{} been suspended", lanes_have(&suspended, name)), &suspended));
     }
+    if !unowned.is_empty() {
+        reasons.push(of_lanes("lane_unowned", format!("{} no owner", lanes_have(&unowned, name)), &unowned));
+    }
+    let elsewhere = connection.lanes.iter().filter(|lane| is_elsewhere(lane)).count();
     if away.is_empty() && reasons.is_empty() && !delivers(connection) {
         away = connection.lanes.iter().collect();
     }
     if !away.is_empty() {
         let message = match away.len() == connection.lanes.len() {
             true => format!("no lane of {name} is connected to its broker"),
+            false if elsewhere > 0 => {
+                let here = connection.lanes.len() - elsewhere;
+                format!("{} of the {here} lanes of {name} that are driven here are not connected to its broker", away.len())
+            }
             false => format!("{} of {} lanes of {name} are not connected to its broker", away.len(), connection.lanes.len()),
         };
         reasons.push(of_lanes("broker_away", message, &away));
@@ -164,7 +205,8 @@ fn outlet(connection: &Connection) -> Vec<Reason> {
                 format!("the broker has refused {many} reports, which are tried again, and later ones of their topics wait behind them")
             }
         };
-        let message = format!("every lane of {name} is connected, and reports are late");
+        let here = if elsewhere > 0 { " that is driven here" } else { "" };
+        let message = format!("every lane of {name}{here} is connected, and reports are late");
         reasons.push(Reason { detail: Some(why), ..reason("late", message) });
     }
     reasons

@@ -2,12 +2,16 @@
 
 use std::time::{Duration, Instant};
 
+use crate::admin::status::cluster::{Cluster, Instance, Replica, Stream};
 use crate::admin::status::verdict::{Flow, Reason, Verdict, between};
 use crate::admin::status::{Connection, Status};
 use crate::cli::output;
 
 /// A store is nearly full above so many percent of its limit: the history of delivered reports makes room at 90.
 const NEARLY_FULL_PERCENT: u64 = 95;
+
+/// What was seen of the servers before so many seconds is said to be old.
+const OLD_S: u64 = 10;
 
 /// A status that was shown before, for rates.
 pub(super) struct Before {
@@ -47,6 +51,9 @@ pub(super) fn describe(status: &Status, before: Option<&Before>) -> String {
         };
         text.push_str(&format!("listener: {}, {connections} connected\n", listener.address));
     }
+    if let Some(cluster) = &status.cluster {
+        text.push_str(&instances(cluster));
+    }
     if status.replays > 0 {
         let jobs = output::count(status.replays as u64, "replay is", "replays are");
         text.push_str(&format!("{jobs} under way, in the gaps that fresh reports leave: `tidings replay --list`\n"));
@@ -67,6 +74,34 @@ pub(super) fn describe(status: &Status, before: Option<&Before>) -> String {
     text
 }
 
+/// The instances and the servers that hold the log, in a line each.
+fn instances(cluster: &Cluster) -> String {
+    let instance = |instance: &Instance| {
+        let mut said = vec![output::count(instance.lanes as u64, "lane", "lanes")];
+        said.extend((instance.id == cluster.instance).then(|| "this one".to_owned()));
+        said.extend(instance.is_leader.then(|| "leads".to_owned()));
+        said.extend((!instance.is_live).then(|| "SILENT".to_owned()));
+        format!("{} ({})", instance.name, said.join(", "))
+    };
+    let all: Vec<String> = cluster.instances.iter().map(instance).collect();
+    let all = if all.is_empty() { "nobody has joined yet".to_owned() } else { all.join("; ") };
+    let unowned = cluster.lanes.iter().filter(|lane| lane.owner.is_none()).count() as u64;
+    let unowned = if unowned > 0 { format!("; {} WITHOUT OWNER", output::count(unowned, "lane", "lanes")) } else { String::new() };
+    format!("instances: {all}{unowned}\n{}", cluster.stream.as_ref().map(servers).unwrap_or_default())
+}
+
+fn servers(stream: &Stream) -> String {
+    let replica = |replica: &Replica| match replica {
+        Replica { is_offline: true, name, .. } => format!("; {name} is OFFLINE"),
+        Replica { is_current: false, name, lag, .. } => format!("; {name} is {lag} operations behind"),
+        Replica { name, .. } => format!("; {name} is up to date"),
+    };
+    let leader = stream.leader.as_ref().map_or_else(|| "NO LEADER".to_owned(), |leader| format!("{leader} leads"));
+    let replicas: String = stream.replicas.iter().map(replica).collect();
+    let seen = if stream.age_s > OLD_S { format!(" (seen {} ago)", output::age(Duration::from_secs(stream.age_s))) } else { String::new() };
+    format!("stream: {leader}{replicas}{seen}\n")
+}
+
 /// Whether reports flow, and if not: since when, why, and what waits.
 fn first_line(status: &Status, verdict: &Verdict) -> String {
     let word = match verdict.flow {
@@ -78,7 +113,7 @@ fn first_line(status: &Status, verdict: &Verdict) -> String {
     match verdict.reasons.first() {
         None => format!("{word}: reports are accepted and delivered; {waits}\n"),
         Some(reason) => {
-            let is_refused = ["store_failed", "stopping", "store_full"].contains(&reason.code.as_str());
+            let is_refused = ["store_failed", "stopping", "store_full", "no_quorum", "cut_off"].contains(&reason.code.as_str());
             let kept = if is_refused { "" } else { "reports are accepted and kept, " };
             format!("{word}{}; {kept}{waits}\n", since_and_why(status, reason))
         }
@@ -184,7 +219,7 @@ fn lanes(status: &Status, connection: &Connection) -> Vec<Vec<String>> {
         let since = lane.since.as_deref().and_then(|since| between(since, &status.now));
         rows.push(vec![
             format!("{}/{}{}", connection.name, lane.lane, if lane.replay { " (replay)" } else { "" }),
-            lane.state.clone(),
+            lane.owner.as_ref().map_or_else(|| lane.state.clone(), |owner| format!("at {owner}")),
             since.map_or_else(|| "-".to_owned(), output::age),
             lane.protocol.clone().unwrap_or_else(|| "-".to_owned()),
             lane.server.clone().unwrap_or_else(|| "-".to_owned()),
@@ -262,6 +297,87 @@ mqtt/1  connecting   3m 5s  -     -            0        0          0        1s a
         let lines = lines(status, None);
         assert_eq!(lines[0], "flowing: reports are accepted and delivered; nothing waits");
         assert_eq!(lines[1], "! 2 dead letters of mqtt: see `tidings dead list --connection mqtt`, then requeue or discard");
+    }
+
+    /// Three instances, of which the first says this, and four lanes.
+    fn cluster() -> Value {
+        let instance = |id: &str, is_live: bool, lanes: u32| {
+            json!({ "id": id, "name": format!("host-{id}"), "since": "2026-01-01T00:00:00.000Z", "is_live": is_live, "is_leader": id == "b",
+                "lanes": lanes })
+        };
+        let replica = |name: &str, is_offline: bool, lag: u32| json!({ "name": name, "is_current": !is_offline && lag == 0, "is_offline": is_offline, "lag": lag });
+        json!({ "instance": "a", "name": "host-a", "leader": "b", "is_kept": true,
+            "instances": [instance("a", true, 1), instance("b", true, 2)],
+            "lanes": [{ "lane": "mqtt/0", "owner": "a", "term": 3 }, { "lane": "mqtt/1", "owner": "b", "term": 4 },
+                { "lane": "mqtt/2", "owner": "b", "term": 1 }],
+            "stream": { "leader": "nats-1", "replicas": [replica("nats-2", false, 0), replica("nats-3", false, 12)], "age_s": 1, "bytes": 5,
+                "max_bytes": 9 } })
+    }
+
+    fn of_several() -> Value {
+        let mut status = status();
+        status["cluster"] = cluster();
+        let mut lane = status["connections"][0]["lanes"][0].clone();
+        (lane["state"], lane["last_error"]) = (json!("connected"), Value::Null);
+        let mut other = lane.clone();
+        (other["lane"], other["state"], other["owner"], other["since"]) = (json!(1), json!("elsewhere"), json!("host-b"), Value::Null);
+        let mut third = other.clone();
+        third["lane"] = json!(2);
+        status["connections"][0]["lanes"] = json!([lane, other, third]);
+        status["connections"][0]["oldest_pending_age_seconds"] = json!(2.0);
+        status
+    }
+
+    #[test]
+    fn of_several_instances_it_says_who_leads_and_who_has_which_lane() {
+        let lines = lines(of_several(), None);
+        assert_eq!(lines[0], "flowing: reports are accepted and delivered; 1203 deliveries wait, the oldest for 2s");
+        assert!(lines.contains(&"instances: host-a (1 lane, this one); host-b (2 lanes, leads)".to_owned()), "{lines:#?}");
+        assert!(lines.contains(&"stream: nats-1 leads; nats-2 is up to date; nats-3 is 12 operations behind".to_owned()), "{lines:#?}");
+        let of_lane =
+            |lane: &str| lines.iter().find(|line| line.starts_with(lane)).unwrap().split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(of_lane("mqtt/0").starts_with("mqtt/0 connected"), "{lines:#?}");
+        assert!(of_lane("mqtt/1").starts_with("mqtt/1 at host-b"), "{lines:#?}");
+    }
+
+    #[test]
+    fn an_instance_without_lanes_does_not_say_that_nothing_is_delivered() {
+        let mut status = of_several();
+        let lanes = status["connections"][0]["lanes"].as_array_mut().unwrap();
+        (lanes[0]["state"], lanes[0]["owner"]) = (json!("elsewhere"), json!("host-b"));
+        assert!(lines(status, None)[0].starts_with("flowing: "));
+    }
+
+    #[test]
+    fn who_is_silent_what_nobody_has_and_servers_without_a_majority_are_said_first() {
+        let mut status = of_several();
+        status["cluster"]["instances"][1]["is_live"] = json!(false);
+        assert_eq!(
+            lines(status.clone(), None)[0],
+            "PARTLY FLOWING: host-b is silent; others take over its 2 lanes within seconds; reports are accepted and kept, 1203 deliveries wait, \
+             the oldest for 2s"
+        );
+        (status["connections"][0]["lanes"][1]["state"], status["connections"][0]["lanes"][1]["owner"]) = (json!("unowned"), Value::Null);
+        status["cluster"]["lanes"][1]["owner"] = Value::Null;
+        let said = lines(status.clone(), None);
+        assert!(said[0].starts_with("PARTLY FLOWING: lane 1 of mqtt has no owner; "), "{said:#?}");
+        assert!(
+            said.contains(&"instances: host-a (1 lane, this one); host-b (2 lanes, leads, SILENT); 1 lane WITHOUT OWNER".to_owned()),
+            "{said:#?}"
+        );
+        (status["cluster"]["is_kept"], status["cluster"]["stream"]["leader"]) = (json!(false), Value::Null);
+        status["cluster"]["stream"]["replicas"][0]["is_offline"] = json!(true);
+        let said = lines(status.clone(), None);
+        let expected = "NOT FLOWING: the servers that hold the log have no majority, and reports are refused until it is back; 1203 deliveries wait, \
+                        the oldest for 2s";
+        assert_eq!(said[0], expected);
+        assert!(said.contains(&"stream: NO LEADER; nats-2 is OFFLINE; nats-3 is 12 operations behind".to_owned()), "{said:#?}");
+        status["cluster"]["stream"]["leader"] = json!("nats-1");
+        let said = lines(status, None);
+        assert!(
+            said[0].starts_with("NOT FLOWING: host-a can't write to the log: it refuses reports, and others take its lanes; 1203"),
+            "{said:#?}"
+        );
     }
 
     #[test]

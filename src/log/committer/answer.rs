@@ -1,9 +1,11 @@
 //! What becomes of an append, and how far the log is.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::sync::Arc;
 
 use super::Limits;
-use crate::core::outbox::{FoldError, Request, Totals};
+use crate::core::outbox::{FoldError, Owners, Request, Totals};
 use crate::core::types::{ConnectionName, Millis, SendNo, Seq};
 use crate::log::{AppendError, Space};
 
@@ -87,6 +89,8 @@ pub struct Progress {
     pub failed: Option<String>,
     /// Replay jobs under way.
     pub replays: usize,
+    /// Who owns which lane, where the log is shared.
+    pub owners: Arc<Owners>,
 }
 
 /// The books of one connection.
@@ -98,6 +102,8 @@ pub struct Books {
     pub lanes: BTreeMap<u32, u64>,
     /// Those of the lanes that are for replays.
     pub replay_lanes: BTreeSet<u32>,
+    /// Those that take new deliveries.
+    pub newest: Range<u32>,
     /// When the oldest pending delivery was accepted, replays apart; exact to about a thousand deliveries of a lane.
     pub oldest_pending_at: Option<Millis>,
 }

@@ -213,6 +213,8 @@ impl Committer {
             return answer_all(batch, &CommitError::Stopped);
         }
         failpoint::reach(Point::BeforeAnswer);
+        let taken = batch.events.iter().filter(|event| matches!(event, Event::LaneTaken { .. })).count();
+        self.metrics.tidings_cluster_takeovers_total.inc_by(taken as u64);
         self.publish_progress();
         for (reply, appended) in batch.waiters {
             let _ = reply.send(Ok(Committed(appended)));

@@ -12,7 +12,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
@@ -54,6 +54,7 @@ impl Seen {
         progress.committed = self.0.committed;
         progress.replays = self.0.replays;
         progress.connections = self.0.connections;
+        progress.owners = self.0.owners;
     }
 }
 
@@ -61,6 +62,10 @@ impl Seen {
 pub(super) fn look(outbox: &Outbox, progress: &mut Progress) {
     progress.committed = Seq(outbox.next().0 - 1);
     progress.replays = outbox.replays().len();
+    // They change seldom, and this is done at every commit.
+    if *progress.owners != *outbox.owners() {
+        progress.owners = Arc::new(outbox.owners().clone());
+    }
     for (name, connection) in outbox.connections() {
         let books = match progress.connections.get_mut(name) {
             Some(books) => books,
@@ -72,6 +77,7 @@ pub(super) fn look(outbox: &Outbox, progress: &mut Progress) {
         let replay_sets = connection.sets.iter().filter(|set| set.purpose == LanePurpose::Replay);
         books.replay_lanes.clear();
         books.replay_lanes.extend(replay_sets.flat_map(|set| set.first..set.first + set.count));
+        books.newest = connection.newest_set(LanePurpose::Fresh).map_or(0..0, |set| set.first..set.first + set.count);
         // How long a replay waits for its gap is nobody's trouble.
         let fresh = connection.lanes.iter().filter(|(number, _)| !books.replay_lanes.contains(number));
         books.oldest_pending_at = fresh.filter_map(|(_, lane)| lane.oldest_pending_at()).min();
