@@ -114,7 +114,7 @@ impl Member {
             let is_kept = self.leases().is_kept(self.clock());
             if self.kept.send_if_modified(|kept| std::mem::replace(kept, is_kept) != is_kept) && !is_kept {
                 tracing::warn!(
-                    "the others do not hear of this instance, because the store's servers do not answer: its lanes stop, and other instances take them"
+                    "this instance was not heard of for a lease: it stood still, or the store's servers do not answer; its lanes stop, and others take them"
                 );
             }
         }

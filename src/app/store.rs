@@ -50,6 +50,8 @@ pub(super) async fn open(config: &Config, limits: Limits, metrics: &Arc<Metrics>
     match opened.last_stop {
         LastStop::Fresh => tracing::info!(store = config.store.place(), "a new store"),
         LastStop::Clean => {}
+        // Others may be at work on it this moment.
+        LastStop::Unclean if opened.log.is_shared() => {}
         LastStop::Unclean => tracing::warn!("the last run did not stop cleanly; everything that was accepted has been recovered"),
     }
     let (log, member) = match opened.log.peers() {
