@@ -1,6 +1,6 @@
 //! Who reports, and the books of it: over HTTP with a key until some instance says 202; over MQTT see [`crate::publisher`].
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -8,12 +8,13 @@ use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
 use crate::publisher::Published;
+use crate::scene::LANES;
 use crate::support::ledger::{Arrival, Ledger, action_for, report};
 use crate::support::subscriber::Subscriber;
 use crate::support::{wait_until, wait_within};
 
 /// Topics of the reports over HTTP: enough that every lane has some.
-const TOPICS: u64 = 24;
+const TOPICS: u64 = 36;
 
 /// So many bits count within a source.
 pub const SOURCE_SHIFT: u32 = 40;
@@ -32,6 +33,8 @@ pub struct Books {
     posted: HashMap<u64, (Instant, String)>,
     /// What was published over MQTT, by source and place.
     pub published: BTreeMap<(u64, u64), Published>,
+    /// Topics over MQTT of which one was not taken for the moment.
+    pub refused: HashSet<String>,
     lanes: HashMap<String, u64>,
 }
 
@@ -149,7 +152,8 @@ impl Load {
             });
             lane.unwrap()
         };
-        let lanes = known.into_iter().map(|(topic, id)| (topic, lane_of(id))).collect();
+        let lanes: HashMap<String, u64> = known.into_iter().map(|(topic, id)| (topic, lane_of(id))).collect();
+        assert_eq!(lanes.values().collect::<BTreeSet<_>>().len(), LANES, "every lane has topics: {lanes:?}");
         self.books().lanes = lanes;
     }
 
@@ -194,7 +198,7 @@ impl Load {
         }
         let (posted, published) = split();
         let found = books.ledger.compare(&posted);
-        let over_mqtt = Published::compare(&books.published, &published);
+        let over_mqtt = Published::compare(&books.published, &books.refused, &published);
         println!(
             "over HTTP accepted {}, arrived {}, QoS 1 repeated {}; over MQTT acknowledged {}, arrived {}, QoS 1 repeated {}, QoS 2 repeated for whoever left \
              an instance that was silent {}; lost {}, QoS 2 twice {}, out of order {}",
@@ -217,7 +221,7 @@ impl Load {
 
     /// Waits until something has arrived that is posted from now on, in every lane.
     pub fn wait_until_all_lanes_deliver(&self, subscriber: &Subscriber, lanes: usize) {
-        let (began, mut seen, mut delivering) = (Instant::now(), self.first_seen(), std::collections::BTreeSet::new());
+        let (began, mut seen, mut delivering) = (Instant::now(), self.first_seen(), BTreeSet::new());
         wait_within(GIVEN_UP, "every lane delivers", || {
             for arrival in subscriber.arrivals_behind(seen) {
                 seen += 1;

@@ -16,6 +16,7 @@
 //! | `quorum` | two of three servers away; all of it without power |
 //! | `coming` | instances that come, go, and are restarted one by one |
 //! | `anywhere` | what any instance is asked: keys, dead letters, replays, moves |
+//! | `switch` | the broker at one address for all, and a wire to it for each |
 //! | `scene`, `load`, `publisher`, `watch` | all of it together; who reports over HTTP and over MQTT; who looks at lanes and owners |
 //!
 //! | Environment | |
@@ -44,6 +45,7 @@ mod publisher;
 mod quorum;
 mod rounds;
 mod scene;
+mod switch;
 mod watch;
 
 fn from_environment(name: &str, default: u64) -> u64 {

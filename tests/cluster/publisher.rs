@@ -4,7 +4,7 @@
 //! is silent may have read what nobody will ask it about again; who leaves it and goes on elsewhere may be heard twice. Such reports are noted as *in
 //! doubt*, and counted apart.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::io::{self, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
@@ -22,6 +22,9 @@ const IDS: u16 = 30;
 
 /// An instance that says nothing for so long is left.
 const SILENCE: Duration = Duration::from_secs(2);
+
+/// The reason code of what is not taken for the moment (MQTT 5.0 §3.4.2.1).
+const QUOTA_EXCEEDED: u8 = 0x97;
 
 #[derive(Debug, Clone)]
 pub struct Published {
@@ -61,11 +64,12 @@ fn place_of(arrival: &Arrival) -> Option<(u64, u64)> {
 impl Published {
     /// Acknowledged, and not arrived.
     pub fn missing(published: &BTreeMap<(u64, u64), Published>, arrivals: &[Arrival]) -> Vec<(u64, u64)> {
-        let arrived: std::collections::HashSet<_> = arrivals.iter().filter_map(place_of).collect();
+        let arrived: HashSet<_> = arrivals.iter().filter_map(place_of).collect();
         published.iter().filter(|(key, one)| one.is_acknowledged && !arrived.contains(*key)).map(|(key, _)| *key).collect()
     }
 
-    pub fn compare(published: &BTreeMap<(u64, u64), Published>, arrivals: &[Arrival]) -> Comparison {
+    /// The order is not looked at of topics of which one was `refused`.
+    pub fn compare(published: &BTreeMap<(u64, u64), Published>, refused: &HashSet<String>, arrivals: &[Arrival]) -> Comparison {
         let mut found = Comparison { missing: Published::missing(published, arrivals), ..Comparison::default() };
         let (mut times, mut newest) = (HashMap::<(u64, u64), u64>::new(), HashMap::<&str, u64>::new());
         for arrival in arrivals {
@@ -79,7 +83,7 @@ impl Published {
             match (*times, one.qos, one.is_in_doubt) {
                 (1, _, _) => {
                     let newest = newest.entry(&one.topic).or_default();
-                    if key.1 < *newest {
+                    if key.1 < *newest && !refused.contains(&one.topic) {
                         found.out_of_order.push(format!("{}: {key:?} after {newest}", one.topic));
                     }
                     *newest = (*newest).max(key.1);
@@ -234,6 +238,13 @@ impl Publishing<'_> {
             wire::PUBCOMP => sent.is_received,
             _ => false,
         };
+        if code == QUOTA_EXCEEDED && is_fitting && kind != wire::PUBCOMP {
+            // It was not taken, and what came behind it may have been: about the order of its topic nothing can be said any more.
+            self.load.books().refused.insert(sent.topic.clone());
+            let again = sent.bytes(self.source, self.level, false);
+            std::thread::sleep(Duration::from_millis(20));
+            return stream.write_all(&again);
+        }
         // A PUBREL is sent again where its PUBCOMP was lost, and then the packet identifier is not known any more (MQTT 5.0 §3.7.2.1).
         assert!(is_fitting && (code == 0 || (kind == wire::PUBCOMP && code == 0x92)), "{frame:?}");
         self.is_known = true;

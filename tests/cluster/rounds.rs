@@ -87,6 +87,7 @@ impl Trouble {
 fn one_round(scene: &mut Scene, load: &Load, trouble: Trouble, chance: &mut Chance) -> Option<Recovery> {
     let (at, lasts) = (chance.below(3), Duration::from_millis(4_000 + chance.below(4_000) as u64));
     load.pass_over(scene.subscriber.count());
+    println!("{trouble:?} of {at}");
     let began = Instant::now();
     trouble.begin(scene, at);
     let well: Vec<usize> = (0..3).filter(|number| trouble.is_of_a_server() || *number != at).collect();
@@ -104,7 +105,7 @@ fn one_round(scene: &mut Scene, load: &Load, trouble: Trouble, chance: &mut Chan
             stall.as_secs_f64()
         )
     };
-    println!("{trouble:?} of {at} for {:.1} s{}", began.elapsed().as_secs_f64(), recovery.as_ref().map(took).unwrap_or_default());
+    println!("    for {:.1} s{}", began.elapsed().as_secs_f64(), recovery.as_ref().map(took).unwrap_or_default());
     if let Some(Recovery { owned, delivering, stall }) = recovery {
         let limit = if trouble.is_of_a_server() { ELECTED_WITHIN } else { OWNED_WITHIN } + stall;
         assert!(owned <= limit && delivering <= limit, "{trouble:?}: {recovery:?}");

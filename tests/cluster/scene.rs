@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::support::mosquitto::{IN_ORDER, Mosquitto, PERSISTENT, free_port};
 use crate::support::nats::Nats;
@@ -11,6 +12,7 @@ use crate::support::relay::{Passage, Relay};
 use crate::support::subscriber::Subscriber;
 use crate::support::tidings::{PIPELINES, SOON, Tidings, connection};
 use crate::support::wait_until;
+use crate::switch::Switch;
 use crate::watch::{self, View};
 
 /// Lanes of the connection.
@@ -61,23 +63,23 @@ pub struct Instance {
     pub tidings: Tidings,
     /// One to each server below the log.
     to_log: Vec<Relay>,
-    pub to_broker: Relay,
+    pub to_broker: Arc<Relay>,
 }
 
 impl Instance {
     /// One that has its configuration and does not run yet; `more` is further configuration.
-    fn prepare(nodes: &[Nats], broker: u16, lines: &str, more: &str) -> Instance {
+    fn prepare(nodes: &[Nats], broker: &Switch, lines: &str, more: &str) -> Instance {
         let to_log: Vec<Relay> =
             nodes.iter().map(|node| Relay::start(node.address().trim_start_matches("nats://").parse().unwrap())).collect();
-        let to_broker = Relay::start(local(broker));
         let servers: Vec<String> = to_log.iter().map(|relay| format!("\"nats://{}\"", relay.address)).collect();
         let mut tidings = Tidings::prepare("");
+        let to_broker = broker.line_for(&tidings);
         tidings.listen = local(free_port()).to_string();
         tidings.store_settings =
             format!("backend = \"jetstream\"\nservers = [{}]\nstream = \"reports\"\nreplicas = {}\n", servers.join(", "), nodes.len());
         let listener = format!("[listener]\nlisten = \"{}\"\nconnection = \"mqtt\"\n", local(free_port()));
         let lanes = format!("keepalive = 5\nworkers = {LANES}\n{lines}");
-        tidings.configure(&(listener + &connection(to_broker.address.port(), &lanes) + SOON + PIPELINES + more));
+        tidings.configure(&(listener + &connection(broker.address.port(), &lanes) + SOON + PIPELINES + more));
         Instance { tidings, to_log, to_broker }
     }
 
@@ -105,6 +107,7 @@ pub struct Scene {
     pub instances: Vec<Instance>,
     pub subscriber: Subscriber,
     pub mosquitto: Mosquitto,
+    switch: Switch,
     pub servers: Servers,
 }
 
@@ -113,7 +116,8 @@ impl Scene {
     pub fn start(instances: usize) -> Scene {
         let (servers, mosquitto) = (Servers::start(), Mosquitto::start(&[PERSISTENT, IN_ORDER].concat()));
         let subscriber = Subscriber::start(mosquitto.port);
-        let mut scene = Scene { instances: Vec::new(), subscriber, mosquitto, servers };
+        let switch = Switch::start(local(mosquitto.port));
+        let mut scene = Scene { instances: Vec::new(), subscriber, mosquitto, switch, servers };
         for _ in 0..instances {
             scene.add();
         }
@@ -123,7 +127,7 @@ impl Scene {
 
     /// One more instance, which has joined.
     pub fn add(&mut self) {
-        let mut instance = Instance::prepare(&self.servers.nodes, self.mosquitto.port, "", "");
+        let mut instance = Instance::prepare(&self.servers.nodes, &self.switch, "", "");
         instance.run();
         self.instances.push(instance);
     }
@@ -191,16 +195,17 @@ impl Drop for Scene {
 /// Instances over one server and a broker of the test's own choice: for what does not depend on failures.
 pub struct Small {
     pub instances: Vec<Instance>,
+    _switch: Switch,
     _node: Nats,
 }
 
 impl Small {
     pub fn start(instances: usize, broker: u16, lines: &str, more: &str) -> Small {
         let node = Nats::start();
-        let nodes = std::slice::from_ref(&node);
-        let mut instances: Vec<Instance> = (0..instances).map(|_| Instance::prepare(nodes, broker, lines, more)).collect();
+        let (nodes, switch) = (std::slice::from_ref(&node), Switch::start(local(broker)));
+        let mut instances: Vec<Instance> = (0..instances).map(|_| Instance::prepare(nodes, &switch, lines, more)).collect();
         instances.iter_mut().for_each(Instance::run);
-        let small = Small { instances, _node: node };
+        let small = Small { instances, _switch: switch, _node: node };
         wait_until("every lane has an owner, and every instance a lane", || {
             small.instances.iter().all(|instance| {
                 let Some(view) = instance.view() else { return false };

@@ -82,7 +82,12 @@ pub fn recovery(scene: &Scene, load: &Load, began: Instant, well: &[usize]) -> R
     let ids = || well.iter().map(|number| scene.instances[*number].view().map(|view| view.me)).collect::<Option<BTreeSet<String>>>();
     let mut well_ids = None;
     while owned.is_none() || all_deliver.is_none() {
-        assert!(began.elapsed() < GIVEN_UP, "not well again: owned {owned:?}, delivering {delivering:?} of {LANES} lanes");
+        if began.elapsed() > GIVEN_UP {
+            let said =
+                scene.instances.iter().map(|instance| instance.tidings.is_running().then(|| ask(instance.tidings.address(), "/v1/status")));
+            let said: Vec<String> = said.map(|reply| reply.flatten().map_or("nothing".to_owned(), |reply| reply.text)).collect();
+            panic!("not well again: owned {owned:?}, delivering {delivering:?} of {LANES} lanes; they say\n{}", said.join("\n"));
+        }
         well_ids = well_ids.or_else(ids);
         if let Some(ids) = well_ids.as_ref().filter(|_| owned.is_none()) {
             turn += 1;

@@ -60,9 +60,7 @@ impl Relay {
                 if at_work.state().is_over {
                     return;
                 }
-                let of_one = Arc::clone(&at_work);
-                // Whoever broke off may do so at any moment: that is what the relay is for.
-                thread::spawn(move || stream.ok().and_then(|stream| of_one.connect(stream)));
+                stream.into_iter().for_each(|stream| at_work.take(stream));
             }
         });
         Relay { address, shared }
@@ -78,9 +76,9 @@ impl Relay {
         self.shared.changed.notify_all();
     }
 
-    /// How many connections go through it.
-    pub fn connections(&self) -> usize {
-        self.shared.state().streams.len() / 2
+    /// A connection that was accepted elsewhere goes this way.
+    pub fn take(&self, stream: TcpStream) {
+        self.shared.take(stream);
     }
 }
 
@@ -107,6 +105,12 @@ impl Shared {
         };
         let state = self.changed.wait_while(self.state(), is_held).unwrap_or_else(PoisonError::into_inner);
         state.passage != Passage::Broken && !state.is_over
+    }
+
+    fn take(self: &Arc<Self>, near: TcpStream) {
+        let of_one = Arc::clone(self);
+        // Whoever breaks off may do so at any moment: that is what the relay is for.
+        thread::spawn(move || of_one.connect(near));
     }
 
     fn connect(self: Arc<Self>, near: TcpStream) -> Option<()> {
