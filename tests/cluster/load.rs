@@ -36,6 +36,8 @@ pub struct Books {
     /// Topics over MQTT of which one was not taken for the moment.
     pub refused: HashSet<String>,
     lanes: HashMap<String, u64>,
+    /// In which order the topics are used: once it is known, lane by lane, so that each of them has something new soon.
+    order: Vec<u64>,
 }
 
 /// The load, and what it needs to know of the instances.
@@ -48,10 +50,9 @@ pub struct Load {
     seen: AtomicUsize,
 }
 
-/// Where one of them comes: the topic has its QoS, and those behind have both by turns.
-fn topic_and_qos(number: u64) -> (String, u8) {
-    let place = number & ((1 << SOURCE_SHIFT) - 1);
-    let topic = place % TOPICS;
+/// Where the one at this place goes: some topics have one QoS, and some both by turns.
+fn topic_and_qos(place: u64, order: &[u64]) -> (String, u8) {
+    let topic = order[usize::try_from(place % TOPICS).expect("small")];
     let qos = match topic % 3 {
         0 => 2,
         1 => 1,
@@ -65,7 +66,7 @@ impl Load {
         Load {
             addresses: Mutex::new(addresses),
             listeners: Mutex::new(listeners),
-            books: Mutex::default(),
+            books: Mutex::new(Books { order: (0..TOPICS).collect(), ..Books::default() }),
             is_over: AtomicBool::new(false),
             seen: AtomicUsize::new(0),
         }
@@ -106,7 +107,7 @@ impl Load {
                 return;
             }
             let number = source << SOURCE_SHIFT | place;
-            let (topic, qos) = topic_and_qos(number);
+            let (topic, qos) = topic_and_qos(place, &self.books().order);
             let (body, key, began) = (report(action_for(qos), &topic, number), format!("{source}-{place}"), Instant::now());
             self.books().posted.insert(number, (began, topic));
             loop {
@@ -154,7 +155,15 @@ impl Load {
         };
         let lanes: HashMap<String, u64> = known.into_iter().map(|(topic, id)| (topic, lane_of(id))).collect();
         assert_eq!(lanes.values().collect::<BTreeSet<_>>().len(), LANES, "every lane has topics: {lanes:?}");
-        self.books().lanes = lanes;
+        let lane = |topic: &u64| lanes[&format!("zuul/p{topic}")];
+        let mut order: Vec<(usize, u64)> = Vec::new();
+        for topic in 0..TOPICS {
+            let before = order.iter().filter(|(_, other)| lane(other) == lane(&topic)).count();
+            order.push((before, topic));
+        }
+        order.sort_unstable();
+        let mut books = self.books();
+        (books.order, books.lanes) = (order.into_iter().map(|(_, topic)| topic).collect(), lanes);
     }
 
     /// The lane of what has arrived, if it was posted after this.

@@ -105,7 +105,12 @@ fn one_round(scene: &mut Scene, load: &Load, trouble: Trouble, chance: &mut Chan
             stall.as_secs_f64()
         )
     };
-    println!("    for {:.1} s{}", began.elapsed().as_secs_f64(), recovery.as_ref().map(took).unwrap_or_default());
+    println!(
+        "    for {:.1} s, {} accepted so far{}",
+        began.elapsed().as_secs_f64(),
+        load.books().ledger.accepted.len(),
+        recovery.as_ref().map(took).unwrap_or_default()
+    );
     if let Some(Recovery { owned, delivering, stall }) = recovery {
         let limit = if trouble.is_of_a_server() { ELECTED_WITHIN } else { OWNED_WITHIN } + stall;
         assert!(owned <= limit && delivering <= limit, "{trouble:?}: {recovery:?}");
