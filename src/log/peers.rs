@@ -27,6 +27,9 @@ pub trait Peers: Send + Sync {
     /// Says why it may still be there; that is harmless.
     fn forget_beat(&self, instance: InstanceId) -> Result<(), String>;
 
+    /// Has `wake` called when another instance has appended, as a rule. It is a hint: it may be called for nothing, and may not be called. To be asked for once.
+    fn on_growth(&self, _wake: Box<dyn Fn() + Send + Sync>) {}
+
     /// How the stream was when it was looked at last; none before the first look. Does not block.
     fn health(&self) -> Option<Health>;
 }

@@ -42,6 +42,8 @@ pub(super) enum Command {
     Backup(pin::Ask, oneshot::Sender<Result<Option<pin::Begun>, CommitError>>),
     AdoptCopy(oneshot::Sender<Result<(), CommitError>>),
     Limit(Limits),
+    /// Others have appended to a shared log.
+    Follow,
     Stop(oneshot::Sender<Result<(), CommitError>>),
 }
 

@@ -278,6 +278,7 @@ impl Committer {
                 self.limits = limits;
                 self.publish_progress();
             }
+            Command::Follow => self.follow(),
             Command::Backup(ask, reply) => {
                 // A command that went away is not answered; its hold ends by itself.
                 let _ = reply.send(self.backup(ask));

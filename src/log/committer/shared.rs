@@ -29,10 +29,10 @@ mod cluster;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::handle::Append;
+use super::handle::{Append, Command};
 use super::{Batch, CommitError, Committed, Committer, Limits, LogHandle, RecoverError, Reply, Stepped, build, run_on_a_thread};
 use crate::core::event::Event;
 use crate::core::outbox::Outbox;
@@ -94,7 +94,22 @@ pub fn start_shared(
     let (handle, mut committer) = build(log, outbox, limits, metrics);
     committer.share(instance);
     run_on_a_thread(committer)?;
+    if let Some(peers) = handle.peers() {
+        peers.on_growth(waker(&handle));
+    }
     Ok(handle)
+}
+
+/// Has an idle committer follow at once. One that is at work finds out by itself.
+fn waker(handle: &LogHandle) -> Box<dyn Fn() + Send + Sync> {
+    let (commands, busy) = (handle.commands.downgrade(), Arc::clone(&handle.busy));
+    Box::new(move || {
+        let is_idle = busy.since.lock().unwrap_or_else(PoisonError::into_inner).is_none();
+        if is_idle && let Some(commands) = commands.upgrade() {
+            // A channel that is full is work to be done.
+            let _ = commands.try_send(Command::Follow);
+        }
+    })
 }
 
 /// As [`stepped`](super::stepped()), on a log that is shared.

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::bridge::Bridge;
 use super::bucket::{Bucket, Entry};
+use super::growth::Growth;
 use super::watch::Watched;
 use crate::core::types::InstanceId;
 use crate::log::peers::{Health, PATIENCE, Peers};
@@ -42,6 +43,7 @@ pub(super) struct Members {
     bridge: Arc<Bridge>,
     bucket: Bucket,
     watched: Watched,
+    growth: Growth,
     name: String,
 }
 
@@ -65,8 +67,8 @@ pub(super) async fn signs(bucket: &Bucket) -> Result<BTreeMap<InstanceId, Sign>,
 }
 
 impl Members {
-    pub(super) fn new(bridge: &Arc<Bridge>, bucket: &Bucket, watched: &Watched, name: &str) -> Members {
-        Members { bridge: Arc::clone(bridge), bucket: bucket.clone(), watched: watched.clone(), name: name.to_owned() }
+    pub(super) fn new(bridge: &Arc<Bridge>, bucket: &Bucket, watched: &Watched, growth: Growth, name: &str) -> Members {
+        Members { bridge: Arc::clone(bridge), bucket: bucket.clone(), watched: watched.clone(), growth, name: name.to_owned() }
     }
 
     fn asked<T: Send + 'static>(&self, act: impl Future<Output = Result<T, String>> + Send + 'static) -> Result<T, String> {
@@ -91,6 +93,10 @@ impl Peers for Members {
     fn forget_beat(&self, instance: InstanceId) -> Result<(), String> {
         let bucket = self.bucket.clone();
         self.asked(async move { bucket.forget(&format!("{PREFIX}{instance}")).await })
+    }
+
+    fn on_growth(&self, wake: Box<dyn Fn() + Send + Sync>) {
+        self.bridge.spawn(self.growth.clone().listen(wake));
     }
 
     fn health(&self) -> Option<Health> {

@@ -45,12 +45,14 @@
 //! | [`reader`] | pages for everybody |
 //! | [`open`] | find or make it, read on from the newest checkpoint |
 //! | [`import`](mod@import) | another store is taken in |
+//! | [`growth`] | whether others append, this moment |
 //! | [`members`] | signs of life of the instances |
 //! | [`watch`] | how the stream is, and how far it has to reach |
 //! | [`bridge`] | from threads that block to the client, and waits that end |
 
 mod bridge;
 mod bucket;
+mod growth;
 mod import;
 mod members;
 mod open;

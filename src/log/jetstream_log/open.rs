@@ -15,6 +15,7 @@ use bytes::Bytes;
 
 use super::bridge::Bridge;
 use super::bucket::{Bucket, Identity, Mark, State};
+use super::growth::Growth;
 use super::members::Members;
 use super::reader::Shared;
 use super::scan::Scanner;
@@ -96,7 +97,9 @@ pub(super) fn open_log(options: Options, purpose: Purpose) -> Result<(JetStreamL
     let testimony = Testimony::keep(&bridge, &found.bucket, &shared.last_message);
     let watched = Watched::new(found.bytes, found.max_bytes);
     watched.keep_up(&bridge, &found.pages);
-    let members = Arc::new(Members::new(&bridge, &found.bucket, &watched, &options.instance));
+    let message_id = format!("{}.{}", found.identity.store, found.state.starts);
+    let growth = Growth::new(&found.pages, &message_id);
+    let members = Arc::new(Members::new(&bridge, &found.bucket, &watched, growth, &options.instance));
     let last_stop = match (found.is_fresh, found.was_clean) {
         (true, _) => LastStop::Fresh,
         (false, true) => LastStop::Clean,
@@ -108,7 +111,7 @@ pub(super) fn open_log(options: Options, purpose: Purpose) -> Result<(JetStreamL
         store,
         id: StoreId(id),
         identity: found.identity.clone(),
-        message_id: format!("{}.{}", found.identity.store, found.state.starts),
+        message_id,
         run: found.state.starts,
         checkpoints: 0,
         encoder,

@@ -107,3 +107,127 @@ fn a_checkpoint_of_one_that_is_behind_takes_no_ones_place() {
     let last = opened(&options);
     assert_eq!((last.last_stop, last.checkpoint.unwrap().next), (LastStop::Clean, Seq(10)));
 }
+
+#[test]
+fn a_commit_that_was_passed_over_can_not_be_completed_any_more() {
+    let options = options();
+    let (mut a, mut b) = (opened(&options).log, opened(&options).log);
+    a.append(&reports(1..=5), &sends).unwrap();
+    b.catch_up().unwrap();
+    // Its writer stops before its last page.
+    let paused = tear(&*a, &options, 2, 3);
+    assert!(matches!(a.append(&reports(6..=6), &sends), Err(AppendError::Overtaken)));
+    assert!(a.catch_up().unwrap().is_empty());
+    a.append(&reports(6..=7), &sends).unwrap();
+    assert_eq!(paused.end(), Err(NotStored::Overtaken));
+    let caught: Vec<Event> = b.catch_up().unwrap().iter().flat_map(|page| page.events.clone()).collect();
+    assert_eq!(caught, reports(6..=7));
+    assert_eq!(b.append(&reports(8..=8), &sends).unwrap(), Seq(8));
+    drop((a, b));
+    assert_eq!(read_all(&*opened(&options).log.reader()), reports(1..=8));
+}
+
+#[test]
+fn a_commit_that_is_completed_before_others_append_counts_for_all() {
+    let options = options();
+    let (mut a, mut b) = (opened(&options).log, opened(&options).log);
+    let paused = tear(&*a, &options, 2, 3);
+    // Both have seen it half, and one has a checkpoint in the middle of it.
+    assert!(a.catch_up().unwrap().is_empty() && b.catch_up().unwrap().is_empty());
+    a.close(b"before it").unwrap();
+    assert_eq!(paused.end(), Ok(()));
+    assert!(matches!(b.append(&reports(1..=1), &sends), Err(AppendError::Overtaken)));
+    let caught: Vec<Event> = b.catch_up().unwrap().iter().flat_map(|page| page.events.clone()).collect();
+    assert_eq!(caught.len(), 3);
+    assert_eq!(b.append(&reports(4..=4), &sends).unwrap(), Seq(4));
+    let late = opened(&options);
+    assert_eq!((late.log.next_seq(), late.last_stop), (Seq(5), LastStop::Unclean));
+    assert_eq!(read_all(&*late.log.reader())[..3], caught);
+}
+
+/// A page that arrives before the one that it follows is refused; that must not stand in its way later.
+fn a_page_that_came_too_early_is_stored_when_it_comes_again(options: &Options) {
+    let log = opened(options).log;
+    let Torn { bridge, rest } = tear(&*log, options, 1, 3);
+    let early = Publication {
+        pages: rest.pages.clone(),
+        id: rest.id.clone(),
+        base: rest.base + 1,
+        messages: vec![rest.messages[1].clone()],
+        patience: Duration::ZERO,
+    };
+    let refused = bridge.wait(Duration::from_secs(20), early.store()).unwrap();
+    assert!(matches!(&refused, Err(NotStored::Unknown(_))), "{refused:?}");
+    assert_eq!(Torn { bridge, rest }.end(), Ok(()));
+    assert_eq!(opened(options).log.next_seq(), Seq(4));
+}
+
+#[test]
+fn a_page_that_came_too_early_is_stored_when_it_comes_again_on_one_server() {
+    a_page_that_came_too_early_is_stored_when_it_comes_again(&options());
+}
+
+/// Three servers, and options for a stream on them once they have found each other.
+fn cluster() -> (Vec<Nats>, Options) {
+    let servers = Nats::cluster();
+    let addresses = servers.iter().map(Nats::address).collect();
+    let options = Options { replicas: 3, servers: addresses, ..on("") };
+    wait_until("the cluster takes a stream", || JetStreamLog::open(options.clone()).is_ok());
+    (servers, options)
+}
+
+#[test]
+fn a_page_that_came_too_early_is_stored_when_it_comes_again_on_three() {
+    let (_servers, options) = cluster();
+    a_page_that_came_too_early_is_stored_when_it_comes_again(&options);
+}
+
+#[test]
+fn a_server_that_is_frozen_is_left_for_another() {
+    let (servers, options) = cluster();
+    let (mut log, ..) = open::open_log(options.clone(), open::Purpose::Serve).unwrap();
+    log.append(&reports(1..=3), &sends).unwrap();
+    let peers = log.peers().unwrap();
+    for round in 0..2 {
+        let name = log.pages.server();
+        let leader = peers.health().and_then(|health| health.leader);
+        let frozen = &servers[name.strip_prefix("nats-").unwrap().parse::<usize>().unwrap()];
+        frozen.signal("-STOP");
+        let begun = Instant::now();
+        wait_until("it is with another server", || log.pages.server() != name);
+        let other = begun.elapsed();
+        wait_until("a beat is written", || peers.put_beat(InstanceId(1), round).is_ok());
+        let beat = begun.elapsed();
+        let next = log.next_seq().0;
+        log.append(&reports(next..=next), &sends).unwrap();
+        eprintln!("frozen {name}, leader {leader:?}: other {other:?} beat {beat:?} append {:?}", begun.elapsed());
+        frozen.signal("-CONT");
+        wait_until("it is one of them again", || {
+            peers.health().is_some_and(|health| health.replicas.len() == 2 && health.replicas.iter().all(|replica| replica.is_current))
+        });
+    }
+    assert_eq!(read_all(&*log.reader()), reports(1..=5));
+}
+
+#[test]
+fn who_listens_hears_of_what_others_append_and_not_of_its_own() {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    let options = options();
+    let (mut a, mut b) = (opened(&options).log, opened(&options).log);
+    let heard: [Arc<AtomicU32>; 2] = Default::default();
+    for (log, heard) in [&a, &b].into_iter().zip(&heard) {
+        let heard = Arc::clone(heard);
+        log.peers().unwrap().on_growth(Box::new(move || _ = heard.fetch_add(1, Ordering::Relaxed)));
+    }
+    // Listening begins a moment later.
+    let mut next = 1;
+    wait_until("the other one is heard", || {
+        a.append(&reports(next..=next), &sends).unwrap();
+        next += 1;
+        heard[1].load(Ordering::Relaxed) > 0
+    });
+    assert_eq!(heard[0].load(Ordering::Relaxed), 0);
+    b.catch_up().unwrap();
+    b.append(&reports(next..=next), &sends).unwrap();
+    wait_until("the first one hears, too", || heard[0].load(Ordering::Relaxed) > 0);
+}
