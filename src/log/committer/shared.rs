@@ -63,8 +63,11 @@ use crate::metrics::Metrics;
 /// So often is looked for what others have appended, while there is nothing else to do: what a report waits for its lane at another instance.
 const FOLLOW: Duration = Duration::from_millis(50);
 
-/// So often is a batch tried before its requests are told to come again. Of n instances that append all the time one in n tries succeeds.
+/// So often is a batch tried before producers are told to come again. Of n instances that append all the time one in n tries succeeds.
 const TRIES: u32 = 32;
+
+/// And so often what nobody would bring again: the lane that it is about ends with it. That is half a minute at least.
+const OUTCOME_TRIES: u32 = 2_000;
 
 /// From the second time on that a batch is overtaken, so long is waited at most, doubled each time…
 const WAIT: Duration = Duration::from_millis(1);
@@ -247,11 +250,16 @@ impl Committer {
 
     /// Makes the batch durable behind everything that others have appended, and answers.
     pub(super) fn commit_shared(&mut self, mut batch: Batch) {
-        for tries in 1..=TRIES {
+        for tries in 1..=OUTCOME_TRIES {
             // All of it may have been refused, or be known.
+            let began = Instant::now();
             let result = if batch.events.is_empty() { Ok(()) } else { self.write(&batch) };
             match result {
-                Ok(()) => return self.confirm(batch),
+                Ok(()) => {
+                    let took = began.elapsed();
+                    self.confirm(batch);
+                    return self.let_others_append(took);
+                }
                 Err(CommitError::Store(AppendError::Overtaken)) => {}
                 Err(error) => return answer_all(batch, &error),
             }
@@ -262,12 +270,26 @@ impl Committer {
             if let Err(error) = self.catch_up(&batch.events) {
                 return answer_all(batch, &error);
             }
-            if tries < TRIES {
-                batch = self.admit_anew(batch);
+            if tries < OUTCOME_TRIES {
+                batch = self.admit_anew(batch, tries < TRIES);
+            }
+            if batch.waiters.is_empty() {
+                return self.publish_progress();
             }
         }
         self.publish_progress();
         answer_all(batch, &CommitError::Overloaded);
+    }
+
+    /// Whoever has just appended has read everything, and could append again before anybody else has read that: the others would never have their turn, and what their
+    /// lanes have delivered would never be recorded. So each leaves the others a turn. A request that comes when that is over waits for nothing.
+    fn let_others_append(&self, took: Duration) {
+        let Some(shared) = &self.shared else { return };
+        let others = shared.confirmed.owners().members().filter(|instance| *instance != shared.instance).count();
+        let turns = took.saturating_mul(u32::try_from(others).unwrap_or(u32::MAX)).min(LONGEST_WAIT);
+        if !turns.is_zero() {
+            std::thread::sleep(turns);
+        }
     }
 
     /// It is in the log.
@@ -292,10 +314,14 @@ impl Committer {
         }
     }
 
-    /// Admits each request of the batch again, in their order, onto what is confirmed now.
-    fn admit_anew(&mut self, batch: Batch) -> Batch {
+    /// Admits each request of the batch again, in their order, onto what is confirmed now; those of producers too, or they are told to come again.
+    fn admit_anew(&mut self, batch: Batch, with_accepts: bool) -> Batch {
         let mut anew = Batch { places: batch.places, ..Batch::default() };
         for ((reply, _), again) in batch.waiters.into_iter().zip(batch.again) {
+            if again.is_accept && !with_accepts {
+                self.refuse(again.with(reply), CommitError::Overloaded);
+                continue;
+            }
             // There was room for all of it a moment ago.
             if let Err(append) = self.admit(again.with(reply), &mut anew) {
                 self.refuse(append, CommitError::Overloaded);
