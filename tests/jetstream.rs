@@ -95,24 +95,6 @@ fn kills_of_the_service_and_of_the_servers_lose_nothing_and_repeat_no_qos_2() {
     assert_eq!(insist(&tidings.client(), 7).json()["deliveries"][0]["id"], ledger.accepted[7].id.to_string());
 }
 
-#[test]
-fn a_second_instance_on_the_stream_is_refused_and_told_who_has_it() {
-    let nats = Nats::start();
-    let mosquitto = Mosquitto::start("");
-    let mut first = prepared(std::slice::from_ref(&nats), &mosquitto);
-    let second = prepared(std::slice::from_ref(&nats), &mosquitto);
-    first.run();
-    let (code, log) = second.refused();
-    assert_eq!(code, Some(1));
-    assert!(log.contains("is in use by instance") && log.contains(&format!("(pid {})", first.pid())), "{log}");
-    let mut ledger = Ledger::default();
-    post(&mut ledger, &first, 0..3);
-    assert_eq!(first.stop(), Some(0));
-    let mut second = second;
-    second.run();
-    assert_eq!(second.total("created"), 3);
-}
-
 /// Posts until a report is refused as it should be while a commit gets no answer.
 fn wait_until_refused(tidings: &Tidings) {
     let mut number = 1_000_000;

@@ -111,14 +111,6 @@ pub enum OpenError {
         /// What failed.
         what: String,
     },
-    /// Another instance is at work on the stream.
-    #[error("the store {store} is in use by instance {holder}; stop that one, or choose another `store.stream`")]
-    InUse {
-        /// The stream and its servers.
-        store: String,
-        /// Who.
-        holder: String,
-    },
     /// The stream, or its bucket, is not what was made for it.
     #[error("the store {store} is not what Tidings makes: {what}")]
     NotAStream {
@@ -163,7 +155,7 @@ impl OpenError {
     /// Stable name for logs.
     pub fn code(&self) -> &'static str {
         match self {
-            OpenError::Locked { .. } | OpenError::InUse { .. } => "store_locked",
+            OpenError::Locked { .. } => "store_locked",
             OpenError::Newer { .. } => "store_newer",
             OpenError::NotAStore { .. } | OpenError::NotAStream { .. } => "not_a_store",
             OpenError::Damaged { .. } | OpenError::NotShown { .. } | OpenError::StreamDamaged { .. } => "store_damaged",

@@ -85,8 +85,8 @@ pub trait EventLog: Send {
         false
     }
 
-    /// The pages that others have appended since the last call, in order; [`EventLog::next_seq`] is behind them afterwards. Where servers have to be
-    /// asked and don't answer within about a second, there are none: what needs no commit goes on, and an append finds out what is the matter.
+    /// The pages that others have appended since the last call, in order; [`EventLog::next_seq`] is behind them afterwards. Where they can't be
+    /// had within about a second, because servers don't answer, it is as if there were none: an append finds out, and waits for as long as it takes.
     ///
     /// # Errors
     /// As [`EventLog::append`]; also if what has not been read yet was dropped.

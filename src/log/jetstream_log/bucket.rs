@@ -3,16 +3,21 @@
 //! | Key | Holds (JSON, so that `nats kv get` shows it) | Changed |
 //! |---|---|---|
 //! | `identity` | format version, store id, tag | never: the first instance creates it by compare-and-set |
-//! | `state` | starts, generations, the two newest checkpoints, whether the last stop was clean | by compare-and-set |
+//! | `state` | starts, generations, the two newest checkpoints, where the log was closed | by compare-and-set |
 //! | `checkpoint.ID.PART` | a part of a checkpoint: a page ([`codec`](crate::log::codec)) | never; deleted when two newer ones are there |
-//! | `lease` | see [`lease`](super::lease) | by compare-and-set |
+//! | `instance.ID` | an instance's sign of life ([`members`](super::members)) | once a second |
+//! | `witness` | the last message that has to be there ([`watch`](super::watch)) | once a second, by compare-and-set |
 //!
 //! Everything is read from the leader, so that what was written is seen by whoever reads afterwards.
 
+use std::collections::BTreeMap;
+
 use async_nats::jetstream::Context;
 use async_nats::jetstream::kv::{self, CreateErrorKind, UpdateErrorKind};
+use async_nats::jetstream::response::Response;
 use async_nats::jetstream::stream::{Config, DiscardPolicy, RawMessageErrorKind, StorageType};
 use bytes::Bytes;
+use futures_util::future::try_join_all;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Duration, Instant, sleep};
@@ -29,6 +34,7 @@ pub(super) fn stream_name(options: &Options) -> String {
 /// The bucket.
 #[derive(Clone)]
 pub(super) struct Bucket {
+    context: Context,
     store: kv::Store,
 }
 
@@ -48,8 +54,10 @@ pub(super) struct Identity {
 pub(super) struct State {
     /// How often the store was opened.
     pub(super) starts: u64,
-    /// The last one closed it.
-    pub(super) clean: bool,
+    /// The message that was the last one when an instance closed the log; none since one has started. Whoever finds it the last one still
+    /// finds a log that was closed.
+    #[serde(default)]
+    pub(super) closed_at: Option<u64>,
     /// Oldest first; never empty.
     pub(super) generations: Vec<Part>,
     /// Oldest first, two at most.
@@ -86,11 +94,14 @@ impl State {
     /// Of a store that holds nothing.
     pub(super) fn fresh() -> State {
         let first = Part { first: Seq::FIRST, message: 1, newest: None, bytes: 0 };
-        State { starts: 0, clean: false, generations: vec![first], checkpoints: Vec::new() }
+        State { starts: 0, closed_at: None, generations: vec![first], checkpoints: Vec::new() }
     }
 
-    /// Adds a checkpoint, and keeps the two newest.
+    /// Adds a checkpoint, unless it is there, and keeps the two newest.
     pub(super) fn mark(&mut self, mark: Mark) {
+        if self.checkpoints.iter().any(|kept| kept.id == mark.id) {
+            return;
+        }
         self.checkpoints.push(mark);
         self.checkpoints.sort_by_key(|mark| mark.next);
         let surplus = self.checkpoints.len().saturating_sub(2);
@@ -102,6 +113,31 @@ impl State {
 pub(super) struct Read<T> {
     pub(super) value: T,
     pub(super) revision: u64,
+}
+
+/// What a key holds, and when that was written, in seconds by the servers' clocks.
+pub(super) struct Entry<T> {
+    pub(super) key: String,
+    pub(super) value: T,
+    pub(super) at: i64,
+}
+
+/// What is asked for to learn of keys without reading them.
+#[derive(Serialize)]
+struct Filter {
+    subjects_filter: String,
+}
+
+/// The part of the answer that matters: which subjects there are.
+#[derive(Deserialize)]
+struct Keys {
+    state: KeysState,
+}
+
+#[derive(Deserialize)]
+struct KeysState {
+    #[serde(default)]
+    subjects: Option<BTreeMap<String, u64>>,
 }
 
 impl Bucket {
@@ -135,7 +171,7 @@ impl Bucket {
             created.map_err(|error| format!("creating the bucket: {}", told(&error)))?;
         }
         let store = context.get_key_value(&options.stream).await;
-        Ok(Bucket { store: store.map_err(|error| format!("asking for the bucket: {}", told(&error)))? })
+        Ok(Bucket { context: context.clone(), store: store.map_err(|error| format!("asking for the bucket: {}", told(&error)))? })
     }
 
     async fn raw(&self, key: &str) -> Result<Option<(Bytes, u64)>, String> {
@@ -145,6 +181,53 @@ impl Bucket {
             Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
             Err(error) => Err(format!("reading `{key}` of the bucket: {}", told(&error))),
         }
+    }
+
+    /// The keys that begin with `prefix`, which ends with a dot. One request.
+    pub(super) async fn keys(&self, prefix: &str) -> Result<Vec<String>, String> {
+        let subject = format!("STREAM.INFO.{}", self.store.stream_name);
+        let filter = Filter { subjects_filter: format!("{}{prefix}>", self.store.prefix) };
+        let asking = |what: String| format!("asking for the keys of the bucket: {what}");
+        let answer: Response<Keys> = self.context.request(subject, &filter).await.map_err(|error| asking(told(&error)))?;
+        match answer {
+            Response::Ok(keys) => {
+                let subjects = keys.state.subjects.unwrap_or_default().into_keys();
+                Ok(subjects.filter_map(|subject| subject.strip_prefix(&self.store.prefix).map(str::to_owned)).collect())
+            }
+            Response::Err { error } => Err(asking(error.to_string())),
+        }
+    }
+
+    /// The values of these keys, all asked for at once. One that is gone, or can't be read, is left out.
+    pub(super) async fn read_all<T: DeserializeOwned>(&self, keys: Vec<String>) -> Result<Vec<Entry<T>>, String> {
+        let ask = async |key: String| {
+            let subject = format!("{}{key}", self.store.prefix);
+            match self.store.stream.get_last_raw_message_by_subject(&subject).await {
+                Ok(message) => {
+                    Ok(serde_json::from_slice(&message.payload).ok().map(|value| Entry { key, value, at: message.time.unix_timestamp() }))
+                }
+                Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
+                Err(error) => Err(format!("reading `{key}` of the bucket: {}", told(&error))),
+            }
+        };
+        let found: Result<Vec<Option<Entry<T>>>, String> = try_join_all(keys.into_iter().map(ask)).await;
+        Ok(found?.into_iter().flatten().collect())
+    }
+
+    /// Writes a key, whatever it holds.
+    pub(super) async fn put<T: Serialize>(&self, key: &str, value: &T) -> Result<(), String> {
+        let written = self.store.put(key, json(value)).await;
+        written.map(drop).map_err(|error| format!("writing `{key}` to the bucket: {}", told(&error)))
+    }
+
+    /// Deletes a key, without a trace.
+    pub(super) async fn forget(&self, key: &str) -> Result<(), String> {
+        self.purge(format!("{}{key}", self.store.prefix)).await
+    }
+
+    async fn purge(&self, subjects: String) -> Result<(), String> {
+        let purged = self.store.stream.purge().filter(subjects).await;
+        purged.map(drop).map_err(|error| format!("deleting from the bucket: {}", told(&error)))
     }
 
     /// The value of a key.
@@ -220,8 +303,7 @@ impl Bucket {
 
     /// Deletes the parts of a checkpoint, without a trace.
     pub(super) async fn drop_checkpoint(&self, id: &str) -> Result<(), String> {
-        let all = format!("{}checkpoint.{id}.>", self.store.prefix);
-        self.store.stream.purge().filter(all).await.map(|_| ()).map_err(|error| told(&error))
+        self.purge(format!("{}checkpoint.{id}.>", self.store.prefix)).await
     }
 }
 

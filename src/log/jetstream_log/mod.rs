@@ -33,8 +33,9 @@
 //! | creating the store | no `identity`, no page | created anew |
 //! | committing | perhaps a whole commit; perhaps pages without their last one | a whole one stays, the others are void |
 //! | beginning a generation | parts of a checkpoint that `state` does not name | the generation before goes on; a few KiB are never used |
+//! | … where events say so | an event, and nothing in `state` | whoever leads next writes it there |
 //! | dropping | messages before the first generation | deleted |
-//! | anything | the lease | runs out in 5 s ([`lease`]) |
+//! | anything | a sign of life that is not renewed | the others take over ([`members`]) |
 //!
 //! | Module | Holds |
 //! |---|---|
@@ -44,27 +45,30 @@
 //! | [`scan`] | the stream → commits |
 //! | [`reader`] | pages for everybody |
 //! | [`open`] | find or make it, read on from the newest checkpoint |
+//! | [`generations`] | what events say of generations, kept in the bucket |
 //! | [`import`](mod@import) | another store is taken in |
-//! | [`lease`] | one instance at a time |
+//! | [`members`] | signs of life of the instances |
+//! | [`watch`] | how the stream is, and how far it has to reach |
 //! | [`bridge`] | from threads that block to the client, and waits that end |
 
 mod bridge;
 mod bucket;
+mod generations;
 mod import;
-mod lease;
+mod members;
 mod open;
 mod publish;
 mod reader;
 mod scan;
 mod servers;
+mod watch;
 
 #[cfg(test)]
 pub(super) mod tests;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -72,14 +76,15 @@ pub use self::import::{ImportError, Imported, import};
 
 use self::bridge::Bridge;
 use self::bucket::{Bucket, Identity, Mark, Part, State};
-use self::lease::Lease;
+use self::members::Members;
 use self::publish::{NotStored, Publication};
 use self::reader::Shared;
 use self::scan::Scanner;
 use self::servers::Pages;
+use self::watch::{Testimony, Watched};
 use super::codec::{Encoder, Kind};
 use super::sizes::Sizes;
-use super::{AppendError, EventLog, Generation, LogReader, OpenError, Opened, Page, Space, StoreId, Urgency};
+use super::{AppendError, EventLog, Generation, LogReader, OpenError, Opened, Page, Peers, Space, StoreId, Urgency};
 use crate::core::event::Event;
 use crate::core::types::{LaneKey, SendNo, Seq};
 
@@ -89,14 +94,17 @@ pub const FORMAT: u32 = 1;
 /// What the servers keep for a message beside its page, in bytes: subject, headers, record.
 const PER_MESSAGE: u64 = 256;
 
-/// Between two looks at how large the stream is.
-const LOOK: Duration = Duration::from_secs(1);
-
 /// Between two tries of what may be done again.
 const AGAIN: Duration = Duration::from_millis(200);
 
 /// A stop takes no longer for this.
 const CLOSING: Duration = Duration::from_secs(10);
+
+/// Who looks for what others have appended waits so long: the service goes on meanwhile, and who appends finds out.
+const LOOK: Duration = servers::ANSWER;
+
+/// … and then so long doesn't look: whoever asks for something else comes first.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// How many messages others may have appended are asked for at first: mostly there is one, or none.
 const FEW: u64 = 2;
@@ -174,44 +182,11 @@ impl Options {
     }
 }
 
-/// What is looked at once a second.
-#[derive(Clone)]
-pub(super) struct Watched {
-    /// What the stream takes, in bytes.
-    bytes: Arc<AtomicU64>,
-    /// What it may take.
-    max_bytes: Arc<AtomicU64>,
-}
-
-impl Watched {
-    fn new(bytes: u64, max_bytes: u64) -> Watched {
-        Watched { bytes: Arc::new(AtomicU64::new(bytes)), max_bytes: Arc::new(AtomicU64::new(max_bytes)) }
-    }
-
-    /// Looks, until nobody is interested any more.
-    fn keep_up(&self, bridge: &Bridge, pages: &Pages) {
-        let (bytes, max_bytes, pages) = (Arc::downgrade(&self.bytes), Arc::clone(&self.max_bytes), pages.clone());
-        bridge.spawn(async move {
-            loop {
-                tokio::time::sleep(LOOK).await;
-                let Some(bytes) = bytes.upgrade() else { return };
-                match pages.info().await {
-                    Ok(info) => {
-                        bytes.store(info.state.bytes, Ordering::Relaxed);
-                        let most = u64::try_from(info.config.max_bytes).ok().filter(|most| *most > 0);
-                        max_bytes.store(most.unwrap_or(u64::MAX), Ordering::Relaxed);
-                    }
-                    Err(what) => tracing::debug!("{what}"),
-                }
-            }
-        });
-    }
-}
-
 /// The log over JetStream.
 pub struct JetStreamLog {
-    /// Given back first when the log is dropped; there is always one, but in tests of several logs on one stream.
-    lease: Option<Lease>,
+    /// Has its last word first when the log is dropped.
+    _testimony: Testimony,
+    members: Arc<Members>,
     /// For messages.
     store: String,
     id: StoreId,
@@ -230,6 +205,8 @@ pub struct JetStreamLog {
     sizes: Sizes,
     patience: Duration,
     watched: Watched,
+    /// When the servers did not say what others have appended, if they don't.
+    unanswered: Option<Instant>,
     /// The first failure. Nothing is written after it.
     failed: Option<String>,
     bucket: Bucket,
@@ -247,10 +224,7 @@ impl JetStreamLog {
         open::open(options, open::Purpose::Serve)
     }
 
-    fn check(&mut self) -> Result<(), AppendError> {
-        if self.failed.is_none() && self.lease.as_ref().is_some_and(Lease::is_lost) {
-            self.failed = Some("another instance has taken over the stream while this one did not answer".into());
-        }
+    fn check(&self) -> Result<(), AppendError> {
         self.failed.clone().map_or(Ok(()), |what| Err(AppendError::Io(what)))
     }
 
@@ -289,12 +263,15 @@ impl JetStreamLog {
     fn leave_clean(&mut self, checkpoint: &[u8]) -> Result<(), AppendError> {
         let (mark, _) = self.put_checkpoint(Kind::Checkpoint, checkpoint)?;
         let written = *self.shared.parts().last().expect("there is always one that is written");
-        self.change(move |state| {
+        let end = self.end;
+        let id = mark.id.clone();
+        self.change_with(id, move |state| {
             known(state, written);
-            if state.checkpoints.iter().all(|kept| kept.id != mark.id) {
+            // Another instance may be further, and may have dropped what this one's checkpoint needs.
+            if mark.next >= state.generations[0].first {
                 state.mark(mark.clone());
+                state.closed_at = Some(end);
             }
-            state.clean = true;
         })
     }
 
@@ -321,14 +298,24 @@ impl JetStreamLog {
 
     /// Changes `state`, takes over what it says of generations, and deletes what it no longer names.
     fn change(&mut self, change: impl Fn(&mut State) + Send + Sync + 'static) -> Result<(), AppendError> {
+        self.change_and_clear(None, change)
+    }
+
+    /// As [`change`](Self::change), with the checkpoint `put`, which others may have made useless meanwhile.
+    fn change_with(&mut self, put: String, change: impl Fn(&mut State) + Send + Sync + 'static) -> Result<(), AppendError> {
+        self.change_and_clear(Some(put), change)
+    }
+
+    fn change_and_clear(&mut self, put: Option<String>, change: impl Fn(&mut State) + Send + Sync + 'static) -> Result<(), AppendError> {
         let (bucket, pages, patience) = (self.bucket.clone(), self.pages.clone(), self.patience);
         let known: Vec<Part> = self.shared.parts();
         let state = self.done(async move {
             let before = bucket.read::<State>("state").await.ok().flatten().map(|read| read.value.checkpoints).unwrap_or_default();
             let state = bucket.change(change, patience).await?;
-            for mark in before.iter().filter(|mark| state.checkpoints.iter().all(|kept| kept.id != mark.id)) {
+            let of_use = |id: &String| state.checkpoints.iter().any(|kept| kept.id == *id);
+            for id in before.into_iter().map(|mark| mark.id).chain(put).filter(|id| !of_use(id)) {
                 // What stays behind takes a little room, and nobody reads it.
-                let _ = bucket.drop_checkpoint(&mark.id).await;
+                let _ = bucket.drop_checkpoint(&id).await;
             }
             if state.generations[0].message > known[0].message
                 && let Err(what) = pages.purge_before(state.generations[0].message).await
@@ -355,20 +342,39 @@ impl EventLog for JetStreamLog {
         true
     }
 
+    fn peers(&self) -> Option<Arc<dyn Peers>> {
+        Some(Arc::clone(&self.members) as Arc<dyn Peers>)
+    }
+
     fn catch_up(&mut self) -> Result<Vec<Arc<Page>>, AppendError> {
         self.check()?;
         let mut caught = Vec::new();
+        if self.unanswered.is_some_and(|since| since.elapsed() < PAUSE) {
+            return Ok(caught);
+        }
+        self.unanswered = None;
         let mut count = FEW;
         loop {
             let (pages, from) = (self.pages.clone(), self.end + 1);
-            let read = self.insist(move || {
-                let pages = pages.clone();
-                async move { pages.get_many(from, count, false).await }
-            })?;
+            let read = self.bridge.wait(LOOK, async move { pages.get_many(from, count, false).await });
+            let read = match read.unwrap_or_else(|| Err("the servers did not answer".into())) {
+                Ok(read) => read,
+                Err(what) => {
+                    tracing::debug!("what others have appended can't be read now: {what}");
+                    self.unanswered = Some(Instant::now());
+                    return Ok(caught);
+                }
+            };
             let read_all = read.len() as u64 == count;
+            if read.is_empty() && self.watched.first() > self.end + 1 {
+                let next = self.next_seq();
+                return Err(self.fail(format!(
+                    "event {next}, which comes next here, was dropped while this instance did not read; a start goes on from the checkpoint"
+                )));
+            }
             for bytes in read {
                 self.end += 1;
-                self.watched.bytes.fetch_add(bytes.len() as u64 + PER_MESSAGE, Ordering::Relaxed);
+                self.watched.add(bytes.len() as u64 + PER_MESSAGE);
                 let commit = self.scanner.take(self.end, bytes).map_err(|what| self.fail(what))?;
                 if let Some(commit) = commit {
                     let decoded = self.shared.decode_commit(&commit).map_err(|what| self.fail(what))?;
@@ -395,6 +401,8 @@ impl EventLog for JetStreamLog {
         let publication =
             Publication { pages: self.pages.clone(), id: self.message_id.clone(), base: self.end, messages, patience: self.patience };
         let stored = self.done(async move { Ok(publication.store().await) })?;
+        // They have answered, whatever it was.
+        self.unanswered = None;
         match stored {
             Ok(()) => {}
             Err(NotStored::Overtaken) => return Err(AppendError::Overtaken),
@@ -402,7 +410,7 @@ impl EventLog for JetStreamLog {
         }
         let count = pages.len() as u64;
         let noted = reader::of_stored(self.end + 1, pages);
-        self.watched.bytes.fetch_add(noted.iter().map(|page| page.bytes).sum::<u64>() + count * PER_MESSAGE, Ordering::Relaxed);
+        self.watched.add(noted.iter().map(|page| page.bytes).sum::<u64>() + count * PER_MESSAGE);
         self.shared.note(&noted);
         self.end += count;
         let last = Seq(next.0 + events.len() as u64 - 1);
@@ -428,7 +436,7 @@ impl EventLog for JetStreamLog {
         }
         let (mark, size) = self.put_checkpoint(Kind::OpeningCheckpoint, checkpoint)?;
         let begun = Part { first: next, message: mark.message, newest: None, bytes: 0 };
-        self.change(move |state| {
+        self.change_with(mark.id.clone(), move |state| {
             // Another instance may have begun it, or this one with an answer that was lost.
             if state.generations.last().is_some_and(|last| last.first < begun.first) {
                 known(state, before);
@@ -459,9 +467,24 @@ impl EventLog for JetStreamLog {
         })
     }
 
+    fn note_generation(&mut self, first: Seq) -> Result<(), AppendError> {
+        self.check()?;
+        self.note_begun(first)
+    }
+
+    fn note_dropped(&mut self, first: Seq) -> Result<(), AppendError> {
+        self.shared.forget_before(first);
+        self.check()
+    }
+
+    fn keep_generations(&mut self, checkpoint: Option<&[u8]>) -> Result<bool, AppendError> {
+        self.check()?;
+        self.keep(checkpoint)
+    }
+
     fn space(&self) -> Space {
-        let used = self.watched.bytes.load(Ordering::Relaxed);
-        Space { used, free: self.watched.max_bytes.load(Ordering::Relaxed).saturating_sub(used), ballast: 0 }
+        let used = self.watched.bytes();
+        Space { used, free: self.watched.max_bytes().saturating_sub(used), ballast: 0 }
     }
 
     fn sizes(&self) -> Sizes {

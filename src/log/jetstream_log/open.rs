@@ -1,4 +1,4 @@
-//! Opening: find or make the stream and the bucket, get the lease, and read on from the newest checkpoint.
+//! Opening: find or make the stream and the bucket, and read on from the newest checkpoint. As many instances as like to may do so at once.
 //!
 //! | Stream | Bucket | `identity` | then |
 //! |---|---|---|---|
@@ -15,17 +15,18 @@ use bytes::Bytes;
 
 use super::bridge::Bridge;
 use super::bucket::{Bucket, Identity, Mark, State};
-use super::lease::{self, Lease};
+use super::members::Members;
 use super::reader::Shared;
 use super::scan::Scanner;
 use super::servers::{AT_ONCE, Pages, connect, find, where_it_is};
-use super::{FORMAT, JetStreamLog, Options, Watched};
+use super::watch::{self, Testimony, Watched};
+use super::{FORMAT, JetStreamLog, Options};
 use crate::core::types::Seq;
 use crate::log::codec::{Decoder, Encoder, Kind, Limits, parse};
 use crate::log::sizes::Sizes;
 use crate::log::{Checkpoint, LastStop, OpenError, Opened, StoreId};
 
-/// The whole of it, the pages apart: some dozen requests, and the wait for a lease that may be nobody's.
+/// The whole of it, the pages apart: some dozen requests, and perhaps an election.
 const OPENING: Duration = Duration::from_secs(60);
 
 /// So many messages are asked for at once, within such a time.
@@ -34,11 +35,8 @@ const BATCH: Duration = Duration::from_secs(30);
 /// What a store is opened for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// To be worked on, by one.
+    /// To be worked on, beside others.
     Serve,
-    /// By several: tests only.
-    #[cfg(test)]
-    Beside,
     /// To take in another store, with its id and from this position on. It is a store, with an identity, when that has ended.
     Import(StoreId, Seq),
 }
@@ -49,7 +47,7 @@ struct Found {
     bucket: Bucket,
     identity: Identity,
     state: State,
-    lease: Option<lease::Got>,
+    must_hold: u64,
     last_message: u64,
     bytes: u64,
     max_bytes: u64,
@@ -81,9 +79,8 @@ pub(super) fn open_log(options: Options, purpose: Purpose) -> Result<(JetStreamL
     if checkpoint.is_none() && found.state.generations[0].first > Seq::FIRST && !is_import {
         return Err(damaged("no checkpoint can be read, and the oldest events are no longer stored".into()));
     }
-    let must_hold = found.lease.as_ref().map_or(0, |lease| lease.must_hold);
-    if found.last_message + 1 < from || found.last_message < must_hold {
-        let must = must_hold.max(from - 1);
+    if found.last_message + 1 < from || found.last_message < found.must_hold {
+        let must = found.must_hold.max(from - 1);
         return Err(damaged(format!("the stream ends with message {}, and {must} had been stored", found.last_message)));
     }
     let shared = Arc::new(Shared::new(tag, &bridge, &found.pages, found.state.generations.clone(), options.page_cache));
@@ -96,16 +93,18 @@ pub(super) fn open_log(options: Options, purpose: Purpose) -> Result<(JetStreamL
     let sizes = Sizes { generation: options.generation_size, ..Sizes::for_space(options.max_size) };
     // Pages are cut as on disk, with the default segments: what a page holds does not depend on where it is kept.
     let encoder = Encoder::new(tag, found.state.starts, Limits::for_segment(8 << 20)).map_err(|error| unreachable(error.to_string()))?;
-    let lease = found.lease.map(|got| Lease::hold(got, &bridge, &found.bucket, Arc::clone(&shared.last_message)));
+    let testimony = Testimony::keep(&bridge, &found.bucket, &shared.last_message);
     let watched = Watched::new(found.bytes, found.max_bytes);
     watched.keep_up(&bridge, &found.pages);
+    let members = Arc::new(Members::new(&bridge, &found.bucket, &watched, &options.instance));
     let last_stop = match (found.is_fresh, found.was_clean) {
         (true, _) => LastStop::Fresh,
         (false, true) => LastStop::Clean,
         (false, false) => LastStop::Unclean,
     };
     let log = JetStreamLog {
-        lease,
+        _testimony: testimony,
+        members,
         store,
         id: StoreId(id),
         identity: found.identity.clone(),
@@ -119,6 +118,7 @@ pub(super) fn open_log(options: Options, purpose: Purpose) -> Result<(JetStreamL
         sizes,
         patience: options.patience,
         watched,
+        unanswered: None,
         failed: None,
         bucket: found.bucket,
         pages: found.pages,
@@ -171,20 +171,11 @@ async fn prepare(options: &Options, store: &str, purpose: Purpose) -> Result<Fou
     if identity.format != FORMAT {
         return Err(OpenError::Newer { path: PathBuf::from(store), found: identity.format, known: FORMAT });
     }
-    let start = random().map_err(unreachable)?;
-    let lease = match purpose {
-        #[cfg(test)]
-        Purpose::Beside => None,
-        _ => Some(lease::get(&bucket, &options.instance, format!("{start:016x}")).await.map_err(|refused| match refused {
-            lease::Refused::Held(holder) => OpenError::InUse { store: store.to_owned(), holder },
-            lease::Refused::Failed(what) => unreachable(what),
-        })?),
-    };
     let pages = Pages::open(&context, options, info).await.map_err(unreachable)?;
-    let was_clean = bucket.read::<State>("state").await.map_err(unreachable)?.is_some_and(|state| state.value.clean);
+    let closed_at = bucket.read::<State>("state").await.map_err(unreachable)?.and_then(|state| state.value.closed_at);
     let begun = |state: &mut State| {
         state.starts += 1;
-        state.clean = false;
+        state.closed_at = None;
     };
     // Not tried again where the answer is lost: a start more is counted, and no two have the same number.
     let state = bucket.change(begun, Duration::from_secs(10)).await.map_err(unreachable)?;
@@ -193,13 +184,16 @@ async fn prepare(options: &Options, store: &str, purpose: Purpose) -> Result<Fou
     }
     // What a drop that was interrupted has left.
     let lowest = state.generations[0].message;
+    // The witness first: what it says was stored before it said so.
+    let must_hold = watch::must_hold(&bucket).await.map_err(unreachable)?;
     let info = pages.info().await.map_err(unreachable)?;
     if info.state.first_sequence > 0 && info.state.first_sequence < lowest {
         pages.purge_before(lowest).await.map_err(unreachable)?;
     }
     let max_bytes = u64::try_from(info.config.max_bytes).ok().filter(|bytes| *bytes > 0).unwrap_or(u64::MAX);
     let (last_message, bytes) = (info.state.last_sequence, info.state.bytes);
-    Ok(Found { pages, bucket, identity, state, lease, last_message, bytes, max_bytes, is_fresh, was_clean })
+    let was_clean = closed_at == Some(last_message);
+    Ok(Found { pages, bucket, identity, state, must_hold, last_message, bytes, max_bytes, is_fresh, was_clean })
 }
 
 fn random() -> Result<u64, String> {

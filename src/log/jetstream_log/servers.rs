@@ -15,8 +15,21 @@ use bytes::Bytes;
 
 use super::{Login, Options};
 
-/// One request, its way there and back: quorum in one place takes milliseconds, a change of leaders some seconds.
+/// One request that makes or deletes something, its way there and back: quorum in one place takes milliseconds, a change of leaders some seconds.
 pub(super) const REQUEST: Duration = Duration::from_secs(5);
+
+/// One request of the work itself. Whoever gets no answer asks again, on whichever connection there is by then: what was asked on one that is gone is never
+/// answered.
+pub(super) const ANSWER: Duration = Duration::from_secs(1);
+
+/// A server that says nothing for three of these is left for another: one that is frozen, or behind a cut, closes no connection.
+const PING: Duration = Duration::from_millis(600);
+
+/// Another server has answered within this, or the next one is tried. Together with [`PING`] less than an instance's lease.
+const CONNECT: Duration = Duration::from_secs(1);
+
+/// Between two tries to connect, at most: the first one comes at once.
+const RECONNECT: Duration = Duration::from_millis(250);
 
 /// Messages that are asked for at once. At 64 KiB each a few MiB.
 pub(super) const AT_ONCE: u64 = 64;
@@ -28,8 +41,13 @@ const MIN_MAX_PAYLOAD: usize = crate::log::codec::MAX_PAGE + 1024;
 pub(super) async fn connect(options: &Options) -> Result<Context, String> {
     let mut connect = ConnectOptions::new()
         .name(format!("tidings {}", options.instance))
-        .connection_timeout(REQUEST)
+        .connection_timeout(CONNECT)
         .request_timeout(Some(REQUEST))
+        .ping_interval(PING)
+        .reconnect_delay_callback(|attempts| match attempts {
+            0 | 1 => Duration::ZERO,
+            more => RECONNECT.min(Duration::from_millis(1 << more.min(8))),
+        })
         .event_callback(|event| async move {
             match event {
                 Event::Disconnected => tracing::warn!("the connection to the store's servers is gone; it is opened again"),
@@ -81,9 +99,12 @@ pub(super) fn told(error: &dyn std::error::Error) -> String {
 /// The stream of pages.
 #[derive(Clone)]
 pub(super) struct Pages {
+    /// For the work: with [`ANSWER`].
     pub(super) context: Context,
     pub(super) subject: String,
     stream: Stream<()>,
+    /// For what takes longer: with [`REQUEST`].
+    slow: Stream<()>,
 }
 
 /// What a stream has to be for this log.
@@ -140,8 +161,10 @@ impl Pages {
             }
             Some(_) => {}
         }
+        let slow = context.get_stream_no_info(&options.stream).await.map_err(|error| told(&error))?;
+        let context = jetstream::context::ContextBuilder::new().timeout(ANSWER).build(context.client());
         let stream = context.get_stream_no_info(&options.stream).await.map_err(|error| told(&error))?;
-        Ok(Pages { context: context.clone(), subject: subject(&options.stream), stream })
+        Ok(Pages { context, subject: subject(&options.stream), stream, slow })
     }
 
     /// Why a stream that is there can't be this log's.
@@ -161,6 +184,11 @@ impl Pages {
             return None;
         };
         Some(wrong.to_owned())
+    }
+
+    /// The name of the server that this client is connected to, or was last.
+    pub(super) fn server(&self) -> String {
+        self.context.client().server_info().server_name
     }
 
     pub(super) async fn info(&self) -> Result<Info, String> {
@@ -208,7 +236,7 @@ impl Pages {
 
     /// Deletes every message before `at`.
     pub(super) async fn purge_before(&self, at: u64) -> Result<(), String> {
-        self.stream.purge().sequence(at).await.map(|_| ()).map_err(|error| format!("deleting the oldest messages: {}", told(&error)))
+        self.slow.purge().sequence(at).await.map(|_| ()).map_err(|error| format!("deleting the oldest messages: {}", told(&error)))
     }
 }
 

@@ -8,6 +8,8 @@ use super::*;
 use crate::log::samples::{report, with_payload};
 use crate::log::{Checkpoint, LastStop, ReadError};
 
+mod several;
+
 #[path = "../../../tests/support/nats.rs"]
 #[allow(dead_code, reason = "other tests use the rest")]
 mod nats;
@@ -51,21 +53,9 @@ fn read_all(reader: &dyn LogReader) -> Vec<Event> {
     events
 }
 
-#[test]
-fn a_second_instance_is_told_who_is_at_work() {
-    let options = Options { instance: "ci-1".into(), ..options() };
-    let first = opened(&options);
-    let second = JetStreamLog::open(Options { instance: "ci-2".into(), ..options.clone() });
-    let error = second.map(|_| ()).unwrap_err();
-    assert!(matches!(&error, OpenError::InUse { holder, .. } if holder == "ci-1"), "{error}");
-    assert!(error.to_string().contains("is in use by instance ci-1"));
-    drop(first);
-    opened(&options);
-}
-
 /// Opens the store though others have it.
 pub(in crate::log) fn beside(options: &Options) -> Opened {
-    super::open::open(options.clone(), super::open::Purpose::Beside).unwrap_or_else(|error| panic!("{error}"))
+    opened(options)
 }
 
 #[test]
@@ -108,13 +98,26 @@ fn a_generation_that_another_instance_has_begun_is_taken_over() {
     assert_eq!(opened(&options).checkpoint, Some(Checkpoint { next: Seq(11), bytes: b"ten".to_vec() }));
 }
 
-/// Publishes the first `count` pages of a commit of `of` pages as another start would that dies then.
-fn tear(log: &dyn EventLog, options: &Options, count: usize, of: u64) {
+/// A commit of another start that was begun and not ended, with the connection that it goes over.
+struct Torn {
+    bridge: Bridge,
+    rest: Publication,
+}
+
+impl Torn {
+    /// Publishes the rest.
+    fn end(self) -> Result<(), NotStored> {
+        self.bridge.wait(Duration::from_secs(20), self.rest.store()).expect("it ends")
+    }
+}
+
+/// Publishes the first `count` pages of a commit of `of` pages as another start would, behind what `log` has read.
+fn tear(log: &dyn EventLog, options: &Options, count: usize, of: u64) -> Torn {
     let bridge = Bridge::new().unwrap();
     let asked = options.clone();
     let next = log.next_seq().0;
     let events: Vec<Event> = (next..next + of).map(|n| with_payload(n, vec![9; 50_000])).collect();
-    let published = bridge.wait(Duration::from_secs(10), async move {
+    let rest = bridge.wait(Duration::from_secs(20), async move {
         let context = servers::connect(&asked).await.unwrap();
         let info = servers::find(&context, &asked.stream).await.unwrap();
         let bucket = Bucket::open(&context, &asked, true).await.unwrap();
@@ -124,11 +127,16 @@ fn tear(log: &dyn EventLog, options: &Options, count: usize, of: u64) {
         let pages = encoder.events(Seq(next), &events, &sends).unwrap();
         let stream = Pages::open(&context, &asked, info).await.unwrap();
         let base = stream.info().await.unwrap().state.last_sequence;
-        let messages = pages.into_iter().take(count).map(|page| page.bytes.into()).collect();
-        let publication = Publication { pages: stream, id: "torn".into(), base, messages, patience: Duration::from_secs(5) };
-        publication.store().await
+        let mut messages: Vec<Bytes> = pages.into_iter().map(|page| page.bytes.into()).collect();
+        let rest = messages.split_off(count);
+        let publication = |messages: Vec<Bytes>, base| {
+            let pages = stream.clone();
+            Publication { pages, id: "torn".into(), base, messages, patience: Duration::from_secs(5) }
+        };
+        publication(messages, base).store().await.unwrap();
+        publication(rest, base + count as u64)
     });
-    assert_eq!(published, Some(Ok(())));
+    Torn { bridge, rest: rest.expect("it is published") }
 }
 
 #[test]

@@ -1,0 +1,99 @@
+//! The instances' signs of life: a key `instance.ID` of the bucket for each, which it counts up.
+//!
+//! Nothing in the log depends on them (see [`peers`](crate::log::peers)). Who is declared gone has its key taken away by who declares it; what is left by one that died
+//! before it had joined goes after an hour of the servers' time.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::bridge::Bridge;
+use super::bucket::{Bucket, Entry};
+use super::watch::Watched;
+use crate::core::types::InstanceId;
+use crate::log::peers::{Health, PATIENCE, Peers};
+
+/// What the keys begin with.
+const PREFIX: &str = "instance.";
+
+/// So many are read at most: each costs a request, all at once. Ten would be many.
+const MOST: usize = 256;
+
+/// So much older than the newest one, a key is nobody's; in seconds.
+const FORGOTTEN: i64 = 3_600;
+
+/// As [`FORGOTTEN`], where there are more than are read.
+const FORGOTTEN_IN_A_CROWD: i64 = 60;
+
+/// What a key holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Sign {
+    /// Counted up with each renewal.
+    pub(super) beat: u64,
+    /// Names the instance for people.
+    pub(super) name: String,
+    /// Its release.
+    pub(super) version: String,
+}
+
+/// The instances of one stream, as one of them sees them.
+pub(super) struct Members {
+    bridge: Arc<Bridge>,
+    bucket: Bucket,
+    watched: Watched,
+    name: String,
+}
+
+/// Everything that is there.
+pub(super) async fn signs(bucket: &Bucket) -> Result<BTreeMap<InstanceId, Sign>, String> {
+    let keys = bucket.keys(PREFIX).await?;
+    let is_crowd = keys.len() > MOST;
+    let found: Vec<Entry<Sign>> = bucket.read_all(keys.into_iter().take(MOST).collect()).await?;
+    let Some(newest) = found.iter().map(|entry| entry.at).max() else { return Ok(BTreeMap::new()) };
+    let limit = if is_crowd { FORGOTTEN_IN_A_CROWD } else { FORGOTTEN };
+    let mut signs = BTreeMap::new();
+    for Entry { key, value, at } in found {
+        if newest - at > limit {
+            // Harmless if it stays.
+            let _ = bucket.forget(&key).await;
+        } else if let Ok(id) = u64::from_str_radix(&key[PREFIX.len()..], 16) {
+            signs.insert(InstanceId(id), value);
+        }
+    }
+    Ok(signs)
+}
+
+impl Members {
+    pub(super) fn new(bridge: &Arc<Bridge>, bucket: &Bucket, watched: &Watched, name: &str) -> Members {
+        Members { bridge: Arc::clone(bridge), bucket: bucket.clone(), watched: watched.clone(), name: name.to_owned() }
+    }
+
+    fn asked<T: Send + 'static>(&self, act: impl Future<Output = Result<T, String>> + Send + 'static) -> Result<T, String> {
+        let limit = PATIENCE.as_millis();
+        self.bridge.wait(PATIENCE, act).unwrap_or_else(|| Err(format!("the store's servers did not answer within {limit} ms")))
+    }
+}
+
+impl Peers for Members {
+    fn put_beat(&self, instance: InstanceId, beat: u64) -> Result<(), String> {
+        let sign = Sign { beat, name: self.name.clone(), version: env!("CARGO_PKG_VERSION").into() };
+        let bucket = self.bucket.clone();
+        self.asked(async move { bucket.put(&format!("{PREFIX}{instance}"), &sign).await })
+    }
+
+    fn beats(&self) -> Result<BTreeMap<InstanceId, u64>, String> {
+        let bucket = self.bucket.clone();
+        let signs = self.asked(async move { signs(&bucket).await })?;
+        Ok(signs.into_iter().map(|(instance, sign)| (instance, sign.beat)).collect())
+    }
+
+    fn forget_beat(&self, instance: InstanceId) -> Result<(), String> {
+        let bucket = self.bucket.clone();
+        self.asked(async move { bucket.forget(&format!("{PREFIX}{instance}")).await })
+    }
+
+    fn health(&self) -> Option<Health> {
+        self.watched.health()
+    }
+}
