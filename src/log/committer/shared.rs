@@ -46,6 +46,8 @@ mod cluster;
 #[cfg(test)]
 mod freshness;
 #[cfg(test)]
+mod retention;
+#[cfg(test)]
 mod tests;
 
 use std::sync::{Arc, PoisonError};

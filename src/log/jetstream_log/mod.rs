@@ -33,6 +33,7 @@
 //! | creating the store | no `identity`, no page | created anew |
 //! | committing | perhaps a whole commit; perhaps pages without their last one | a whole one stays, the others are void |
 //! | beginning a generation | parts of a checkpoint that `state` does not name | the generation before goes on; a few KiB are never used |
+//! | … where events say so | an event, and nothing in `state` | whoever leads next writes it there |
 //! | dropping | messages before the first generation | deleted |
 //! | anything | a sign of life that is not renewed | the others take over ([`members`]) |
 //!
@@ -45,6 +46,7 @@
 //! | [`reader`] | pages for everybody |
 //! | [`open`] | find or make it, read on from the newest checkpoint |
 //! | [`import`](mod@import) | a folder's store moves here, and back |
+//! | [`generations`] | what events say of generations, kept in the bucket |
 //! | [`growth`] | whether others append, this moment |
 //! | [`members`] | signs of life of the instances |
 //! | [`watch`] | how the stream is, and how far it has to reach |
@@ -52,6 +54,7 @@
 
 mod bridge;
 mod bucket;
+mod generations;
 mod growth;
 mod import;
 mod members;
@@ -365,6 +368,12 @@ impl EventLog for JetStreamLog {
                 }
             };
             let read_all = read.len() as u64 == count;
+            if read.is_empty() && self.watched.first() > self.end + 1 {
+                let next = self.next_seq();
+                return Err(self.fail(format!(
+                    "event {next}, which comes next here, was dropped while this instance did not read; a start goes on from the checkpoint"
+                )));
+            }
             for bytes in read {
                 self.end += 1;
                 self.watched.add(bytes.len() as u64 + PER_MESSAGE);
@@ -458,6 +467,21 @@ impl EventLog for JetStreamLog {
             // Of no use without what comes after it.
             state.checkpoints.retain(|mark| mark.next >= next.first);
         })
+    }
+
+    fn note_generation(&mut self, first: Seq) -> Result<(), AppendError> {
+        self.check()?;
+        self.note_begun(first)
+    }
+
+    fn note_dropped(&mut self, first: Seq) -> Result<(), AppendError> {
+        self.shared.forget_before(first);
+        self.check()
+    }
+
+    fn keep_generations(&mut self, checkpoint: Option<&[u8]>) -> Result<bool, AppendError> {
+        self.check()?;
+        self.keep(checkpoint)
     }
 
     fn space(&self) -> Space {
