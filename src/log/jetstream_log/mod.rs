@@ -45,6 +45,7 @@
 //! | [`reader`] | pages for everybody |
 //! | [`open`] | find or make it, read on from the newest checkpoint |
 //! | [`import`](mod@import) | a folder's store moves here, and back |
+//! | [`home`] | whether it is a copy that was restored elsewhere |
 //! | [`growth`] | whether others append, this moment |
 //! | [`members`] | signs of life of the instances |
 //! | [`watch`] | how the stream is, and how far it has to reach |
@@ -53,6 +54,7 @@
 mod bridge;
 mod bucket;
 mod growth;
+mod home;
 mod import;
 mod members;
 mod open;
@@ -75,6 +77,7 @@ pub use self::import::{export, import};
 
 use self::bridge::Bridge;
 use self::bucket::{Bucket, Identity, Mark, Part, State};
+use self::home::Home;
 use self::members::Members;
 use self::publish::{NotStored, Publication};
 use self::reader::Shared;
@@ -190,6 +193,7 @@ pub struct JetStreamLog {
     store: String,
     id: StoreId,
     identity: Identity,
+    home: Home,
     /// What message ids of this start begin with.
     message_id: String,
     run: u64,
@@ -486,7 +490,12 @@ impl EventLog for JetStreamLog {
     }
 
     fn adopt_copy(&mut self) -> Result<(), AppendError> {
-        self.check()
+        self.check()?;
+        let (bucket, home) = (self.bucket.clone(), self.home.clone());
+        self.insist(move || {
+            let (bucket, home) = (bucket.clone(), home.clone());
+            async move { home.adopt(&bucket).await }
+        })
     }
 
     fn close(mut self: Box<Self>, checkpoint: &[u8]) -> Result<(), AppendError> {
