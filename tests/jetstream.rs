@@ -208,6 +208,9 @@ fn a_store_moves_to_servers_and_back_with_all_that_it_holds() {
     let (code, told) = command(&["move-store", "--from", on_disk.store().to_str().unwrap(), "--to", &target]);
     assert_eq!(code, Some(0), "{told}");
     on_servers.run();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let (code, told) = move_back(&on_servers, &elsewhere.path().join("store"));
+    assert!(code == Some(1) && told.contains("is in use by") && told.contains(&format!("(pid {})", on_servers.pid())), "{told}");
     // Killed with QoS 2 in flight.
     post(&mut ledger, &on_servers, 40..90);
     on_servers.kill();

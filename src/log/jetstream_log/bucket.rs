@@ -6,6 +6,7 @@
 //! | `state` | starts, generations, the two newest checkpoints, where the log was closed | by compare-and-set |
 //! | `checkpoint.ID.PART` | a part of a checkpoint: a page ([`codec`](crate::log::codec)) | never; deleted when two newer ones are there |
 //! | `instance.ID` | an instance's sign of life ([`members`](super::members)) | once a second |
+//! | `home` | the servers that it was made on ([`home`](super::home)) | when they change |
 //! | `moved` | where the store has moved to, if it has ([`import`](mod@super::import)) | when it moves |
 //! | `witness` | the last message that has to be there ([`watch`](super::watch)) | once a second, by compare-and-set |
 //!

@@ -68,7 +68,7 @@ pub fn import(source: &Opened, options: Options, done: &dyn Fn(u64)) -> Result<I
 /// # Errors
 /// See [`ImportError`]. [`OpenError::InUse`] if an instance is at work on the stream.
 pub fn export(options: Options, folder: &Path, folder_options: sled_log::Options, done: &dyn Fn(u64)) -> Result<Imported, ImportError> {
-    let (log, checkpoint, last_stop) = open::open_log(options, Purpose::Export)?;
+    let (log, checkpoint, last_stop, _) = open::open_log(options, Purpose::Export)?;
     let leaving = Leaving { bridge: Arc::clone(&log.bridge), bucket: log.bucket.clone() };
     let mut source = Opened { log: Box::new(log), checkpoint, last_stop, is_copy: false };
     let to = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned()).display().to_string();

@@ -47,6 +47,7 @@
 //! | [`open`] | find or make it, read on from the newest checkpoint |
 //! | [`import`](mod@import) | a folder's store moves here, and back |
 //! | [`generations`] | what events say of generations, kept in the bucket |
+//! | [`home`] | whether it is a copy that was restored elsewhere |
 //! | [`growth`] | whether others append, this moment |
 //! | [`members`] | signs of life of the instances |
 //! | [`watch`] | how the stream is, and how far it has to reach |
@@ -56,6 +57,7 @@ mod bridge;
 mod bucket;
 mod generations;
 mod growth;
+mod home;
 mod import;
 mod members;
 mod open;
@@ -78,6 +80,7 @@ pub use self::import::{export, import};
 
 use self::bridge::Bridge;
 use self::bucket::{Bucket, Identity, Mark, Part, State};
+use self::home::Home;
 use self::members::Members;
 use self::publish::{NotStored, Publication};
 use self::reader::Shared;
@@ -193,6 +196,7 @@ pub struct JetStreamLog {
     store: String,
     id: StoreId,
     identity: Identity,
+    home: Home,
     /// What message ids of this start begin with.
     message_id: String,
     run: u64,
@@ -510,7 +514,12 @@ impl EventLog for JetStreamLog {
     }
 
     fn adopt_copy(&mut self) -> Result<(), AppendError> {
-        self.check()
+        self.check()?;
+        let (bucket, home) = (self.bucket.clone(), self.home.clone());
+        self.insist(move || {
+            let (bucket, home) = (bucket.clone(), home.clone());
+            async move { home.adopt(&bucket).await }
+        })
     }
 
     fn close(mut self: Box<Self>, checkpoint: &[u8]) -> Result<(), AppendError> {

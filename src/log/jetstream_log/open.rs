@@ -16,6 +16,7 @@ use bytes::Bytes;
 use super::bridge::Bridge;
 use super::bucket::{Bucket, Identity, Mark, State};
 use super::growth::Growth;
+use super::home::Home;
 use super::members::Members;
 use super::reader::Shared;
 use super::scan::Scanner;
@@ -54,16 +55,18 @@ struct Found {
     last_message: u64,
     bytes: u64,
     max_bytes: u64,
+    home: Home,
+    is_copy: bool,
     is_fresh: bool,
     was_clean: bool,
 }
 
 pub(super) fn open(options: Options, purpose: Purpose) -> Result<Opened, OpenError> {
-    let (log, checkpoint, last_stop) = open_log(options, purpose)?;
-    Ok(Opened { log: Box::new(log), checkpoint, last_stop, is_copy: false })
+    let (log, checkpoint, last_stop, is_copy) = open_log(options, purpose)?;
+    Ok(Opened { log: Box::new(log), checkpoint, last_stop, is_copy })
 }
 
-pub(super) fn open_log(options: Options, purpose: Purpose) -> Result<(JetStreamLog, Option<Checkpoint>, LastStop), OpenError> {
+pub(super) fn open_log(options: Options, purpose: Purpose) -> Result<(JetStreamLog, Option<Checkpoint>, LastStop, bool), OpenError> {
     let store = where_it_is(&options);
     let unreachable = |what: String| OpenError::Unreachable { store: store.clone(), what };
     let bridge = Arc::new(Bridge::new().map_err(|error| unreachable(format!("starting a thread: {error}")))?);
@@ -113,6 +116,7 @@ pub(super) fn open_log(options: Options, purpose: Purpose) -> Result<(JetStreamL
         store,
         id: StoreId(id),
         identity: found.identity.clone(),
+        home: found.home,
         message_id,
         run: found.state.starts,
         checkpoints: 0,
@@ -130,7 +134,7 @@ pub(super) fn open_log(options: Options, purpose: Purpose) -> Result<(JetStreamL
         shared,
         bridge,
     };
-    Ok((log, checkpoint, last_stop))
+    Ok((log, checkpoint, last_stop, found.is_copy))
 }
 
 async fn prepare(options: &Options, store: &str, purpose: Purpose) -> Result<Found, OpenError> {
@@ -208,8 +212,17 @@ async fn prepare(options: &Options, store: &str, purpose: Purpose) -> Result<Fou
     }
     let max_bytes = u64::try_from(info.config.max_bytes).ok().filter(|bytes| *bytes > 0).unwrap_or(u64::MAX);
     let (last_message, bytes) = (info.state.last_sequence, info.state.bytes);
+    let home = Home::of(info.cluster.as_ref());
+    let is_copy = !matches!(purpose, Purpose::Import(..)) && home.is_copy(&bucket).await.map_err(unreachable)?;
+    if is_copy && is_export {
+        return Err(unfit(
+            "it was restored on other servers than it was made on, and the broker's sessions are the original's. Start a service on it once, which opens \
+             sessions of its own, stop it, and move it then"
+                .into(),
+        ));
+    }
     let was_clean = closed_at == Some(last_message);
-    Ok(Found { pages, bucket, identity, state, must_hold, last_message, bytes, max_bytes, is_fresh, was_clean })
+    Ok(Found { pages, bucket, identity, state, must_hold, last_message, bytes, max_bytes, home, is_copy, is_fresh, was_clean })
 }
 
 fn random() -> Result<u64, String> {
