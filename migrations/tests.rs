@@ -92,6 +92,8 @@ fn the_fixture_holds_every_kind_of_event() {
         Event::InstanceLeft { .. } => 20,
         Event::LaneTaken { .. } => 21,
         Event::LaneLeft { .. } => 22,
+        Event::GenerationBegun { .. } => 23,
+        Event::GenerationDropped { .. } => 24,
     };
     let mut kinds: Vec<usize> = v0001::events().iter().map(kind).collect();
     kinds.dedup();
@@ -103,6 +105,8 @@ fn the_fixture_holds_every_kind_of_event() {
         Event::InstanceLeft { instance, by: instance, at },
         Event::LaneTaken { lane: lane.clone(), instance, term: 1, at },
         Event::LaneLeft { lane, instance, term: 1, at },
+        Event::GenerationBegun { at },
+        Event::GenerationDropped { before: Seq(5), at },
     ];
     for event in v0001::events().into_iter().chain(of_a_shared_log) {
         assert_eq!(usize::from(postcard::to_stdvec(&event).unwrap()[0]), kind(&event));

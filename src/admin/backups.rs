@@ -144,9 +144,12 @@ fn unavailable(error: &CommitError) -> Response<Body> {
     let refused = match error {
         CommitError::Full(_) => with(StatusCode::INSUFFICIENT_STORAGE),
         CommitError::DoesNotFit(_) | CommitError::Conflict => with(StatusCode::INTERNAL_SERVER_ERROR),
-        CommitError::Overloaded | CommitError::Stopped | CommitError::NotOwner(_) | CommitError::Store(_) => {
-            with(StatusCode::SERVICE_UNAVAILABLE).retry_after(Duration::from_secs(5))
-        }
+        CommitError::Overloaded
+        | CommitError::Stopped
+        | CommitError::NotOwner(_)
+        | CommitError::ChangedMeanwhile(_)
+        | CommitError::LanesChanged(_)
+        | CommitError::Store(_) => with(StatusCode::SERVICE_UNAVAILABLE).retry_after(Duration::from_secs(5)),
     };
     refused.into_response()
 }

@@ -253,6 +253,18 @@ pub enum Event {
         /// When.
         at: Millis,
     },
+    /// Shared log: a generation begins with the event after this one, for every instance. On a log that is one machine's its folders say so.
+    GenerationBegun {
+        /// When.
+        at: Millis,
+    },
+    /// Shared log: every generation before the one that begins with `before` is being deleted; nothing in them is needed.
+    GenerationDropped {
+        /// The first event of what is now the oldest generation.
+        before: Seq,
+        /// When.
+        at: Millis,
+    },
 }
 
 /// One delivery, by everything that finds it again.
@@ -466,7 +478,9 @@ impl Event {
             | Event::InstanceJoined { at, .. }
             | Event::InstanceLeft { at, .. }
             | Event::LaneTaken { at, .. }
-            | Event::LaneLeft { at, .. } => Some(*at),
+            | Event::LaneLeft { at, .. }
+            | Event::GenerationBegun { at }
+            | Event::GenerationDropped { at, .. } => Some(*at),
         }
     }
 }

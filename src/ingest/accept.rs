@@ -211,7 +211,7 @@ impl Ingest {
 
     /// The first answer to a request that the window knows.
     async fn known(&self, dedupe: Dedupe) -> Result<Option<Committed<Answer>>, AcceptError> {
-        let known = self.log.ask(move |outbox| outbox.request(dedupe.key).copied()).await?;
+        let known = self.log.ask_latest(move |outbox| outbox.request(dedupe.key).copied()).await?;
         let Some(request) = *known.get() else { return Ok(None) };
         if request.body != dedupe.body {
             return Err(CommitError::Conflict.into());

@@ -106,7 +106,9 @@ pub fn status_of(code: &str) -> (StatusCode, Option<Duration>) {
         "too_large" | "too_many_reports" => (StatusCode::PAYLOAD_TOO_LARGE, None),
         "unsupported_media_type" => (StatusCode::UNSUPPORTED_MEDIA_TYPE, None),
         "invalid_report" | "topic_unrenderable" => (StatusCode::UNPROCESSABLE_ENTITY, None),
-        "overloaded" | "overtaken" | "not_owner" | "gone" => (StatusCode::SERVICE_UNAVAILABLE, soon),
+        "overloaded" | "overtaken" | "not_owner" | "changed_meanwhile" | "lanes_changed" | "gone" => {
+            (StatusCode::SERVICE_UNAVAILABLE, soon)
+        }
         "stopping" | "store_failed" | "commit_timeout" => (StatusCode::SERVICE_UNAVAILABLE, after_a_restart),
         "store_full" => (StatusCode::INSUFFICIENT_STORAGE, None),
         _ => (StatusCode::INTERNAL_SERVER_ERROR, None),

@@ -66,6 +66,15 @@ impl Stored {
     fn new(first: Seq) -> Stored {
         Stored { first, pages: BTreeMap::new(), indexes: BTreeMap::new(), newest: None, bytes: 0 }
     }
+
+    /// Cuts off what begins with `first`. Its size is taken by its share of the pages.
+    fn split_off(&mut self, first: Seq) -> Stored {
+        let all = self.pages.len() as u64;
+        let (pages, indexes) = (self.pages.split_off(&first), self.indexes.split_off(&first));
+        let bytes = self.bytes * pages.len() as u64 / all.max(1);
+        self.bytes -= bytes;
+        Stored { first, newest: self.newest.filter(|_| !pages.is_empty()), pages, indexes, bytes }
+    }
 }
 
 impl Disk {
@@ -188,6 +197,8 @@ pub struct MemoryLog {
     failed: Option<String>,
     /// Where others append as well: the first event that this one has not read.
     unread: Option<Seq>,
+    /// Where others append as well: what came before it is to be deleted.
+    dropped: Seq,
 }
 
 impl MemoryLog {
@@ -222,7 +233,7 @@ impl MemoryLog {
         content.appends_left = None;
         let last_stop = std::mem::replace(&mut content.last_stop, LastStop::Unclean);
         let unread = is_shared.then(|| content.last.next());
-        let log = MemoryLog { disk: disk.clone(), encoder, failed: None, unread };
+        let log = MemoryLog { disk: disk.clone(), encoder, failed: None, unread, dropped: Seq::FIRST };
         Ok(Opened { log: Box::new(log), checkpoint: content.checkpoint.clone(), last_stop, is_copy: content.is_copy })
     }
 
@@ -260,6 +271,11 @@ impl EventLog for MemoryLog {
         self.check()?;
         let Some(unread) = self.unread else { return Ok(Vec::new()) };
         let content = self.disk.content();
+        if content.generations[0].first > unread {
+            let what = format!("event {unread}, which comes next here, was dropped meanwhile; a start goes on from the checkpoint");
+            self.failed = Some(what.clone());
+            return Err(AppendError::Io(what));
+        }
         let pages = content.generations.iter().flat_map(|generation| generation.pages.range(unread..)).map(|(_, page)| Arc::clone(page));
         self.unread = Some(content.last.next());
         Ok(pages.collect())
@@ -326,6 +342,35 @@ impl EventLog for MemoryLog {
             content.generations.remove(0);
         }
         Ok(())
+    }
+
+    fn note_generation(&mut self, first: Seq) -> Result<(), AppendError> {
+        self.check()?;
+        let mut content = self.disk.content();
+        let after = content.generations.partition_point(|generation| generation.first < first);
+        if after > 0 && content.generations.get(after).is_none_or(|next| next.first != first) {
+            let begun = content.generations[after - 1].split_off(first);
+            content.generations.insert(after, begun);
+        }
+        Ok(())
+    }
+
+    fn note_dropped(&mut self, first: Seq) -> Result<(), AppendError> {
+        self.dropped = self.dropped.max(first);
+        self.check()
+    }
+
+    fn keep_generations(&mut self, checkpoint: Option<&[u8]>) -> Result<bool, AppendError> {
+        self.check()?;
+        let (next, dropped) = (self.next_seq(), self.dropped);
+        let mut content = self.disk.content();
+        if let Some(bytes) = checkpoint.filter(|_| content.checkpoint.as_ref().is_none_or(|known| known.next < next)) {
+            content.checkpoint = Some(Checkpoint { next, bytes: bytes.to_vec() });
+        }
+        while content.generations.get(1).is_some_and(|second| second.first <= dropped) {
+            content.generations.remove(0);
+        }
+        Ok(true)
     }
 
     fn space(&self) -> Space {

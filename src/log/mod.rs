@@ -18,7 +18,9 @@
 //!
 //! # Generations
 //! The log is cut into generations. Each begins with a checkpoint (the outbox as bytes, opaque here), so that recovery reads the newest
-//! generation only, and is dropped as a whole once nothing in it is needed.
+//! generation only, and is dropped as a whole once nothing in it is needed. On one machine [`EventLog::begin_generation`] and
+//! [`EventLog::drop_oldest_generation`] do that. On a shared log it is events that say it, so that every instance has the same generations
+//! ([`EventLog::note_generation`], [`EventLog::note_dropped`]), and one of them makes it so ([`EventLog::keep_generations`]).
 //!
 //! | Module | Holds |
 //! |---|---|
@@ -27,6 +29,7 @@
 //! | `jetstream_log` | the log on several machines, over NATS JetStream |
 //! | `memory_log` | the log for tests |
 //! | `page`, `error` | pages as readers see them; why something failed |
+//! | `import` | a store moves to another kind of store |
 //! | `peers` | what a shared log offers beside its events |
 //! | `page_cache` | decoded pages, for readers |
 //! | `committer` | group commit, the outbox, `Committed` |
@@ -36,6 +39,8 @@ pub mod committer;
 
 pub mod codec;
 mod error;
+#[cfg(feature = "jetstream")]
+mod import;
 #[cfg(feature = "jetstream")]
 pub mod jetstream_log;
 pub mod memory_log;
@@ -56,6 +61,8 @@ use std::sync::Arc;
 use crate::core::event::Event;
 use crate::core::types::{LaneKey, Millis, SendNo, Seq};
 pub use error::{AppendError, OpenError, ReadError};
+#[cfg(feature = "jetstream")]
+pub use import::{ImportError, Imported};
 pub use page::{AnyPage, Glimpse, Page, Seen};
 pub use peers::{Health, PATIENCE as PEERS_PATIENCE, Peers, Replica};
 use sizes::Sizes;
@@ -83,11 +90,11 @@ pub trait EventLog: Send {
         false
     }
 
-    /// The pages that others have appended since the last call, in order; [`EventLog::next_seq`] is behind them afterwards. Where they can't be
-    /// had within about a second, because servers don't answer, it is as if there were none: an append finds out, and waits for as long as it takes.
+    /// The pages that others have appended since the last call, in order; [`EventLog::next_seq`] is behind them afterwards. Where servers have to be
+    /// asked and don't answer within about a second, there are none: what needs no commit goes on, and an append finds out what is the matter.
     ///
     /// # Errors
-    /// As [`EventLog::append`].
+    /// As [`EventLog::append`]; also if what has not been read yet was dropped.
     fn catch_up(&mut self) -> Result<Vec<Arc<Page>>, AppendError> {
         Ok(Vec::new())
     }
@@ -149,6 +156,32 @@ pub trait EventLog: Send {
     /// # Errors
     /// [`AppendError::Io`] if the folder can't be deleted; nothing is lost then.
     fn drop_oldest_generation(&mut self) -> Result<(), AppendError>;
+
+    /// Shared log: a generation begins with `first`, which is the first event of a page that has been read, or comes next: an event has said so. Nothing
+    /// is written by this. Known ones may be told again.
+    ///
+    /// # Errors
+    /// As [`EventLog::append`].
+    fn note_generation(&mut self, _first: Seq) -> Result<(), AppendError> {
+        Ok(())
+    }
+
+    /// Shared log: what came before `first`, which begins a generation, is not needed any more: an event has said so. Readers say that it is gone.
+    ///
+    /// # Errors
+    /// As [`EventLog::append`].
+    fn note_dropped(&mut self, _first: Seq) -> Result<(), AppendError> {
+        Ok(())
+    }
+
+    /// Shared log: makes it last what was noted of generations, keeps a checkpoint as of [`EventLog::next_seq`] if there is one, and deletes what was
+    /// dropped. May be done again, and by several. False if that could not be done now, and can be tried again.
+    ///
+    /// # Errors
+    /// As [`EventLog::append`].
+    fn keep_generations(&mut self, _checkpoint: Option<&[u8]>) -> Result<bool, AppendError> {
+        Ok(true)
+    }
 
     /// What the store takes on disk, and what is left.
     fn space(&self) -> Space;

@@ -306,7 +306,9 @@ impl Oracle {
             | Event::InstanceJoined { .. }
             | Event::InstanceLeft { .. }
             | Event::LaneTaken { .. }
-            | Event::LaneLeft { .. } => {}
+            | Event::LaneLeft { .. }
+            | Event::GenerationBegun { .. }
+            | Event::GenerationDropped { .. } => {}
         }
     }
 

@@ -11,6 +11,7 @@
 //! | `tidings` | the service as a process: started, told to stop, killed, asked over HTTP |
 //! | `mosquitto` | the broker as a process: started, stopped, frozen |
 //! | `nats` | a NATS server with JetStream as a process |
+//! | `relay` | a wire between two processes that can be cut |
 //! | `scripted` | a broker that answers each packet as the test says, and watches the publisher's manners |
 //! | `subscriber` | an independent subscriber with a persistent session |
 //! | `ledger` | what was accepted and what arrived, and whether the promise was kept |
@@ -26,6 +27,7 @@ pub mod ledger;
 pub mod mosquitto;
 pub mod nats;
 pub mod python;
+pub mod relay;
 pub mod scripted;
 pub mod splitmix;
 pub mod subscriber;

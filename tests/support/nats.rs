@@ -79,6 +79,11 @@ impl Nats {
         format!("nats://127.0.0.1:{}", self.port)
     }
 
+    /// What it logs.
+    pub fn log_file(&self) -> PathBuf {
+        self.folder.join("server.log")
+    }
+
     /// Starts it again, at the same address, with what it holds.
     pub fn run(&mut self) {
         let ports = self.folder.join("ports");

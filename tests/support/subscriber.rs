@@ -68,6 +68,11 @@ impl Subscriber {
         self.shared.arrivals.lock().unwrap().clone()
     }
 
+    /// What has arrived behind the first so many.
+    pub fn arrivals_behind(&self, count: usize) -> Vec<Arrival> {
+        self.shared.arrivals.lock().unwrap()[count..].to_vec()
+    }
+
     /// What has arrived since it was asked for last. For tests that are too long to keep everything.
     pub fn take(&self) -> Vec<Arrival> {
         std::mem::take(&mut self.shared.arrivals.lock().unwrap())

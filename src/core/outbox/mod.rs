@@ -21,6 +21,7 @@ mod publishers;
 mod replays;
 mod requests;
 pub mod salvage;
+mod take_back;
 
 #[cfg(test)]
 mod tests;
@@ -184,6 +185,17 @@ pub enum FoldError {
     /// An instance speaks for itself only.
     #[error("instance {0} speaks for itself only")]
     NotYours(InstanceId),
+    /// Shared log: no generation begins there, or it has been dropped.
+    #[error("no generation begins with event {0}")]
+    NoSuchGeneration(Seq),
+    /// Shared log: a generation in which something is needed can't be dropped.
+    #[error("{count} deliveries before event {before} are not done")]
+    StillNeeded {
+        /// What was to be dropped ends here.
+        before: Seq,
+        /// So many deliveries in it are pending or dead.
+        count: u64,
+    },
 }
 
 /// As a lane's endpoint: it had a session, which is another's now. No server is called so.
@@ -416,6 +428,13 @@ impl Outbox {
             Event::InstanceJoined { .. } | Event::InstanceLeft { .. } | Event::LaneTaken { .. } | Event::LaneLeft { .. } => {
                 self.owners.fold(seq, event);
             }
+            // `next` is behind the event already.
+            Event::GenerationBegun { .. } => self.begin_generation(),
+            Event::GenerationDropped { before, .. } => {
+                while self.oldest_generation().is_some_and(|first| first < *before) {
+                    self.drop_oldest_generation();
+                }
+            }
         }
         Ok(seq)
     }
@@ -491,7 +510,16 @@ impl Outbox {
             | Event::EpochBumped { .. }
             | Event::Received { .. }
             | Event::ReleasedIn { .. }
+            | Event::GenerationBegun { .. }
             | Event::Audit { .. } => Ok(()),
+            Event::GenerationDropped { before, .. } => {
+                let number = self.generations.iter().position(|mark| mark.first == *before);
+                let number = number.ok_or(FoldError::NoSuchGeneration(*before))?;
+                match self.needed_before_generation(number).filter(|_| number > 0).unwrap_or(0) {
+                    0 => Ok(()),
+                    count => Err(FoldError::StillNeeded { before: *before, count }),
+                }
+            }
             Event::LaneTaken { lane, .. } => lane_of(lane).and_then(|_| self.owners.check(event)),
             Event::InstanceJoined { .. } | Event::InstanceLeft { .. } | Event::LaneLeft { .. } => self.owners.check(event),
         }
@@ -552,6 +580,18 @@ impl Outbox {
     /// Where the oldest generation begins that has not been dropped.
     pub fn oldest_generation(&self) -> Option<Seq> {
         self.generations.front().map(|mark| mark.first)
+    }
+
+    /// Where the generations begin that have not been dropped, oldest first.
+    pub fn generations(&self) -> impl DoubleEndedIterator<Item = Seq> + '_ {
+        self.generations.iter().map(|mark| mark.first)
+    }
+
+    /// Whether new deliveries are bound to the lane: it is one of the newest set of its purpose.
+    pub fn takes_new(&self, key: &LaneKey) -> bool {
+        let Some(connection) = self.connections.get(&key.connection) else { return false };
+        let is_in = |set: LaneSet| (set.first..set.first + set.count).contains(&key.lane);
+        [LanePurpose::Fresh, LanePurpose::Replay].into_iter().filter_map(|purpose| connection.newest_set(purpose)).any(is_in)
     }
 
     /// The oldest generation has been dropped.

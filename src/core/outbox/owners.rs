@@ -33,7 +33,7 @@
 //! | `LaneTaken` | the new owner, a member | with the next term, whoever owned it |
 //! | `LaneLeft` | the owner | with its own term |
 //! | outcomes, `SessionOpened`, pending ones discarded | the owner | |
-//! | `Carried`, `ReplayProgress` | the leader | |
+//! | `Carried`, `ReplayProgress`, `GenerationBegun`, `GenerationDropped` | the leader | |
 //! | reports, decisions about dead letters, all else | anybody | |
 
 use std::collections::BTreeMap;
@@ -163,10 +163,12 @@ impl Owners {
             Event::Refused { delivery, .. } | Event::Resent { delivery, .. } | Event::DeadLettered { delivery, .. } => {
                 self.check_owner(by, &delivery.lane)
             }
-            Event::Carried(_) | Event::ReplayProgress { .. } => match self.leader() == Some(by) {
-                true => Ok(()),
-                false => Err(FoldError::NotLeader),
-            },
+            Event::Carried(_) | Event::ReplayProgress { .. } | Event::GenerationBegun { .. } | Event::GenerationDropped { .. } => {
+                match self.leader() == Some(by) {
+                    true => Ok(()),
+                    false => Err(FoldError::NotLeader),
+                }
+            }
             Event::InstanceJoined { instance, .. } | Event::LaneTaken { instance, .. } | Event::LaneLeft { instance, .. } => {
                 match *instance == by {
                     true => Ok(()),

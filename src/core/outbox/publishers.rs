@@ -9,11 +9,11 @@
 //! has nothing by which that could be recognised. What such a PUBLISH is compared with is this window: packet id and hash of topic and
 //! payload of the last ones of each connection, by whose connection it was (its *scope*: user and address).
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
-use crate::core::event::{Accepted, Dedupe, Source};
+use crate::core::event::{Accepted, Dedupe, Event, Source};
 use crate::core::types::{Millis, Seq};
 
 /// So many of a connection's last publishes are remembered: as many as an MQTT 5 client may have in flight.
@@ -125,7 +125,44 @@ impl Publishers {
     }
 }
 
+impl Publishers {
+    /// Becomes as `confirmed`, which these events have not been noted in.
+    pub(super) fn take_back(&mut self, events: &[Event], confirmed: &Publishers) {
+        let (mut clients, mut connections) = (BTreeSet::new(), BTreeSet::new());
+        for event in events {
+            match event {
+                Event::Received { client, .. } | Event::ReleasedIn { client, .. } => _ = clients.insert(client),
+                Event::Accepted(accepted) => connections.extend(PublishKey::of(accepted).map(|key| key.connection)),
+                _ => {}
+            }
+        }
+        for client in clients {
+            put_back(&mut self.sessions, client, confirmed.sessions.get(client));
+        }
+        if !connections.is_empty() {
+            self.recent.take_back(connections, &confirmed.recent);
+        }
+        self.newest = confirmed.newest;
+    }
+}
+
+fn put_back<K: Ord + Clone, V: Clone>(known: &mut BTreeMap<K, V>, key: &K, was: Option<&V>) {
+    match was {
+        Some(was) => _ = known.insert(key.clone(), was.clone()),
+        None => _ = known.remove(key),
+    }
+}
+
 impl RecentPublishes {
+    fn take_back(&mut self, mut connections: BTreeSet<u64>, confirmed: &RecentPublishes) {
+        // Others may have made room for them.
+        connections.extend(confirmed.connections.keys().filter(|known| !self.connections.contains_key(known)));
+        for connection in connections {
+            put_back(&mut self.connections, &connection, confirmed.connections.get(&connection));
+        }
+        self.count = confirmed.count;
+    }
+
     fn note(&mut self, key: PublishKey, at: Millis) {
         if !self.connections.contains_key(&key.connection) {
             self.make_room(at);

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
-use crate::core::event::{Accepted, Source};
+use crate::core::event::{Accepted, Event, Source};
 use crate::core::types::{Millis, Seq};
 
 /// Idempotency keys are remembered for a day: longer than any producer retries.
@@ -36,8 +36,7 @@ pub struct Request {
 
 impl RequestWindow {
     pub(super) fn note(&mut self, seq: Seq, accepted: &Accepted) {
-        // What came over MQTT is recognised by other means.
-        let Some(dedupe) = accepted.dedupe.filter(|_| accepted.source == Source::Http) else { return };
+        let Some(dedupe) = accepted.dedupe.filter(|_| is_recognised(accepted)) else { return };
         if let Some(known) = self.known.get_mut(&dedupe.key) {
             known.last = seq;
             return;
@@ -57,6 +56,30 @@ impl RequestWindow {
         }
     }
 
+    /// Becomes as `confirmed`, which these events have not been noted in.
+    pub(super) fn take_back(&mut self, events: &[Event], confirmed: &RequestWindow) {
+        let keys = events.iter().filter_map(|event| match event {
+            Event::Accepted(accepted) if is_recognised(accepted) => accepted.dedupe.map(|dedupe| dedupe.key),
+            _ => None,
+        });
+        for key in keys {
+            let Some(was) = confirmed.known.get(&key) else { continue };
+            // It had been forgotten to make room, and came again: its place in the order is another.
+            if self.known.get(&key).is_none_or(|known| known.first != was.first) {
+                return self.clone_from(confirmed);
+            }
+            self.known.insert(key, *was);
+        }
+        while self.order.back().is_some_and(|key| !confirmed.known.contains_key(key)) {
+            self.order.pop_back().inspect(|key| _ = self.known.remove(key));
+        }
+        let forgotten = confirmed.order.len() - self.order.len();
+        for key in confirmed.order.range(..forgotten).rev() {
+            self.order.push_front(*key);
+            self.known.insert(*key, confirmed.known[key]);
+        }
+    }
+
     fn oldest(&self) -> Option<&Request> {
         self.known.get(self.order.front()?)
     }
@@ -66,4 +89,9 @@ impl RequestWindow {
             self.known.remove(&key);
         }
     }
+}
+
+/// What came over MQTT is recognised by other means.
+fn is_recognised(accepted: &Accepted) -> bool {
+    accepted.dedupe.is_some() && accepted.source == Source::Http
 }

@@ -205,7 +205,9 @@ impl Salvage {
             | Event::InstanceJoined { .. }
             | Event::InstanceLeft { .. }
             | Event::LaneTaken { .. }
-            | Event::LaneLeft { .. } => {}
+            | Event::LaneLeft { .. }
+            | Event::GenerationBegun { .. }
+            | Event::GenerationDropped { .. } => {}
         }
     }
 

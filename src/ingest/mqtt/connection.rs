@@ -437,7 +437,8 @@ impl Conversation {
     fn stored(&mut self, result: Result<Committed<()>, CommitError>) {
         let proof = match result {
             Ok(proof) => proof,
-            Err(CommitError::Full(_) | CommitError::Overloaded) => {
+            // With other lanes it is bound to them when it is tried again.
+            Err(CommitError::Full(_) | CommitError::Overloaded | CommitError::LanesChanged(_)) => {
                 self.shared.count_held();
                 return self.give(Input::Full);
             }

@@ -5,6 +5,11 @@
 //! session is kept for [`SESSION_EXPIRY_S`] from when it was last heard of.
 //!
 //! At most [`MAX_SESSIONS`] are kept; the one that has been idle for longest makes room for another.
+//!
+//! # Where several instances share a log
+//! A client may come back to another instance, and finds its session there with the packet ids that wait. Each going on is said in the log then, so that
+//! the instance it was at before does not take the session for expired. What an instance can't do is end the client's connection to another one (MQTT
+//! 5.0 §3.1.4): a client that is connected to two with one client id is not stopped, as a proxy in front of them would not stop it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -36,8 +41,23 @@ pub struct Sessions {
     registry: Arc<Registry>,
     /// The wall clock; a simulation has its own.
     clock: fn() -> Millis,
-    /// Sessions without a connection, and when they expire.
-    idle: Mutex<HashMap<String, Millis>>,
+    /// Sessions without a connection.
+    idle: Mutex<HashMap<String, Idle>>,
+}
+
+/// A session without a connection.
+#[derive(Debug, Clone, Copy)]
+struct Idle {
+    expires: Millis,
+    /// When it was heard of last, as the log has it: if that changes, it is in use at another instance.
+    heard: Millis,
+}
+
+/// When a session expires of which nothing more is known than when it was heard of. It may have been used for an hour since, and a clock that was
+/// set back keeps nothing for ever.
+fn longest(heard: Millis, now: Millis) -> Millis {
+    let most = u64::from(SESSION_EXPIRY_S) * 1_000;
+    heard.plus(most + TOUCH_MS).min(now.plus(most))
 }
 
 /// The key of a session: whose it is, and its client id. No two pairs have the same.
@@ -55,14 +75,13 @@ impl Sessions {
             let session = |(key, session): (&String, &PublisherSession)| (key.clone(), session.at);
             outbox.publisher_sessions().iter().map(session).collect::<Vec<_>>()
         });
-        let (now, most) = (clock(), u64::from(SESSION_EXPIRY_S) * 1_000);
-        // It may have been used for an hour since, and a clock that was set back keeps nothing for ever.
-        let expires = |at: Millis| at.plus(most + TOUCH_MS).min(now.plus(most));
-        let idle = known.await?.into_inner().into_iter().map(|(key, at)| (key, expires(at))).collect();
+        let now = clock();
+        let idle = |(key, heard)| (key, Idle { expires: longest(heard, now), heard });
+        let idle = known.await?.into_inner().into_iter().map(idle).collect();
         Ok(Sessions { log, registry, clock, idle: Mutex::new(idle) })
     }
 
-    fn idle(&self) -> std::sync::MutexGuard<'_, HashMap<String, Millis>> {
+    fn idle(&self) -> std::sync::MutexGuard<'_, HashMap<String, Idle>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -73,14 +92,16 @@ impl Sessions {
     pub async fn open(&self, key: &str, clean: bool, lasts: bool) -> Result<Admission, CommitError> {
         self.idle().remove(key);
         let asked = key.to_owned();
-        let known = self.log.ask(move |outbox| outbox.publisher_sessions().get(&asked).cloned()).await?.into_inner();
-        let (at, client) = ((self.clock)(), key.to_owned());
+        let known = self.log.ask_latest(move |outbox| outbox.publisher_sessions().get(&asked).cloned()).await?.into_inner();
+        let (now, client) = ((self.clock)(), key.to_owned());
+        // It has to be seen elsewhere that it goes on, whatever clocks say there.
+        let at = known.as_ref().filter(|_| self.log.is_shared()).map_or(now, |session| now.max(session.at.plus(1)));
         let mut events = Vec::new();
         let going_on = known.as_ref().filter(|_| !clean);
         if known.is_some() && clean {
             events.push(Event::ReleasedIn { client: client.clone(), packet_id: 0, at });
         }
-        let is_due = going_on.is_none_or(|session| at.since(session.at) >= TOUCH_MS);
+        let is_due = going_on.is_none_or(|session| self.log.is_shared() || at.since(session.at) >= TOUCH_MS);
         if lasts && is_due {
             if going_on.is_none() {
                 events.extend(self.room_for_one().await?);
@@ -106,7 +127,7 @@ impl Sessions {
         }
         let oldest = {
             let mut idle = self.idle();
-            let oldest = idle.iter().min_by_key(|(_, expires)| **expires).map(|(key, _)| key.clone());
+            let oldest = idle.iter().min_by_key(|(_, idle)| idle.expires).map(|(key, _)| key.clone());
             oldest.inspect(|key| _ = idle.remove(key))
         };
         let Some(client) = oldest else { return Err(CommitError::Full(format!("{MAX_SESSIONS} MQTT sessions are in use"))) };
@@ -126,8 +147,10 @@ impl Sessions {
             self.log.record(vec![Event::ReleasedIn { client, packet_id: 0, at }]).await?;
             return Ok(());
         }
-        self.idle().insert(key.to_owned(), at.plus(u64::from(expiry_s) * 1_000));
-        if at.since(heard) >= TOUCH_MS {
+        let is_due = at.since(heard) >= TOUCH_MS;
+        let heard = if is_due { at } else { heard };
+        self.idle().insert(key.to_owned(), Idle { expires: at.plus(u64::from(expiry_s) * 1_000), heard });
+        if is_due {
             self.log.record(vec![Event::Received { client, packet_id: 0, at }]).await?;
         }
         Ok(())
@@ -146,10 +169,13 @@ impl Sessions {
 
     async fn sweep_once(&self) -> Result<(), CommitError> {
         let at = (self.clock)();
-        let due: Vec<String> = self.idle().iter().filter(|(_, expires)| **expires <= at).map(|(key, _)| key.clone()).collect();
+        let due: Vec<String> = self.idle().iter().filter(|(_, idle)| idle.expires <= at).map(|(key, _)| key.clone()).collect();
         for key in due {
             // Who is about to connect keeps it.
             let Some(_claim) = self.registry.claim_idle(&key) else { continue };
+            if self.log.is_shared() && self.is_elsewhere(&key, at).await? {
+                continue;
+            }
             if self.idle().remove(&key).is_some() {
                 self.log.record(vec![Event::ReleasedIn { client: key.clone(), packet_id: 0, at }]).await?;
                 tracing::info!(session = key, "an MQTT session has expired");
@@ -166,6 +192,29 @@ impl Sessions {
             self.log.record(events).await?;
         }
         Ok(())
+    }
+}
+
+impl Sessions {
+    /// Whether a session that would expire here has been used at another instance since. Then it is that one's to end; should that one be gone, it ends here,
+    /// but later.
+    async fn is_elsewhere(&self, key: &str, now: Millis) -> Result<bool, CommitError> {
+        let asked = key.to_owned();
+        let heard = self.log.ask_latest(move |outbox| outbox.publisher_sessions().get(&asked).map(|session| session.at));
+        let heard = heard.await?.into_inner();
+        let mut idle = self.idle();
+        match (idle.get_mut(key), heard) {
+            (Some(known), Some(heard)) if heard > known.heard => {
+                *known = Idle { expires: longest(heard, now), heard };
+                Ok(true)
+            }
+            (_, Some(_)) => Ok(false),
+            // It has ended there.
+            (_, None) => {
+                idle.remove(key);
+                Ok(true)
+            }
+        }
     }
 }
 

@@ -179,7 +179,7 @@ impl Store {
     ) -> Result<Vec<(u64, u16)>, CommitError> {
         let keys: Vec<Option<PublishKey>> = planned.iter().map(|planned| planned.may_be_known).collect();
         let at = (self.clock)();
-        let found = self.log.ask(move |outbox| {
+        let found = self.log.ask_latest(move |outbox| {
             let find = |key: &Option<PublishKey>| key.map(|key| outbox.recent_publishes().find(key, at).collect::<Vec<u64>>());
             keys.iter().map(find).map(Option::unwrap_or_default).collect::<Vec<_>>()
         });

@@ -77,7 +77,9 @@ impl Wills {
         loop {
             match store.publish(&will.publish, user).await {
                 Ok(()) => return,
-                Err(CommitError::Full(_) | CommitError::Overloaded) if !*stopping.borrow() => tokio::time::sleep(AGAIN).await,
+                Err(CommitError::Full(_) | CommitError::Overloaded | CommitError::LanesChanged(_)) if !*stopping.borrow() => {
+                    tokio::time::sleep(AGAIN).await;
+                }
                 Err(error) => return tracing::warn!(%error, topic = will.publish.topic, "a will message was not published"),
             }
         }

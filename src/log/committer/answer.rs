@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::Limits;
 use crate::core::outbox::{FoldError, Owners, Request, Totals};
-use crate::core::types::{ConnectionName, Millis, SendNo, Seq};
+use crate::core::types::{ConnectionName, LaneKey, Millis, SendNo, Seq};
 use crate::log::{AppendError, Space};
 
 /// What became of an append.
@@ -46,6 +46,15 @@ pub enum CommitError {
     /// Shared log: it is another instance's to say. Nothing of it was recorded.
     #[error("nothing of this was recorded: {0}")]
     NotOwner(FoldError),
+    /// Shared log: it does not fit what the log holds by now, because another instance was first. Nothing of it was recorded.
+    #[error("nothing of this was recorded, because another instance was first: {0}; look how it is now, and decide again")]
+    ChangedMeanwhile(FoldError),
+    /// Shared log: a report was bound to a lane that takes no new ones, because the connection has other lanes by now. Nothing was accepted. To be bound
+    /// again, to the newest lanes.
+    #[error(
+        "nothing was accepted: the lanes of the connection have just been changed by another instance (lane {0} takes no new reports); try again in a moment"
+    )]
+    LanesChanged(LaneKey),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] AppendError),
@@ -61,6 +70,8 @@ impl CommitError {
             CommitError::Stopped => "stopping",
             CommitError::DoesNotFit(_) => "internal",
             CommitError::NotOwner(_) => "not_owner",
+            CommitError::ChangedMeanwhile(_) => "changed_meanwhile",
+            CommitError::LanesChanged(_) => "lanes_changed",
             CommitError::Store(error) => error.code(),
         }
     }

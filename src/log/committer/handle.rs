@@ -33,7 +33,9 @@ type Question = Box<dyn FnOnce(&Outbox) + Send>;
 pub(super) enum Command {
     Append(Append),
     Ask(Question),
-    /// As `Ask`, and behind everything that was handed in before, also where that waits for room.
+    /// As `Ask`, and on a shared log as of everything that others had appended by then.
+    AskLatest(Question),
+    /// As `AskLatest`, and behind everything that was handed in before, also where that waits for room.
     AskInOrder(Question),
     CarriedForward {
         /// What there was to carry, in bytes, if that was too much.
@@ -54,6 +56,7 @@ pub(super) struct Append {
     pub(super) is_accept: bool,
     pub(super) reply: Reply,
     pub(super) place: Option<OwnedSemaphorePermit>,
+    pub(super) handed_in: Instant,
 }
 
 /// The way to the committer, for every room. Cheap to clone.
@@ -106,7 +109,8 @@ impl LogHandle {
     /// Appends the deliveries of one request. All of them become durable, or none.
     ///
     /// # Errors
-    /// [`CommitError::Full`], [`CommitError::Conflict`], [`CommitError::Overloaded`] and [`CommitError::Stopped`] are the producer's to handle.
+    /// [`CommitError::Full`], [`CommitError::Conflict`], [`CommitError::Overloaded`] and [`CommitError::Stopped`] are the producer's to handle. On a
+    /// shared log [`CommitError::LanesChanged`] as well.
     pub async fn accept(&self, events: Vec<Event>) -> Result<Committed<Appended>, CommitError> {
         // Servers that don't answer may do so for minutes: what is in the queue already waits for them, and more would only wait longer.
         if self.is_shared && self.busy_for().is_some_and(|busy| busy >= ACCEPT_PATIENCE) {
@@ -116,7 +120,8 @@ impl LogHandle {
         let wanted = u32::try_from(bytes.min(QUEUE_BYTES)).expect("the queue's bound fits 32 bits");
         let place = self.place(wanted).await?;
         let (reply, answer) = oneshot::channel();
-        self.hand_in(Command::Append(Append { events, bytes, is_accept: true, reply, place: Some(place) })).await?;
+        let handed_in = Instant::now();
+        self.hand_in(Command::Append(Append { events, bytes, is_accept: true, reply, place: Some(place), handed_in })).await?;
         answer.await.unwrap_or(Err(CommitError::Stopped))
     }
 
@@ -146,7 +151,8 @@ impl LogHandle {
     /// Appends outcomes and other events of Tidings' own making. Goes on when the store is full, in the reserve kept for them.
     ///
     /// # Errors
-    /// [`CommitError::Stopped`], [`CommitError::DoesNotFit`] and [`CommitError::Store`]; the last is fatal.
+    /// [`CommitError::Stopped`], [`CommitError::DoesNotFit`] and [`CommitError::Store`]; the last is fatal. On a shared log
+    /// [`CommitError::NotOwner`], [`CommitError::ChangedMeanwhile`] and [`CommitError::LanesChanged`] as well.
     pub async fn record(&self, events: Vec<Event>) -> Result<Committed<Appended>, CommitError> {
         self.submit(events).await?.answer().await
     }
@@ -158,12 +164,12 @@ impl LogHandle {
     pub async fn submit(&self, events: Vec<Event>) -> Result<Ticket, CommitError> {
         let (reply, answer) = oneshot::channel();
         let bytes = events.iter().map(size_of_event).sum();
-        let append = Append { events, bytes, is_accept: false, reply, place: None };
+        let append = Append { events, bytes, is_accept: false, reply, place: None, handed_in: Instant::now() };
         self.commands.send(Command::Append(append)).await.map_err(|_| CommitError::Stopped)?;
         Ok(Ticket(answer))
     }
 
-    /// Asks the outbox something. The answer is as of the last commit, and durable.
+    /// Asks the outbox something. The answer is as of the last commit, and durable. On a shared log it may be a moment old.
     ///
     /// # Errors
     /// [`CommitError::Stopped`] if the committer has stopped.
@@ -171,7 +177,19 @@ impl LogHandle {
         self.question(Command::Ask, question).await
     }
 
-    /// As [`LogHandle::ask`], but the answer also holds everything that was handed in before. On a disk that is full to the last byte it
+    /// As [`LogHandle::ask`], but on a shared log the answer holds all that any instance had committed when this was asked. If the servers
+    /// don't answer, it holds what is known here.
+    ///
+    /// # Errors
+    /// As [`LogHandle::ask`].
+    pub async fn ask_latest<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&Outbox) -> T + Send + 'static,
+    ) -> Result<Committed<T>, CommitError> {
+        self.question(Command::AskLatest, question).await
+    }
+
+    /// As [`LogHandle::ask_latest`], but the answer also holds everything that was handed in before. On a disk that is full to the last byte it
     /// comes when there is room again.
     ///
     /// # Errors

@@ -213,6 +213,7 @@ impl Batch {
 impl Committer {
     /// Takes one command, and all that waits behind it. Returns `Some` when it is to stop.
     fn take(&mut self, first: Command) -> Option<Option<oneshot::Sender<Result<(), CommitError>>>> {
+        self.end_doubt();
         let after = self.gather(first);
         match after.is_some() || self.next_up.is_some() {
             true => self.settle(),
@@ -269,10 +270,15 @@ impl Committer {
 
     /// Answers what is no append, as of the last commit.
     fn answer(&mut self, command: Command) {
+        if matches!(command, Command::AskLatest(_) | Command::AskInOrder(_)) {
+            self.follow();
+        }
         match command {
             // After a failure the outbox may be ahead of the disk: nothing is proven by it.
-            Command::Ask(question) | Command::AskInOrder(question) if self.log.is_some() => question(&self.outbox),
-            Command::Ask(_) | Command::AskInOrder(_) => {}
+            Command::Ask(question) | Command::AskLatest(question) | Command::AskInOrder(question) if self.log.is_some() => {
+                question(&self.outbox)
+            }
+            Command::Ask(_) | Command::AskLatest(_) | Command::AskInOrder(_) => {}
             Command::CarriedForward { weight } => self.carried_forward(weight),
             Command::Limit(limits) => {
                 self.limits = limits;
@@ -298,7 +304,7 @@ impl Committer {
         let _ = append.reply.send(Err(error));
     }
 
-    /// Folds a request into the batch, or refuses it. Gives it back if there is no room for it.
+    /// Folds a request into the batch, or refuses it. Gives it back if there is no room for it, or if what others have appended is to be read first.
     fn admit(&mut self, append: Append, batch: &mut Batch) -> Result<(), Append> {
         if self.log.is_none() {
             self.refuse(append, CommitError::Stopped);
@@ -313,6 +319,7 @@ impl Committer {
                     batch.waiters.push((append.reply, Appended::Known(known)));
                     batch.again.extend(again);
                 }
+                false if !self.may_refuse(append.handed_in) => return Err(append),
                 false => self.refuse(append, CommitError::Conflict),
             }
             return Ok(());
@@ -339,13 +346,17 @@ impl Committer {
             }
             return Err(append);
         }
-        if let Some(error) = self.not_its_own(&append.events) {
+        if let Some(error) = self.does_not_fit(&append.events) {
+            if !self.may_refuse(append.handed_in) {
+                return Err(append);
+            }
+            match &error {
+                CommitError::DoesNotFit(error) => {
+                    tracing::error!(%error, "events that do not fit the log were not appended: a fault in Tidings");
+                }
+                error => tracing::info!(%error, "refused what another instance has changed, or has to say"),
+            }
             self.refuse(append, error);
-            return Ok(());
-        }
-        if let Some(error) = append.events.iter().find_map(|event| self.outbox.check(event).err()) {
-            tracing::error!(%error, "events that do not fit the log were not appended: a fault in Tidings");
-            self.refuse(append, error.into());
             return Ok(());
         }
         let first = self.outbox.next();
@@ -370,6 +381,17 @@ impl Committer {
         batch.events.extend(append.events);
         batch.places.extend(append.place);
         Ok(())
+    }
+
+    /// Why these may not be appended behind what the outbox holds.
+    fn does_not_fit(&self, events: &[Event]) -> Option<CommitError> {
+        self.not_its_own(events).or_else(|| {
+            let error = events.iter().find_map(|event| self.outbox.check(event).err())?;
+            Some(match self.shared.is_some() {
+                true => CommitError::ChangedMeanwhile(error),
+                false => CommitError::DoesNotFit(error),
+            })
+        })
     }
 
     /// Makes the batch durable, and answers.
@@ -458,6 +480,9 @@ impl Committer {
     }
 
     fn begin_generation(&mut self) {
+        if self.shared.is_some() {
+            return self.begin_generation_for_all();
+        }
         // The checkpoint also says where the new generation begins, lane by lane.
         let marks = self.outbox.lanes().map(|(key, _)| key.connection.as_str().len() + 16).sum::<usize>();
         let bound = encode_checkpoint(&self.outbox).len() + marks + 64;
@@ -480,7 +505,10 @@ impl Committer {
         self.follow();
         if self.with_log(|log, _| log.tick()).is_ok() {
             self.try_held();
-            self.retain();
+            match self.shared.is_some() {
+                true => self.lead(),
+                false => self.retain(),
+            }
             self.count_awaited();
             self.publish_progress();
         }

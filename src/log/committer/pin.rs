@@ -64,7 +64,8 @@ impl Committer {
     /// Begins a new generation, so that all before it stands still, and holds what there is.
     fn begin_backup(&mut self) -> Result<Begun, CommitError> {
         if self.shared.is_some() {
-            let reason = "the log is shared by several instances, and is copied by the means of what it is kept in";
+            let reason = "the log is on NATS servers, which copy it themselves: `nats stream backup` for the stream and for its bucket, or \
+                `tidings move-store` into a folder while no instance is at work; see the guide `ops/cluster.md`";
             return Err(CommitError::Full(reason.into()));
         }
         let id = getrandom::u64().map_err(|error| CommitError::Store(super::AppendError::Io(format!("no random number: {error}"))))?;

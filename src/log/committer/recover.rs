@@ -43,12 +43,11 @@ pub fn recover(opened: &Opened) -> Result<Outbox, RecoverError> {
         None => Outbox::new(),
         Some(checkpoint) => decode_checkpoint(checkpoint)?,
     };
-    // That a generation was dropped is no event: the log itself knows best what it still has. Before the events, because a request whose deliveries
-    // went with it may have been accepted anew since, and is not to be taken for the old one.
-    if let Some(lowest) = opened.log.generations().first() {
-        while outbox.oldest_generation().is_some_and(|first| first < lowest.first) {
-            outbox.drop_oldest_generation();
-        }
+    // On one machine it is no event that a generation was dropped: the log itself knows best what it still has. Before the events, because a request
+    // whose deliveries went with it may have been accepted anew since, and is not to be taken for the old one. Where it is an event, its place is there.
+    let is_shared = opened.log.is_shared();
+    if !is_shared {
+        drop_what_is_gone(&mut outbox, opened);
     }
     let reader = opened.log.reader();
     while outbox.next() < opened.log.next_seq() {
@@ -61,7 +60,19 @@ pub fn recover(opened: &Opened) -> Result<Outbox, RecoverError> {
             outbox.apply(event).map_err(|error| RecoverError::Fold { seq, error })?;
         }
     }
+    if is_shared {
+        // What was dropped before the log was shared.
+        drop_what_is_gone(&mut outbox, opened);
+    }
     Ok(outbox)
+}
+
+fn drop_what_is_gone(outbox: &mut Outbox, opened: &Opened) {
+    if let Some(lowest) = opened.log.generations().first() {
+        while outbox.oldest_generation().is_some_and(|first| first < lowest.first) {
+            outbox.drop_oldest_generation();
+        }
+    }
 }
 
 /// The outbox that a checkpoint holds.

@@ -38,8 +38,7 @@ impl Committer {
     /// Drops the oldest generations when nothing in them is needed and they are past their retention, or space is short: reports to come are
     /// worth more than the history of those that are delivered. What is left in the oldest is carried forward first.
     pub(super) fn retain(&mut self) {
-        // Of a shared log nothing is dropped by one who may not know all of it.
-        if self.is_pinned() || self.shared.is_some() {
+        if self.is_pinned() {
             return;
         }
         if self.is_tight(0) {
@@ -57,7 +56,7 @@ impl Committer {
         let is_tight = self.is_tight(freed);
         let log = self.log.as_ref()?;
         let generations = log.generations();
-        let [oldest, _, ..] = generations.as_slice() else { return None };
+        let [oldest, second, ..] = generations.as_slice() else { return None };
         let is_past = oldest.newest.is_none_or(|newest| now().since(newest) >= self.limits.retention_ms);
         if !is_past && !is_tight {
             return None;
@@ -68,9 +67,14 @@ impl Committer {
         }
         match self.outbox.needed_in_oldest_generation() {
             Some(0) => {
-                let (first, bytes) = (oldest.first, oldest.bytes);
-                self.with_log(|log, _| log.drop_oldest_generation()).ok()?;
-                self.outbox.drop_oldest_generation();
+                let (first, bytes, before) = (oldest.first, oldest.bytes, second.first);
+                match self.shared.is_some() {
+                    true => self.drop_generations_for_all(before)?,
+                    false => {
+                        self.with_log(|log, _| log.drop_oldest_generation()).ok()?;
+                        self.outbox.drop_oldest_generation();
+                    }
+                }
                 match is_past {
                     true => tracing::info!(generation = %first, "a generation past its retention was deleted"),
                     false => tracing::warn!(generation = %first, "space is short: delivered reports were deleted before their retention"),
@@ -186,7 +190,7 @@ impl Carrier<'_> {
             return true;
         }
         let (reply, answer) = oneshot::channel();
-        let append = Append { events, bytes, is_accept: false, reply, place: None };
+        let append = Append { events, bytes, is_accept: false, reply, place: None, handed_in: Instant::now() };
         // One piece at a time: what waits for the disk stays bounded.
         let is_done = self.commands.blocking_send(Command::Append(append)).is_ok() && matches!(answer.blocking_recv(), Ok(Ok(_)));
         failpoint::reach(Point::Carried);

@@ -12,8 +12,24 @@
 //! ```
 //!
 //! Two outboxes: `confirmed` is the fold of what is in the log, and the committer's own one is ahead of it by the batch under way; between two commits
-//! they are equal. What others append is folded when an append is overtaken, and every [`FOLLOW`] when there is nothing else to do, so that lanes
+//! they are equal. What an overtaken batch has changed is taken back ([`Outbox::take_back`]), which costs what the batch costs, whatever the store
+//! holds. What others append is folded when an append is overtaken, and every [`FOLLOW`] when there is nothing else to do, so that lanes
 //! see it soon.
+//!
+//! So every instance has the whole fold all the time, and one that takes a lane over reads nothing for it: only a start reads, what came after the newest
+//! checkpoint.
+//!
+//! # Nothing is refused because it was not known yet
+//! This fold may be a moment behind the log. A request that does not fit it (an outcome of a lane that is not this instance's, a dead letter that is
+//! none, a report for lanes that take none) is refused only if all was read that was in the log when the request was handed in; otherwise it is read
+//! first, and the request is admitted again. A question that has to be answered as of now
+//! ([`LogHandle::ask_latest`], [`LogHandle::ask_in_order`]) is treated the same way.
+//!
+//! Where the servers don't answer there is nothing to read for the moment ([`EventLog::catch_up`]), and all that needs no commit goes on.
+//!
+//! # One set of lanes
+//! A report is bound to a lane before it is handed in, by the lanes that its instance knows. If the connection has a newer set by then, it is refused
+//! ([`CommitError::LanesChanged`]), or reports of one topic would be on two lanes, and nobody could say which is first.
 //!
 //! # The fence
 //! A request is admitted only if this instance may say what is in it ([`Outbox::check_from`]): outcomes of a lane come from its owner. An append
@@ -21,22 +37,25 @@
 //! stopped while another took its lane is overtaken, reads that, admits its outcomes anew, and refuses them itself: `CommitError::NotOwner`. Without
 //! a `Committed` no PUBREL leaves. Clocks and leases have no part in it.
 //!
-//! # Not here
-//! Generations are neither begun nor dropped by this committer: what a shared log keeps is up to what it is kept in.
+//! What the leader does for all, retention, is in [`generations`].
+
+mod generations;
 
 #[cfg(test)]
 mod cluster;
 #[cfg(test)]
+mod freshness;
+#[cfg(test)]
 mod tests;
 
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::handle::{Append, Command};
 use super::{Batch, CommitError, Committed, Committer, Limits, LogHandle, RecoverError, Reply, Stepped, build, run_on_a_thread};
 use crate::core::event::Event;
 use crate::core::outbox::Outbox;
-use crate::core::types::InstanceId;
+use crate::core::types::{InstanceId, Seq};
 use crate::failpoint::{self, Point};
 use crate::log::{AppendError, EventLog};
 use crate::metrics::Metrics;
@@ -44,8 +63,11 @@ use crate::metrics::Metrics;
 /// So often is looked for what others have appended, while there is nothing else to do: what a report waits for its lane at another instance.
 const FOLLOW: Duration = Duration::from_millis(50);
 
-/// So often is a batch tried before its requests are told to come again. Of n instances that append all the time one in n tries succeeds.
+/// So often is a batch tried before producers are told to come again. Of n instances that append all the time one in n tries succeeds.
 const TRIES: u32 = 32;
+
+/// And so often what nobody would bring again: the lane that it is about ends with it. That is half a minute at least.
+const OUTCOME_TRIES: u32 = 2_000;
 
 /// From the second time on that a batch is overtaken, so long is waited at most, doubled each time…
 const WAIT: Duration = Duration::from_millis(1);
@@ -58,6 +80,13 @@ pub(super) struct Shared {
     instance: InstanceId,
     /// The fold of what is in the log.
     confirmed: Outbox,
+    /// When the last reading of what others have appended began: all that was in the log then is in the fold.
+    read_at: Instant,
+    /// How long it took.
+    reading: Duration,
+    /// Something has been put off until what others have appended is read.
+    is_in_doubt: bool,
+    kept: generations::Kept,
 }
 
 /// A request of the batch, without its answer.
@@ -65,15 +94,18 @@ pub(super) struct Again {
     events: Vec<Event>,
     bytes: usize,
     is_accept: bool,
+    handed_in: Instant,
 }
 
 impl Again {
     pub(super) fn of(append: &Append) -> Again {
-        Again { events: append.events.clone(), bytes: append.bytes, is_accept: append.is_accept }
+        let Append { events, bytes, is_accept, handed_in, .. } = append;
+        Again { events: events.clone(), bytes: *bytes, is_accept: *is_accept, handed_in: *handed_in }
     }
 
     fn with(self, reply: Reply) -> Append {
-        Append { events: self.events, bytes: self.bytes, is_accept: self.is_accept, reply, place: None }
+        let Again { events, bytes, is_accept, handed_in } = self;
+        Append { events, bytes, is_accept, reply, place: None, handed_in }
     }
 }
 
@@ -124,28 +156,53 @@ pub fn stepped_shared(
 
 impl Committer {
     fn share(&mut self, instance: InstanceId) {
-        self.shared = Some(Box::new(Shared { instance, confirmed: self.outbox.clone() }));
+        let (confirmed, kept) = (self.outbox.clone(), generations::Kept::default());
+        let (read_at, reading, is_in_doubt) = (Instant::now(), Duration::ZERO, false);
+        self.shared = Some(Box::new(Shared { instance, confirmed, read_at, reading, is_in_doubt, kept }));
+        self.know_generations();
     }
 
     /// How long is waited for a command, if there is to be housekeeping in `wait`.
     pub(super) fn patience(&self, wait: Duration) -> Duration {
-        if self.shared.is_some() { wait.min(FOLLOW) } else { wait }
+        match &self.shared {
+            // Servers that answer slowly, or not at all, don't take all the time.
+            Some(shared) => wait.min(FOLLOW.max(shared.reading)),
+            None => wait,
+        }
     }
 
-    /// The fence: why this instance may not say these.
+    /// Why this instance may not append these: the fence, and lanes that take no reports any more.
     pub(super) fn not_its_own(&self, events: &[Event]) -> Option<CommitError> {
         let shared = self.shared.as_ref()?;
-        let error = events.iter().find_map(|event| self.outbox.check_from(shared.instance, event).err())?;
-        tracing::warn!(%error, "refused to record what is another instance's to say");
-        Some(CommitError::NotOwner(error))
+        events.iter().find_map(|event| match event {
+            Event::Accepted(accepted) if !self.outbox.takes_new(&accepted.lane) => Some(CommitError::LanesChanged(accepted.lane.clone())),
+            event => self.outbox.check_from(shared.instance, event).err().map(CommitError::NotOwner),
+        })
+    }
+
+    /// Whether what was handed in then may be refused: not if others may have appended before that what makes it fit. Then that is read first.
+    pub(super) fn may_refuse(&mut self, handed_in: Instant) -> bool {
+        let Some(shared) = &mut self.shared else { return true };
+        shared.is_in_doubt = shared.read_at <= handed_in;
+        !shared.is_in_doubt
+    }
+
+    pub(super) fn is_in_doubt(&self) -> bool {
+        self.shared.as_ref().is_some_and(|shared| shared.is_in_doubt)
+    }
+
+    /// Reads what others have appended, if something waits for that. To be called between two commits.
+    pub(super) fn end_doubt(&mut self) {
+        if self.is_in_doubt() {
+            self.follow();
+        }
     }
 
     /// Reads what others have appended. To be called between two commits.
     pub(super) fn follow(&mut self) {
-        match self.catch_up() {
+        match self.catch_up(&[]) {
             Ok(0) => {}
             Ok(_) => {
-                self.be_confirmed();
                 self.count_awaited();
                 self.publish_progress();
             }
@@ -154,50 +211,55 @@ impl Committer {
         }
     }
 
-    /// Folds what others have appended into what is confirmed, and says how many events that were.
-    fn catch_up(&mut self) -> Result<u64, CommitError> {
-        if self.shared.is_none() {
-            return Ok(0);
-        }
+    /// Folds what others have appended, and says how many events that were. `ahead` is what has been folded and is not in the log; it is taken back.
+    fn catch_up(&mut self, ahead: &[Event]) -> Result<u64, CommitError> {
+        let Some(shared) = &mut self.shared else { return Ok(0) };
+        let began = Instant::now();
+        (shared.read_at, shared.is_in_doubt) = (began, false);
         let pages = self.with_log(|log, _| log.catch_up())?;
-        let Some(shared) = self.shared.as_mut() else { return Ok(0) };
-        let before = shared.confirmed.next();
+        let Some(shared) = &mut self.shared else { return Ok(0) };
+        shared.reading = began.elapsed();
+        self.outbox.take_back(ahead, &shared.confirmed);
+        #[cfg(test)]
+        assert!(ahead.is_empty() || self.outbox == shared.confirmed, "what was ahead is taken back");
+        let before = self.outbox.next();
         let mut wrong = None;
-        for page in &pages {
-            if page.first != shared.confirmed.next() {
-                wrong = Some(format!("the shared log goes on at event {}, and {} comes next", page.first, shared.confirmed.next()));
+        'read: for page in &pages {
+            if page.first != self.outbox.next() {
+                wrong = Some(format!("the shared log goes on at event {}, and {} comes next", page.first, self.outbox.next()));
                 break;
             }
-            wrong = page.events.iter().find_map(|event| shared.confirmed.apply(event).err()).map(|error| error.to_string());
-            if wrong.is_some() {
-                break;
+            for event in &page.events {
+                if let Err(error) = self.outbox.apply(event).and_then(|_| shared.confirmed.apply(event)) {
+                    wrong = Some(error.to_string());
+                    break 'read;
+                }
             }
         }
-        let count = shared.confirmed.next().0 - before.0;
+        let count = self.outbox.next().0 - before.0;
         self.metrics.tidings_log_lag_events.set(i64::try_from(count).unwrap_or(i64::MAX));
-        match wrong {
-            None => Ok(count),
-            Some(what) => {
-                self.fail(&what);
-                Err(CommitError::Stopped)
-            }
+        if let Some(what) = wrong {
+            self.fail(&what);
+            return Err(CommitError::Stopped);
         }
-    }
-
-    /// The outbox is what is confirmed, and nothing else.
-    fn be_confirmed(&mut self) {
-        if let Some(shared) = &self.shared {
-            self.outbox.clone_from(&shared.confirmed);
+        for page in &pages {
+            self.heed(page.first, &page.events)?;
         }
+        Ok(count)
     }
 
     /// Makes the batch durable behind everything that others have appended, and answers.
     pub(super) fn commit_shared(&mut self, mut batch: Batch) {
-        for tries in 1..=TRIES {
+        for tries in 1..=OUTCOME_TRIES {
             // All of it may have been refused, or be known.
+            let began = Instant::now();
             let result = if batch.events.is_empty() { Ok(()) } else { self.write(&batch) };
             match result {
-                Ok(()) => return self.confirm(batch),
+                Ok(()) => {
+                    let took = began.elapsed();
+                    self.confirm(batch);
+                    return self.let_others_append(took);
+                }
                 Err(CommitError::Store(AppendError::Overtaken)) => {}
                 Err(error) => return answer_all(batch, &error),
             }
@@ -205,16 +267,29 @@ impl Committer {
             if tries > 1 {
                 std::thread::sleep(wait_before(tries));
             }
-            if let Err(error) = self.catch_up() {
+            if let Err(error) = self.catch_up(&batch.events) {
                 return answer_all(batch, &error);
             }
-            self.be_confirmed();
-            if tries < TRIES {
-                batch = self.admit_anew(batch);
+            if tries < OUTCOME_TRIES {
+                batch = self.admit_anew(batch, tries < TRIES);
+            }
+            if batch.waiters.is_empty() {
+                return self.publish_progress();
             }
         }
         self.publish_progress();
         answer_all(batch, &CommitError::Overloaded);
+    }
+
+    /// Whoever has just appended has read everything, and could append again before anybody else has read that: the others would never have their turn, and what their
+    /// lanes have delivered would never be recorded. So each leaves the others a turn. A request that comes when that is over waits for nothing.
+    fn let_others_append(&self, took: Duration) {
+        let Some(shared) = &self.shared else { return };
+        let others = shared.confirmed.owners().members().filter(|instance| *instance != shared.instance).count();
+        let turns = took.saturating_mul(u32::try_from(others).unwrap_or(u32::MAX)).min(LONGEST_WAIT);
+        if !turns.is_zero() {
+            std::thread::sleep(turns);
+        }
     }
 
     /// It is in the log.
@@ -227,6 +302,9 @@ impl Committer {
             self.fail(&what);
             return answer_all(batch, &CommitError::Stopped);
         }
+        if self.heed(Seq(self.outbox.next().0 - batch.events.len() as u64), &batch.events).is_err() {
+            return answer_all(batch, &CommitError::Stopped);
+        }
         failpoint::reach(Point::BeforeAnswer);
         let taken = batch.events.iter().filter(|event| matches!(event, Event::LaneTaken { .. })).count();
         self.metrics.tidings_cluster_takeovers_total.inc_by(taken as u64);
@@ -236,10 +314,14 @@ impl Committer {
         }
     }
 
-    /// Admits each request of the batch again, in their order, onto what is confirmed now.
-    fn admit_anew(&mut self, batch: Batch) -> Batch {
+    /// Admits each request of the batch again, in their order, onto what is confirmed now; those of producers too, or they are told to come again.
+    fn admit_anew(&mut self, batch: Batch, with_accepts: bool) -> Batch {
         let mut anew = Batch { places: batch.places, ..Batch::default() };
         for ((reply, _), again) in batch.waiters.into_iter().zip(batch.again) {
+            if again.is_accept && !with_accepts {
+                self.refuse(again.with(reply), CommitError::Overloaded);
+                continue;
+            }
             // There was room for all of it a moment ago.
             if let Err(append) = self.admit(again.with(reply), &mut anew) {
                 self.refuse(append, CommitError::Overloaded);

@@ -129,6 +129,7 @@ impl Committer {
     pub(super) fn try_held(&mut self) {
         let had = self.held.len();
         while self.log.is_some() && !self.held.is_empty() {
+            self.end_doubt();
             let before = self.held.len();
             let mut batch = Batch::default();
             while batch.events.len() < COMMIT_EVENTS && batch.bytes < COMMIT_BYTES {
@@ -147,7 +148,7 @@ impl Committer {
                     None => break,
                 }
             }
-            if self.held.len() == before {
+            if self.held.len() == before && !self.is_in_doubt() {
                 break;
             }
             self.commit(batch);
@@ -165,6 +166,8 @@ impl Committer {
         }
         match self.admit(append, batch) {
             Ok(()) => None,
+            // What others have appended is read first, when the batch is committed.
+            Err(append) if self.is_in_doubt() => Some(Command::Append(append)),
             // Alone it may fit.
             Err(append) if !batch.waiters.is_empty() => Some(Command::Append(append)),
             Err(append) if append.is_accept => {

@@ -44,7 +44,7 @@
 //! | [`scan`] | the stream → commits |
 //! | [`reader`] | pages for everybody |
 //! | [`open`] | find or make it, read on from the newest checkpoint |
-//! | [`import`](mod@import) | another store is taken in |
+//! | [`import`](mod@import) | a folder's store moves here, and back |
 //! | [`growth`] | whether others append, this moment |
 //! | [`members`] | signs of life of the instances |
 //! | [`watch`] | how the stream is, and how far it has to reach |
@@ -71,7 +71,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-pub use self::import::{ImportError, Imported, import};
+pub use self::import::{export, import};
 
 use self::bridge::Bridge;
 use self::bucket::{Bucket, Identity, Mark, Part, State};

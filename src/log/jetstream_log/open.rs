@@ -21,7 +21,7 @@ use super::reader::Shared;
 use super::scan::Scanner;
 use super::servers::{AT_ONCE, Pages, connect, find, where_it_is};
 use super::watch::{self, Testimony, Watched};
-use super::{FORMAT, JetStreamLog, Options};
+use super::{FORMAT, JetStreamLog, Options, import};
 use crate::core::types::Seq;
 use crate::log::codec::{Decoder, Encoder, Kind, Limits, parse};
 use crate::log::sizes::Sizes;
@@ -40,6 +40,8 @@ pub(super) enum Purpose {
     Serve,
     /// To take in another store, with its id and from this position on. It is a store, with an identity, when that has ended.
     Import(StoreId, Seq),
+    /// To be copied to somewhere else, while nobody works on it.
+    Export,
 }
 
 /// What is known after the first part.
@@ -147,6 +149,10 @@ async fn prepare(options: &Options, store: &str, purpose: Purpose) -> Result<Fou
             options.stream
         )));
     }
+    let is_export = purpose == Purpose::Export;
+    if is_export && (!exists || held.is_none()) {
+        return Err(unfit("there is no stream, or no bucket beside it".into()));
+    }
     let bucket = Bucket::open(&context, options, exists).await.map_err(unreachable)?;
     let known = bucket.read::<Identity>("identity").await.map_err(unreachable)?;
     if known.is_some() && held.is_none() {
@@ -169,10 +175,17 @@ async fn prepare(options: &Options, store: &str, purpose: Purpose) -> Result<Fou
             return Err(unfit("it holds a store already, and nothing is written over one; choose another `store.stream`".into()));
         }
         (Some(known), _) => (known.value, false),
-        (None, _) => identify(&bucket).await.map_err(unreachable)?,
+        (None, Purpose::Export) => return Err(unfit("it holds no store".into())),
+        (None, Purpose::Serve) => identify(&bucket).await.map_err(unreachable)?,
     };
     if identity.format != FORMAT {
         return Err(OpenError::Newer { path: PathBuf::from(store), found: identity.format, known: FORMAT });
+    }
+    if let Some(to) = import::moved(&bucket).await.map_err(unreachable)? {
+        return Err(import::has_moved(store, &options.stream, &to));
+    }
+    if is_export && let Some(holder) = import::at_work(&bucket).await.map_err(unreachable)? {
+        return Err(OpenError::InUse { store: store.to_owned(), holder });
     }
     let pages = Pages::open(&context, options, info).await.map_err(unreachable)?;
     let closed_at = bucket.read::<State>("state").await.map_err(unreachable)?.and_then(|state| state.value.closed_at);

@@ -15,18 +15,21 @@ use crate::log::committer::{Appended, Ticket, decode_checkpoint, encode_checkpoi
 use crate::log::memory_log::{Disk, MemoryLog};
 use crate::log::{Checkpoint, Generation, LogReader, Space, StoreId};
 
-const LIMITS: Limits = Limits { max_size: u64::MAX, retention_ms: 0 };
-const A: InstanceId = InstanceId(0xa);
-const B: InstanceId = InstanceId(0xb);
+pub(super) const LIMITS: Limits = Limits { max_size: u64::MAX, retention_ms: 0 };
+pub(super) const A: InstanceId = InstanceId(0xa);
+pub(super) const B: InstanceId = InstanceId(0xb);
 
 /// An instance whose committer does nothing by itself: one that is not stepped is one that is stopped.
-struct Instance {
-    log: LogHandle,
-    stepped: Stepped,
-    metrics: Arc<Metrics>,
+pub(super) struct Instance {
+    pub(super) log: LogHandle,
+    pub(super) stepped: Stepped,
+    pub(super) metrics: Arc<Metrics>,
 }
 
 pub(super) type Waiting = Pin<Box<dyn Future<Output = Result<Committed<Appended>, CommitError>>>>;
+
+/// A question under way.
+pub(super) type Asking<T> = Pin<Box<dyn Future<Output = Result<Committed<T>, CommitError>>>>;
 
 pub(super) fn look<T>(waiting: &mut Pin<Box<dyn Future<Output = T> + '_>>) -> Option<T> {
     match waiting.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
@@ -36,7 +39,7 @@ pub(super) fn look<T>(waiting: &mut Pin<Box<dyn Future<Output = T> + '_>>) -> Op
 }
 
 impl Instance {
-    fn start(disk: &Disk, id: InstanceId) -> Instance {
+    pub(super) fn start(disk: &Disk, id: InstanceId) -> Instance {
         let opened = MemoryLog::open_shared(disk).unwrap();
         let (outbox, metrics) = (recover(&opened).unwrap(), Arc::new(Metrics::new()));
         let (log, stepped) = stepped_shared(opened.log, outbox, LIMITS, Arc::clone(&metrics), id);
@@ -44,36 +47,44 @@ impl Instance {
     }
 
     /// Hands something in, and leaves it there.
-    fn accept(&self, events: Vec<Event>) -> Waiting {
+    pub(super) fn accept(&self, events: Vec<Event>) -> Waiting {
         let log = self.log.clone();
         let mut waiting: Waiting = Box::pin(async move { log.accept(events).await });
         assert!(look(&mut waiting).is_none());
         waiting
     }
 
-    fn submit(&self, events: Vec<Event>) -> Ticket {
+    /// The answer to a question.
+    pub(super) fn asked<T>(&mut self, ask: impl FnOnce(LogHandle) -> Asking<T>) -> T {
+        let mut asking = ask(self.log.clone());
+        assert!(look(&mut asking).is_none());
+        while self.stepped.step() {}
+        look(&mut asking).expect("the steps have answered").unwrap().into_inner()
+    }
+
+    pub(super) fn submit(&self, events: Vec<Event>) -> Ticket {
         let log = self.log.clone();
         let mut submitting: Pin<Box<dyn Future<Output = _>>> = Box::pin(async move { log.submit(events).await });
         look(&mut submitting).expect("there is a place").unwrap()
     }
 
-    fn answer(&mut self, mut ticket: Ticket) -> Result<Appended, CommitError> {
+    pub(super) fn answer(&mut self, mut ticket: Ticket) -> Result<Appended, CommitError> {
         while self.stepped.step() {}
         let mut answer: Pin<Box<dyn Future<Output = _> + '_>> = Box::pin(ticket.answer());
         look(&mut answer).expect("the steps have answered").map(Committed::into_inner)
     }
 
-    fn record(&mut self, events: Vec<Event>) -> Result<Appended, CommitError> {
+    pub(super) fn record(&mut self, events: Vec<Event>) -> Result<Appended, CommitError> {
         let ticket = self.submit(events);
         self.answer(ticket)
     }
 
-    fn done(&mut self, mut waiting: Waiting) -> Result<Appended, CommitError> {
+    pub(super) fn done(&mut self, mut waiting: Waiting) -> Result<Appended, CommitError> {
         while self.stepped.step() {}
         look(&mut waiting).expect("the steps have answered").map(Committed::into_inner)
     }
 
-    fn outbox(&self) -> &Outbox {
+    pub(super) fn outbox(&self) -> &Outbox {
         self.stepped.outbox().expect("it is at work")
     }
 }
@@ -84,34 +95,45 @@ pub(super) fn inside(test: impl FnOnce()) {
     test();
 }
 
-fn lane() -> LaneKey {
+pub(super) fn lane() -> LaneKey {
     LaneKey { connection: "mqtt".into(), lane: 0 }
 }
 
-fn accepted(number: u64, key: Option<u128>) -> Event {
+pub(super) fn accepted(number: u64, key: Option<u128>) -> Event {
     let dedupe = key.map(|key| Dedupe { key, body: number, line: 0, lines: 1, batch: false });
     let plain = Accepted::plain(lane(), "topic", Qos::ExactlyOnce, Millis(number));
     Event::Accepted(Arc::new(Accepted { payload: Bytes::from(format!("report {number}")), dedupe, ..plain }))
 }
 
-fn joined(instance: InstanceId) -> Event {
+/// A report for a lane.
+pub(super) fn bound_to(lane: LaneKey, number: u64) -> Event {
+    Event::Accepted(Arc::new(Accepted::plain(lane, "topic", Qos::ExactlyOnce, Millis(number))))
+}
+
+impl LaneKey {
+    pub(super) fn on(self, lane: u32) -> LaneKey {
+        LaneKey { lane, ..self }
+    }
+}
+
+pub(super) fn joined(instance: InstanceId) -> Event {
     Event::InstanceJoined { instance, name: instance.to_string(), at: Millis(0) }
 }
 
-fn taken(instance: InstanceId, term: u64) -> Event {
+pub(super) fn taken(instance: InstanceId, term: u64) -> Event {
     Event::LaneTaken { lane: lane(), instance, term, at: Millis(0) }
 }
 
-fn released(send: u64) -> Event {
+pub(super) fn released(send: u64) -> Event {
     Event::Released { lane: lane(), sends: vec![SendNo(send)] }
 }
 
-fn delivered(send: u64) -> Event {
+pub(super) fn delivered(send: u64) -> Event {
     Event::Delivered { lane: lane(), sends: Ranges::one(send), proof: Proof::PubComp, at: Millis(0) }
 }
 
 /// Two instances that have joined, a lane that the first one owns, and three reports on it.
-fn two(disk: &Disk) -> (Instance, Instance) {
+pub(super) fn two(disk: &Disk) -> (Instance, Instance) {
     let (mut a, mut b) = (Instance::start(disk, A), Instance::start(disk, B));
     let connection = lane().connection;
     let lanes = Event::LanesChanged { connection, first: 0, count: 1, purpose: LanePurpose::Fresh, at: Millis(0) };
@@ -126,7 +148,7 @@ fn two(disk: &Disk) -> (Instance, Instance) {
 }
 
 /// All instances have come to the same fold, and it is the one that a start comes to.
-fn agree(disk: &Disk, instances: [&mut Instance; 2]) {
+pub(super) fn agree(disk: &Disk, instances: [&mut Instance; 2]) {
     let fresh = recover(&MemoryLog::open_shared(disk).unwrap()).unwrap();
     for instance in instances {
         instance.stepped.follow();
@@ -164,7 +186,7 @@ fn an_owner_that_was_stopped_records_nothing_after_another_has_taken_its_lane() 
 }
 
 impl Instance {
-    fn accept_now(&mut self, event: Event) -> Result<Appended, CommitError> {
+    pub(super) fn accept_now(&mut self, event: Event) -> Result<Appended, CommitError> {
         let waiting = self.accept(vec![event]);
         self.done(waiting)
     }
@@ -180,7 +202,7 @@ fn of_two_that_take_a_lane_at_once_one_has_it() {
         let (first, second) = (a.submit(vec![taken(A, 2)]), b.submit(vec![taken(B, 2)]));
         assert!(b.answer(second).is_ok());
         let refused = a.answer(first);
-        assert!(matches!(refused, Err(CommitError::DoesNotFit(FoldError::NotTheTerm { known: 2, .. }))), "{refused:?}");
+        assert!(matches!(refused, Err(CommitError::ChangedMeanwhile(FoldError::NotTheTerm { known: 2, .. }))), "{refused:?}");
         assert_eq!(a.outbox().owners().of(&lane()), Owner { instance: Some(B), term: 2 });
         agree(&disk, [&mut a, &mut b]);
     });

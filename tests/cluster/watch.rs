@@ -1,0 +1,110 @@
+//! Who looks from outside: what an instance says of the cluster, and how long lanes went without an owner, and without delivering.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use crate::load::Load;
+use crate::scene::{LANES, Scene};
+use crate::support::tidings::Reply;
+
+/// An instance that does not answer in this time does not answer.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
+
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Nothing takes so long; what does will not come.
+const GIVEN_UP: Duration = Duration::from_secs(60);
+
+/// Asks an instance; none if there is no answer soon.
+pub fn ask(address: SocketAddr, path: &str) -> Option<Reply> {
+    let agent =
+        ureq::Agent::config_builder().http_status_as_error(false).proxy(None).timeout_global(Some(ANSWERS_WITHIN)).build().new_agent();
+    let mut response = agent.get(format!("http://{address}{path}")).call().ok()?;
+    let text = response.body_mut().read_to_string().ok()?;
+    Some(Reply { status: response.status().as_u16(), text })
+}
+
+/// The cluster, as one instance sees it.
+#[derive(Debug, Clone)]
+pub struct View {
+    /// The instance that says so.
+    pub me: String,
+    pub leader: Option<String>,
+    /// Those that are heard of.
+    pub live: BTreeSet<String>,
+    /// By lane.
+    pub owners: BTreeMap<String, Option<String>>,
+}
+
+impl View {
+    pub fn of(address: SocketAddr) -> Option<View> {
+        let status = ask(address, "/v1/status")?.json();
+        let cluster = status.get("cluster")?;
+        let text = |value: &serde_json::Value| value.as_str().map(str::to_owned);
+        let live = cluster["instances"].as_array()?.iter().filter(|instance| instance["is_live"] == true);
+        let owners = cluster["lanes"].as_array()?.iter().map(|lane| Some((text(&lane["lane"])?, text(&lane["owner"]))));
+        Some(View {
+            me: text(&cluster["instance"])?,
+            leader: text(&cluster["leader"]),
+            live: live.filter_map(|instance| text(&instance["id"])).collect(),
+            owners: owners.collect::<Option<_>>()?,
+        })
+    }
+
+    /// The lanes of an instance.
+    pub fn lanes_of(&self, id: &str) -> Vec<&String> {
+        self.owners.iter().filter(|(_, owner)| owner.as_deref() == Some(id)).map(|(lane, _)| lane).collect()
+    }
+}
+
+/// How long it took, from the trouble on.
+#[derive(Debug, Clone, Copy)]
+pub struct Recovery {
+    /// Until every lane was owned by one that is well.
+    pub owned: Duration,
+    /// Until every lane had delivered a report that was posted after the trouble began.
+    pub delivering: Duration,
+    /// So long this process was kept from running meanwhile.
+    pub stall: Duration,
+}
+
+/// Watches until all is well again, as far as those can tell that are well.
+pub fn recovery(scene: &Scene, load: &Load, began: Instant, well: &[usize]) -> Recovery {
+    let mut owned = None;
+    let mut delivering = BTreeSet::new();
+    let mut stall = Duration::ZERO;
+    let mut seen = load.first_seen();
+    let (mut turn, mut all_deliver) = (0, None);
+    // Those do not change while they run.
+    let ids = || well.iter().map(|number| scene.instances[*number].view().map(|view| view.me)).collect::<Option<BTreeSet<String>>>();
+    let mut well_ids = None;
+    while owned.is_none() || all_deliver.is_none() {
+        if began.elapsed() > GIVEN_UP {
+            let said =
+                scene.instances.iter().map(|instance| instance.tidings.is_running().then(|| ask(instance.tidings.address(), "/v1/status")));
+            let said: Vec<String> = said.map(|reply| reply.flatten().map_or("nothing".to_owned(), |reply| reply.text)).collect();
+            panic!("not well again: owned {owned:?}, delivering {delivering:?} of {LANES} lanes; they say\n{}", said.join("\n"));
+        }
+        well_ids = well_ids.or_else(ids);
+        if let Some(ids) = well_ids.as_ref().filter(|_| owned.is_none()) {
+            turn += 1;
+            let view = scene.instances[well[turn % well.len()]].view();
+            let is_owned = |view: &View| {
+                view.owners.len() == LANES && view.owners.values().flatten().filter(|owner| ids.contains(*owner)).count() == LANES
+            };
+            owned = view.filter(is_owned).map(|_| began.elapsed());
+        }
+        for arrival in scene.subscriber.arrivals_behind(seen) {
+            seen += 1;
+            delivering.extend(load.lane_if_posted_after(&arrival, began));
+        }
+        all_deliver = all_deliver.or_else(|| (delivering.len() == LANES).then(|| began.elapsed()));
+        let slept = Instant::now();
+        sleep(LOOK);
+        stall += slept.elapsed().saturating_sub(LOOK);
+    }
+    Recovery { owned: owned.unwrap_or_default(), delivering: all_deliver.unwrap_or_default(), stall }
+}
