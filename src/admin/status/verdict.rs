@@ -70,7 +70,10 @@ impl Verdict {
         let silent = configured.iter().filter(|connection| !delivers(connection)).count();
         let mut reasons: Vec<Reason> = intake.into_iter().collect();
         let refused = !reasons.is_empty();
-        let mut found: Vec<Reason> = status.connections.iter().flat_map(outlet).chain(silent_instances(status)).collect();
+        // Whoever can't write to the log has ended its lanes on purpose: the broker has no part in that.
+        let is_driving = status.cluster.as_ref().is_none_or(|cluster| cluster.is_kept);
+        let outlets = status.connections.iter().filter(|connection| is_driving || !connection.configured).flat_map(outlet);
+        let mut found: Vec<Reason> = outlets.chain(silent_instances(status)).collect();
         // What needs somebody before what passes by itself.
         found.sort_by_key(|reason| match reason.code.as_str() {
             "lane_stopped" => 0,
