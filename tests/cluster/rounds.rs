@@ -118,7 +118,7 @@ fn one_round(scene: &mut Scene, load: &Load, trouble: Trouble, chance: &mut Chan
     for instance in &mut scene.instances {
         assert!(!instance.tidings.has_ended(), "{trouble:?}: an instance has ended by itself");
     }
-    scene.wait_for_shares();
+    scene.wait_until_well();
     load.wait_until_all_lanes_deliver(&scene.subscriber, LANES);
     recovery
 }

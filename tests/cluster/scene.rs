@@ -1,10 +1,13 @@
 //! All of it together: three servers, a broker and its reader, and the instances; with a relay in each connection.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
 
 use crate::support::mosquitto::{IN_ORDER, Mosquitto, PERSISTENT, free_port};
 use crate::support::nats::Nats;
@@ -21,9 +24,14 @@ pub const LANES: usize = 6;
 /// Nothing listens there: who hears of a server from another one is not to reach it past its relay.
 const NOWHERE: &str = "127.0.0.1:1";
 
+/// So long nothing changes among servers that have settled.
+const SETTLED: Duration = Duration::from_millis(2_500);
+
 /// The servers below the log, and the wires between them.
 pub struct Servers {
     pub nodes: Vec<Nats>,
+    /// Where each says how it is.
+    monitors: Vec<SocketAddr>,
     /// From each, to each: none to itself.
     routes: Vec<Vec<Option<Relay>>>,
 }
@@ -31,19 +39,35 @@ pub struct Servers {
 impl Servers {
     /// Three that are one cluster.
     pub fn start() -> Servers {
-        let ports: Vec<[u16; 2]> = (0..3).map(|_| [free_port(), free_port()]).collect();
+        let ports: Vec<[u16; 3]> = (0..3).map(|_| [free_port(), free_port(), free_port()]).collect();
         let relay = |from: usize, to: usize| (from != to).then(|| Relay::start(local(ports[to][1])));
         let routes: Vec<Vec<Option<Relay>>> = (0..3).map(|from| (0..3).map(|to| relay(from, to)).collect()).collect();
         let start = |node: usize| {
             let others: Vec<String> = routes[node].iter().flatten().map(|relay| format!("nats://{}", relay.address)).collect();
-            let (name, own) = (format!("nats-{node}"), format!("nats://127.0.0.1:{}", ports[node][1]));
-            let (port, others) = (ports[node][0].to_string(), others.join(","));
+            let (name, own) = (name_of(node), format!("nats://127.0.0.1:{}", ports[node][1]));
+            let (port, monitor, others) = (ports[node][0].to_string(), ports[node][2].to_string(), others.join(","));
             let known = ["--no_advertise", "--cluster_advertise", NOWHERE];
             let cluster = ["--server_name", &name, "--cluster_name", "test", "--cluster", &own, "--routes", &others];
-            Nats::start_with(&[["-p", &port].as_slice(), &cluster, &known].concat())
+            Nats::start_with(&[["-p", &port, "-m", &monitor].as_slice(), &cluster, &known].concat())
         };
         let nodes = (0..3).map(start).collect();
-        Servers { nodes, routes }
+        Servers { nodes, monitors: ports.iter().map(|ports| local(ports[2])).collect(), routes }
+    }
+
+    /// Waits until they have agreed on their leaders, nobody is behind, and it has stayed so for a while: who comes back from a cut has counted elections
+    /// alone meanwhile, and makes the others hold one more.
+    pub fn wait_until_settled(&self) {
+        let mut since = Instant::now();
+        let mut before = None;
+        wait_until("the servers have settled", || {
+            let leaders: Option<Vec<_>> = (0..).zip(&self.monitors).map(|(node, monitor)| leaders(&name_of(node), *monitor)).collect();
+            let now = leaders.filter(|leaders| leaders.len() == 3 && leaders.iter().all(|said| *said == leaders[0]));
+            if now.is_none() || now != before {
+                since = Instant::now();
+            }
+            before = now;
+            since.elapsed() >= SETTLED
+        });
     }
 
     /// What passes between this one and the other servers.
@@ -52,6 +76,31 @@ impl Servers {
         let all = self.routes.iter().enumerate().flat_map(|(from, row)| row.iter().enumerate().map(move |(to, relay)| (from, to, relay)));
         all.filter(|(from, to, _)| its(*from, *to)).for_each(|(_, _, relay)| relay.iter().for_each(|relay| relay.set(passage)));
     }
+}
+
+/// Whom a server takes for the leaders of the cluster and of each stream; none as long as somebody is behind, or there is none.
+fn leaders(name: &str, monitor: SocketAddr) -> Option<BTreeMap<String, String>> {
+    let said = watch::ask(monitor, "/jsz?streams=true&accounts=true")?.json();
+    let leader_of = |cluster: &Value| {
+        // Under load one is always a few messages behind.
+        let is_near = |replica: &Value| {
+            let (silent_ns, lag) = (replica["active"].as_u64().unwrap_or(0), replica["lag"].as_u64().unwrap_or(0));
+            replica["offline"] != true && silent_ns < 2_000_000_000 && lag < 100
+        };
+        let leader = cluster["leader"].as_str().filter(|leader| !leader.is_empty())?;
+        // Only the leader knows.
+        let all = leader != name || cluster["replicas"].as_array().is_none_or(|replicas| replicas.iter().all(is_near));
+        all.then(|| leader.to_owned())
+    };
+    let mut leaders = BTreeMap::from([("cluster".to_owned(), leader_of(&said["meta_cluster"])?)]);
+    for stream in said["account_details"][0]["stream_detail"].as_array().into_iter().flatten() {
+        leaders.insert(stream["name"].as_str()?.to_owned(), leader_of(&stream["cluster"])?);
+    }
+    Some(leaders)
+}
+
+fn name_of(node: usize) -> String {
+    format!("nats-{node}")
 }
 
 fn local(port: u16) -> SocketAddr {
@@ -121,8 +170,14 @@ impl Scene {
         for _ in 0..instances {
             scene.add();
         }
-        scene.wait_for_shares();
+        scene.wait_until_well();
         scene
+    }
+
+    /// Waits until servers and instances have settled.
+    pub fn wait_until_well(&self) {
+        self.servers.wait_until_settled();
+        self.wait_for_shares();
     }
 
     /// One more instance, which has joined.

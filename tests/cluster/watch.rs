@@ -99,7 +99,11 @@ pub fn recovery(scene: &Scene, load: &Load, began: Instant, well: &[usize]) -> R
         }
         for arrival in scene.subscriber.arrivals_behind(seen) {
             seen += 1;
-            delivering.extend(load.lane_if_posted_after(&arrival, began));
+            if let Some(lane) = load.lane_if_posted_after(&arrival, began)
+                && delivering.insert(lane)
+            {
+                println!("    lane {lane} delivers after {:.1} s", began.elapsed().as_secs_f64());
+            }
         }
         all_deliver = all_deliver.or_else(|| (delivering.len() == LANES).then(|| began.elapsed()));
         let slept = Instant::now();
