@@ -25,8 +25,6 @@
 //! Generations are neither begun nor dropped by this committer: what a shared log keeps is up to what it is kept in.
 
 #[cfg(test)]
-mod cluster;
-#[cfg(test)]
 mod tests;
 
 use std::sync::Arc;

@@ -26,9 +26,9 @@ struct Instance {
     metrics: Arc<Metrics>,
 }
 
-pub(super) type Waiting = Pin<Box<dyn Future<Output = Result<Committed<Appended>, CommitError>>>>;
+type Waiting = Pin<Box<dyn Future<Output = Result<Committed<Appended>, CommitError>>>>;
 
-pub(super) fn look<T>(waiting: &mut Pin<Box<dyn Future<Output = T> + '_>>) -> Option<T> {
+fn look<T>(waiting: &mut Pin<Box<dyn Future<Output = T> + '_>>) -> Option<T> {
     match waiting.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(answer) => Some(answer),
         Poll::Pending => None,
@@ -78,7 +78,7 @@ impl Instance {
     }
 }
 
-pub(super) fn inside(test: impl FnOnce()) {
+fn inside(test: impl FnOnce()) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     let _inside = runtime.enter();
     test();
