@@ -30,6 +30,7 @@
 mod broker;
 mod chance;
 mod client;
+mod cluster;
 mod disk;
 mod lane;
 mod network;

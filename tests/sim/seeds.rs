@@ -67,7 +67,7 @@ fn tell_seed(seed: u64, metrics: &Arc<Metrics>) -> Result<u64, Failure> {
 }
 
 /// What asks the log something needs a runtime to be there; nothing ever waits in it.
-fn in_runtime<T>(act: impl FnOnce(&Arc<Metrics>) -> T) -> T {
+pub fn in_runtime<T>(act: impl FnOnce(&Arc<Metrics>) -> T) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
     let _inside = runtime.enter();
     act(&Arc::new(Metrics::new()))

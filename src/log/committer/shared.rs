@@ -42,8 +42,6 @@
 mod generations;
 
 #[cfg(test)]
-mod cluster;
-#[cfg(test)]
 mod freshness;
 #[cfg(test)]
 mod retention;
