@@ -19,7 +19,7 @@
 //! | [`lanes`] | which lanes a connection has, and that each of them runs |
 //! | [`members`] | which of them run here, where several instances share a log |
 //! | [`pools`] | the lanes at work, and how they stop |
-//! | [`store_move`] | a store moves from a folder to servers |
+//! | [`store_move`] | a store moves from a folder to servers, or back |
 //! | [`store`] | which log is opened, and how |
 
 mod access;

@@ -22,7 +22,7 @@
 //! | [`moving`] | gives what is pending on one connection to another |
 //! | [`fsck`] | whether a store is whole, and its repair |
 //! | [`migrate`] | a store of an older format |
-//! | [`move_store`] | a store moves to a stream on other machines |
+//! | [`move_store`] | a store moves to a stream on other machines, or back |
 //! | [`backup`], [`restore`] | a copy of a store, and a store out of it |
 //! | [`health`] | whether a running service is alive: for supervisors |
 //! | [`completions`], [`manual`] | completions for a shell, manual pages |
@@ -130,7 +130,7 @@ pub enum Command {
     Fsck(fsck::FsckArgs),
     /// Bring the store of an older release up to date; `serve` does the same at its start
     Migrate(migrate::MigrateArgs),
-    /// Move a store from a folder to a stream on other machines; the service must not run
+    /// Move a store from a folder to a stream on other machines, or back; no service must run on it
     MoveStore(move_store::MoveStoreArgs),
     /// Copy the store, of a running service or a stopped one
     Backup(backup::BackupArgs),

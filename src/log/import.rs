@@ -8,9 +8,8 @@
 //! The id stays, because client ids are made of it: the broker's sessions go on, and QoS 2 stays exactly once. So only one of the two stores may be used
 //! from then on. Memory is bounded by a page of either side, and the outbox.
 
-use super::committer::{RecoverError, decode_checkpoint, encode_checkpoint, recover};
+use super::committer::{RecoverError, encode_checkpoint, recover};
 use super::{AppendError, EventLog, LogReader, OpenError, Opened, ReadError};
-use crate::core::outbox::Outbox;
 use crate::core::types::{LaneKey, SendNo, Seq};
 
 /// What was taken in.
@@ -52,8 +51,9 @@ pub(super) trait Target {
     /// The log that is written.
     fn log(&mut self) -> &mut dyn EventLog;
 
-    /// Begins a generation at the next position; `outbox` is the state as of there, if it is known.
-    fn cut(&mut self, outbox: Option<&Outbox>) -> Result<(), AppendError>;
+    /// Begins a generation at the next position. The state as of there is not known: a source has its newest checkpoints only, and the target is closed
+    /// with the state at the end.
+    fn cut(&mut self) -> Result<(), AppendError>;
 }
 
 /// Copies everything that is in `source` to `target`, which begins at the same position. `done` is told how far it is, in events.
@@ -61,18 +61,10 @@ pub(super) fn copy(source: &Opened, target: &mut dyn Target, done: &dyn Fn(u64))
     let firsts = firsts(&*source.log);
     let (first, next) = (firsts[0], source.log.next_seq());
     let reader = source.log.reader();
-    // The state along the way: known from the beginning, or from the newest checkpoint on.
-    let mut known = (first == Seq::FIRST).then(Outbox::new);
     loop {
         let at = target.log().next_seq();
         if at > first && firsts.contains(&at) {
-            if let Some(known) = &mut known {
-                known.begin_generation();
-            }
-            target.cut(known.as_ref())?;
-        }
-        if let Some(checkpoint) = source.checkpoint.as_ref().filter(|checkpoint| checkpoint.next == at) {
-            known = Some(decode_checkpoint(checkpoint)?);
+            target.cut()?;
         }
         if at >= next {
             return Ok(());
@@ -80,12 +72,6 @@ pub(super) fn copy(source: &Opened, target: &mut dyn Target, done: &dyn Fn(u64))
         let page = reader.page(at)?.ok_or_else(|| ReadError::Damaged { seq: at, what: "the event is missing".into() })?;
         let sends = |lane: &LaneKey| page.sends.iter().find(|(known, _)| known == lane).map_or(SendNo::default(), |(_, send)| *send);
         target.log().append(&page.events, &sends)?;
-        if let Some(outbox) = &mut known {
-            let misfit = page.events.iter().find_map(|event| outbox.apply(event).err());
-            if let Some(error) = misfit {
-                return Err(RecoverError::Fold { seq: outbox.next(), error }.into());
-            }
-        }
         done(page.events.len() as u64);
     }
 }

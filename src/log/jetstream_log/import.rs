@@ -13,7 +13,6 @@ use super::bucket::Bucket;
 use super::members::signs;
 use super::open::{self, Purpose};
 use super::{EventLog, JetStreamLog, Options, Part, known};
-use crate::core::outbox::Outbox;
 use crate::log::committer::{encode_checkpoint, recover};
 use crate::log::import::{ImportError, Imported, Target, compare, copy, firsts};
 use crate::log::{AppendError, OpenError, Opened, sled_log};
@@ -112,8 +111,7 @@ impl Target for JetStreamLog {
         self
     }
 
-    /// Without a checkpoint: the one at the end is enough.
-    fn cut(&mut self, _outbox: Option<&Outbox>) -> Result<(), AppendError> {
+    fn cut(&mut self) -> Result<(), AppendError> {
         let begun = Part { first: self.next_seq(), message: self.end + 1, newest: None, bytes: 0 };
         let before = *self.shared.parts().last().expect("there is always one that is written");
         self.change(move |state| {

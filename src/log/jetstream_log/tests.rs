@@ -8,6 +8,7 @@ use super::*;
 use crate::log::samples::{report, with_payload};
 use crate::log::{Checkpoint, LastStop, ReadError};
 
+mod moves;
 mod several;
 
 #[path = "../../../tests/support/nats.rs"]
@@ -267,6 +268,17 @@ fn a_stream_that_has_lost_what_was_stored_is_refused() {
     });
     let error = JetStreamLog::open(options.clone()).map(|_| ()).unwrap_err();
     assert!(error.to_string().contains("the stream ends with message 0, and 2 had been stored"), "{error}");
+    // Whoever has to go on without it can say so.
+    let bucket = options.stream.clone();
+    let witness = |last: &'static str| {
+        let bucket = bucket.clone();
+        meddle(&options, move |context| async move {
+            context.get_key_value(&bucket).await.unwrap().put("witness", last.into()).await.unwrap();
+        });
+    };
+    witness(r#"{"last":0}"#);
+    assert_eq!(opened(&options).log.next_seq(), Seq(1));
+    witness(r#"{"last":2}"#);
     let stream = options.stream.clone();
     meddle(&options, move |context| async move { assert!(context.delete_stream(&stream).await.unwrap().success) });
     let error = JetStreamLog::open(options).map(|_| ()).unwrap_err();

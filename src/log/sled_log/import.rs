@@ -1,8 +1,8 @@
 //! Another kind of store is taken in: see [`import`](mod@crate::log::import).
 //!
 //! The folder is made as any store is, at the source's first position and with its id. Its file `identity` comes last: what is interrupted is no store, and a
-//! start on it is refused with the reason. A generation whose opening checkpoint can't be known, because the source keeps only the newest ones, says so as after
-//! a repair; nothing is read from it but its events, because the folder is closed with the newest state.
+//! start on it is refused with the reason. What the state was where a generation begins is not known, because the source keeps only its newest checkpoints: that is said there as
+//! after a repair, and the folder is closed with the state at the end, twice.
 
 use std::path::Path;
 
@@ -10,7 +10,6 @@ use super::fsck::UNKNOWN_CHECKPOINT;
 use super::identity::IDENTITY;
 use super::open::{self, At};
 use super::{Options, SledLog};
-use crate::core::outbox::Outbox;
 use crate::log::committer::{encode_checkpoint, recover};
 use crate::log::import::{ImportError, Imported, Target, compare, copy, firsts};
 use crate::log::{AppendError, EventLog, Opened};
@@ -50,10 +49,7 @@ impl Target for SledLog {
         self
     }
 
-    fn cut(&mut self, outbox: Option<&Outbox>) -> Result<(), AppendError> {
-        match outbox {
-            Some(outbox) => self.begin_generation(&encode_checkpoint(outbox)),
-            None => self.begin_generation(UNKNOWN_CHECKPOINT),
-        }
+    fn cut(&mut self) -> Result<(), AppendError> {
+        self.begin_generation(UNKNOWN_CHECKPOINT)
     }
 }

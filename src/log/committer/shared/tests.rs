@@ -89,7 +89,7 @@ impl Instance {
     }
 }
 
-fn inside(test: impl FnOnce()) {
+pub(super) fn inside(test: impl FnOnce()) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     let _inside = runtime.enter();
     test();
