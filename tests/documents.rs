@@ -220,7 +220,7 @@ fn every_alert_says_what_it_means_and_has_its_section_in_the_runbook() {
 
 #[test]
 fn every_alert_is_seen_to_fire_and_not_to_fire() {
-    let tests = text_of("ops/alerts.rules.test.yml") + &text_of("ops/alerts.week.test.yml");
+    let tests = ["rules", "cluster", "week"].map(|name| text_of(&format!("ops/alerts.{name}.test.yml"))).concat();
     for alert in alerts().into_keys() {
         let not = tests.matches(&format!("- {{ alertname: {alert}, eval_time: ")).count();
         // Once while all is well, and before and after.
@@ -254,9 +254,14 @@ fn every_metric_is_documented_with_its_labels_and_no_other() {
 #[test]
 fn every_metric_that_an_alert_looks_at_exists() {
     let metrics = metrics_of_the_table();
-    for file in
-        ["ops/alerts.rules.yml", "ops/alerts.rules.test.yml", "ops/alerts.week.test.yml", "ops/runbook.md", "ops/grafana-dashboard.json"]
-    {
+    for file in [
+        "ops/alerts.rules.yml",
+        "ops/alerts.rules.test.yml",
+        "ops/alerts.cluster.test.yml",
+        "ops/alerts.week.test.yml",
+        "ops/runbook.md",
+        "ops/grafana-dashboard.json",
+    ] {
         let text = text_of(file);
         let named = text.split(|c: char| !(c.is_ascii_lowercase() || c == '_')).filter(|word| word.starts_with("tidings_"));
         for name in named {
@@ -337,6 +342,7 @@ fn every_link_into_the_runbook_leads_to_a_section() {
         ("ops/zuul.md", "](runbook.md#"),
         ("ops/installing.md", "](runbook.md#"),
         ("ops/metrics.md", "](runbook.md#"),
+        ("ops/cluster.md", "](runbook.md#"),
     ] {
         let text = text_of(document);
         for target in text.split(link).skip(1).map(|rest| rest.split(')').next().unwrap_or_default()) {

@@ -183,6 +183,65 @@ fn a_store_moves_from_its_folder_to_servers_and_delivers_what_was_pending_once()
     on_servers.assert_balanced();
 }
 
+/// What is asked of the command, with where the service was that is to be moved away.
+fn move_back(stream: &Tidings, folder: &std::path::Path) -> (Option<i32>, String) {
+    let source = format!("jetstream:{}", stream.config_file().display());
+    command(&["move-store", "--from", &source, "--to", folder.to_str().unwrap()])
+}
+
+#[test]
+fn a_store_moves_to_servers_and_back_with_all_that_it_holds() {
+    let nats = Nats::start();
+    let mosquitto = Mosquitto::start(&[PERSISTENT, IN_ORDER, "max_packet_size 4000\n"].concat());
+    let subscriber = Subscriber::start(mosquitto.port);
+    let config = connection(mosquitto.port, "protocol = \"5\"") + SOON + PIPELINES;
+    let mut on_disk = Tidings::start(&config);
+    let mut ledger = Ledger::default();
+    post(&mut ledger, &on_disk, 0..40);
+    let too_large = body(1_000).replace("acme", &"a".repeat(5_000));
+    assert_eq!(on_disk.client().post(too_large.as_bytes(), "application/json", None).unwrap().status, 202);
+    on_disk.wait_for_total("dead", 1);
+    on_disk.kill();
+    let mut on_servers = prepared(std::slice::from_ref(&nats), &mosquitto);
+    on_servers.configure(&config);
+    let target = format!("jetstream:{}", on_servers.config_file().display());
+    let (code, told) = command(&["move-store", "--from", on_disk.store().to_str().unwrap(), "--to", &target]);
+    assert_eq!(code, Some(0), "{told}");
+    on_servers.run();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let (code, told) = move_back(&on_servers, &elsewhere.path().join("store"));
+    assert!(code == Some(1) && told.contains("is in use by") && told.contains(&format!("(pid {})", on_servers.pid())), "{told}");
+    // Killed with QoS 2 in flight.
+    post(&mut ledger, &on_servers, 40..90);
+    on_servers.kill();
+
+    let mut back = Tidings::start(&config);
+    let (code, told) = move_back(&on_servers, &back.store());
+    assert!(code == Some(1) && told.contains("has to be empty") || told.contains("in use by another process"), "{told}");
+    back.kill();
+    std::fs::remove_dir_all(back.store()).unwrap();
+    let (code, told) = move_back(&on_servers, &back.store());
+    assert!(code == Some(0) && told.contains("the stream is marked as moved"), "{told}");
+    let (code, log) = on_servers.refused();
+    assert!(code == Some(1) && log.contains("it was moved to") && log.contains("nats kv del reports moved"), "{log}");
+    let fsck = ["fsck", "--config", &back.config_file().display().to_string()].map(str::to_owned);
+    let (code, told) = command(&fsck.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(code, Some(0), "{told}");
+
+    back.run();
+    post(&mut ledger, &back, 90..100);
+    back.wait_until_delivered();
+    wait_until("all arrive", || ledger.is_complete(&subscriber.arrivals()));
+    ledger.assert_kept(&subscriber.arrivals());
+    assert_eq!((back.total("created"), back.total("dead")), (101, 1));
+    back.assert_balanced();
+    // An idempotency key from before both moves.
+    assert_eq!(insist(&back.client(), 7).json()["deliveries"][0]["id"], ledger.accepted[7].id.to_string());
+    assert_eq!(back.stop(), Some(0));
+    let (code, told) = command(&fsck.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(code, Some(0), "{told}");
+}
+
 #[test]
 fn servers_that_want_tls_certificates_and_a_password_get_them() {
     let folder = tempfile::tempdir().unwrap();

@@ -71,6 +71,10 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "log::AppendError",
             "log::Begun",
             "log::Generation",
+            "log::Opened",
+            LOG_PAGE,
+            // …, on servers, too.
+            "log::jetstream_log",
             "log::LogReader",
             "log::Space",
             "log::StoreId",

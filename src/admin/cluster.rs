@@ -76,7 +76,9 @@ impl Peered {
             let Some(view) = views.get_mut(&connection) else { continue };
             match place {
                 // It has been taken just now.
-                Place::Here => _ = view.lanes.entry(lane).or_default(),
+                Place::Here if self.cluster.is_kept => _ = view.lanes.entry(lane).or_default(),
+                // It has been ended, and another one takes it.
+                Place::Here => {}
                 place => _ = view.elsewhere.insert(lane, place),
             }
         }
@@ -86,15 +88,14 @@ impl Peered {
         }
     }
 
-    /// The lanes that are somebody's, or should be.
+    /// The lanes that have something to deliver, or will have.
     pub(super) fn lanes(&self, views: &BTreeMap<ConnectionName, View>) -> BTreeSet<LaneKey> {
-        let members = self.owners.members().flat_map(|instance| self.owners.lanes_of(instance)).cloned();
         let needed = views.iter().filter(|(_, view)| view.is_configured).flat_map(|(connection, view)| {
             let has_pending = |(lane, pending): (&u32, &u64)| (*pending > 0).then_some(*lane);
             let numbers = view.books.newest.clone().chain(view.books.lanes.iter().filter_map(has_pending));
             numbers.map(|lane| LaneKey { connection: connection.clone(), lane })
         });
-        members.chain(needed).collect()
+        needed.collect()
     }
 }
 

@@ -331,6 +331,18 @@ impl Follower {
             Event::ReplayEnded { job, cancelled_by, at } => {
                 ("replay_ended", json!({ "at": at.rfc3339(), "replay": job_name(*job), "cancelled_by": cancelled_by }))
             }
+            Event::InstanceJoined { instance, name, at } => {
+                ("joined", json!({ "at": at.rfc3339(), "instance": instance.to_string(), "name": name }))
+            }
+            Event::InstanceLeft { instance, by, at } => {
+                ("left", json!({ "at": at.rfc3339(), "instance": instance.to_string(), "by": by.to_string() }))
+            }
+            Event::LaneTaken { lane, instance, term, .. } => {
+                ("lane_taken", with(of_lane(lane), json!({ "instance": instance.to_string(), "term": term })))
+            }
+            Event::LaneLeft { lane, instance, term, .. } => {
+                ("lane_left", with(of_lane(lane), json!({ "instance": instance.to_string(), "term": term })))
+            }
             Event::Audit { who, what, at } => ("audit", json!({ "at": at.rfc3339(), "who": who, "what": what })),
             _ => return None,
         })

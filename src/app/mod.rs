@@ -51,7 +51,7 @@ use members::Member;
 use pools::Pools;
 pub use reload::{Changes, ReloadError};
 use replaying::Replaying;
-pub use store_move::{MoveStoreError, MovedStore, move_store};
+pub use store_move::{MoveStoreError, MovedStore, move_store, move_store_back};
 
 use crate::admin::{self, Admin};
 use crate::config::Config;

@@ -1,4 +1,4 @@
-//! A store moves from a folder to servers: for `tidings move-store`.
+//! A store moves from a folder to servers, or back: for `tidings move-store`.
 
 use std::path::{Path, PathBuf};
 
@@ -32,8 +32,8 @@ pub enum MoveStoreError {
     )]
     Copy(PathBuf),
     /// The configuration names no stream.
-    #[error("the configuration of the target has no `backend = \"jetstream\"` in [store]")]
-    NoTarget,
+    #[error("the configuration has no `backend = \"jetstream\"` in [store]")]
+    NoStream,
     /// What stands in the way.
     #[error("{0}")]
     Failed(String),
@@ -50,7 +50,7 @@ pub fn move_store(from: &Path, to: &Config, done: &dyn Fn(u64)) -> Result<MovedS
     use crate::log::jetstream_log::import;
     use crate::log::sled_log::{Options, SledLog};
 
-    let Backend::JetStream(servers) = &to.store.backend else { return Err(MoveStoreError::NoTarget) };
+    let Backend::JetStream(servers) = &to.store.backend else { return Err(MoveStoreError::NoStream) };
     if !from.join("identity").exists() {
         return Err(MoveStoreError::Empty(from.to_owned()));
     }
@@ -66,11 +66,38 @@ pub fn move_store(from: &Path, to: &Config, done: &dyn Fn(u64)) -> Result<MovedS
     moved.map(|moved| MovedStore { first: moved.first.0, last: moved.last.0, pending: moved.pending })
 }
 
+/// Copies the store in the stream that `from` names to the folder `to`, in which nothing may be, compares both, and marks the stream as moved. `done` is told
+/// how many events were copied.
+///
+/// # Errors
+/// See [`MoveStoreError`].
+#[cfg(feature = "jetstream")]
+pub fn move_store_back(from: &Config, to: &Path, done: &dyn Fn(u64)) -> Result<MovedStore, MoveStoreError> {
+    use crate::config::Backend;
+    use crate::log::jetstream_log::export;
+    use crate::log::sled_log::Options;
+
+    let Backend::JetStream(servers) = &from.store.backend else { return Err(MoveStoreError::NoStream) };
+    let max_size = from.store.max_size;
+    let moved = export(super::store::remote::options(servers.clone(), max_size), to, Options::for_store(to, max_size), done);
+    let moved = moved.map_err(|error| MoveStoreError::Failed(error.to_string()))?;
+    Ok(MovedStore { first: moved.first.0, last: moved.last.0, pending: moved.pending })
+}
+
+/// A configuration that needs it is refused before it comes here.
+///
+/// # Errors
+/// Always.
+#[cfg(not(feature = "jetstream"))]
+pub fn move_store_back(_from: &Config, _to: &Path, _done: &dyn Fn(u64)) -> Result<MovedStore, MoveStoreError> {
+    Err(MoveStoreError::NoStream)
+}
+
 /// A configuration that needs it is refused before it comes here.
 ///
 /// # Errors
 /// Always.
 #[cfg(not(feature = "jetstream"))]
 pub fn move_store(_from: &Path, _to: &Config, _done: &dyn Fn(u64)) -> Result<MovedStore, MoveStoreError> {
-    Err(MoveStoreError::NoTarget)
+    Err(MoveStoreError::NoStream)
 }

@@ -151,6 +151,11 @@ fn as_text(name: &str, data: &str) -> String {
         "lanes" => format!("{} has {} lanes from {} on", text("connection"), text("count"), text("first")),
         "replay_started" => format!("replay {} was begun by {}", text("replay"), text("by")),
         "replay_ended" => format!("replay {} has ended", text("replay")),
+        "joined" => format!("{} is {}", text("instance"), text("name")),
+        "left" if text("instance") == text("by") => text("instance"),
+        "left" => format!("{}, as {} says, which has not heard of it", text("instance"), text("by")),
+        "lane_taken" => format!("{lane} by {}, term {}", text("instance"), text("term")),
+        "lane_left" => format!("{lane} by {}", text("instance")),
         "audit" => format!("{}: {}", text("who"), text("what")),
         "missed" => format!("{} events: {}", text("events"), text("why")),
         _ => shown::plain(&data.to_string()),
@@ -166,6 +171,13 @@ mod tests {
     fn an_event_is_one_line_whatever_is_in_it() {
         let data = r#"{"at":"2026-05-04T12:00:01.000Z","connection":"mqtt","lane":1,"id":"7","topic":"a\u001b[2J\nb"}"#;
         assert_eq!(as_text("accepted", data), "12:00:01  accepted    7 mqtt/1 a\\u{1b}[2J\\u{a}b\n");
+        let taken = r#"{"at":"2026-05-04T12:00:01.000Z","connection":"mqtt","lane":1,"instance":"0a","term":3}"#;
+        assert_eq!(as_text("lane_taken", taken), "12:00:01  lane_taken  mqtt/1 by 0a, term 3\n");
+        let left = |by: &str| as_text("left", &format!(r#"{{"at":"2026-05-04T12:00:01.000Z","instance":"0a","by":"{by}"}}"#));
+        assert_eq!(
+            (left("0a").as_str(), left("0b").as_str()),
+            ("12:00:01  left        0a\n", "12:00:01  left        0a, as 0b says, which has not heard of it\n")
+        );
         assert_eq!(as_text("missed", r#"{"events":9,"why":"too slow"}"#), "          missed      9 events: too slow\n");
     }
 }

@@ -3,6 +3,9 @@
 //! It starts from a snapshot of the lane's part of the outbox: what is settled there is passed over, what is held elsewhere is looked up.
 //! Behind the snapshot everything accepted is new. Reading blocks on the disk, so it runs where that is allowed, a piece at a time, and
 //! memory is bounded by the pieces.
+//!
+//! A feed ends where its lane is taken: the lane started from a snapshot behind its own `LaneTaken`, so that is another owner's, or a later term of its
+//! own. The new owner then knows everything that the old one may have sent.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -79,6 +82,8 @@ pub struct Feed {
     lane: LaneKey,
     /// The next position to look at.
     at: Seq,
+    /// The lane was taken there, so what comes then is another owner's to send.
+    is_over: bool,
     /// The lane as of `through`.
     snapshot: Lane,
     through: Seq,
@@ -97,7 +102,7 @@ impl Feed {
         };
         let carried = snapshot.moved().iter().filter(|(_, moved)| !moved.is_resent);
         let carried = carried.map(|(send, moved)| (*send, moved.id, moved.located)).collect();
-        Feed { log, lane, at, snapshot, through, carried, stamped }
+        Feed { log, lane, at, is_over: false, snapshot, through, carried, stamped }
     }
 
     /// Reads what a session starts with: everything that may be on the wire, and what waits.
@@ -168,7 +173,7 @@ impl Feed {
             if piece.fresh.len() >= wanted || bytes >= PIECE_BYTES {
                 return Ok(piece);
             }
-            if self.at > through {
+            if self.at > through || self.is_over {
                 break;
             }
             let Some(page) = self.log.any_page(self.at)? else { break };
@@ -177,7 +182,7 @@ impl Feed {
             bytes += self.take(&page, through, &mut piece)?;
             self.at = last.min(through).next();
         }
-        piece.is_at_end = self.at > through || self.at > self.log.durable();
+        piece.is_at_end = self.is_over || self.at > through || self.at > self.log.durable();
         if piece.is_at_end && self.at > self.through {
             // Carried ones with numbers above everything that still stands in its old place.
             while let Some((send, id, located)) = self.carried.pop_front() {
@@ -207,6 +212,10 @@ impl Feed {
                     let delivery = delivery(send, seq, seq, &payload, self.stamped);
                     bytes += delivery.size;
                     piece.fresh.push((delivery, payload));
+                }
+                Seen::Other(Event::LaneTaken { lane, .. }) if *lane == self.lane && seq > self.through => {
+                    self.is_over = true;
+                    break;
                 }
                 Seen::Other(Event::Resent { delivery, .. }) if delivery.lane == self.lane => next = next.map(SendNo::next),
                 Seen::Other(Event::Requeued { delivery: requeued, at, .. })

@@ -111,6 +111,14 @@ pub enum OpenError {
         /// What failed.
         what: String,
     },
+    /// Instances are at work on the stream, which is to be moved.
+    #[error("the store {store} is in use by {holder}; stop every Tidings on it first")]
+    InUse {
+        /// The stream and its servers.
+        store: String,
+        /// One of them.
+        holder: String,
+    },
     /// The stream, or its bucket, is not what was made for it.
     #[error("the store {store} is not what Tidings makes: {what}")]
     NotAStream {
@@ -155,7 +163,7 @@ impl OpenError {
     /// Stable name for logs.
     pub fn code(&self) -> &'static str {
         match self {
-            OpenError::Locked { .. } => "store_locked",
+            OpenError::Locked { .. } | OpenError::InUse { .. } => "store_locked",
             OpenError::Newer { .. } => "store_newer",
             OpenError::NotAStore { .. } | OpenError::NotAStream { .. } => "not_a_store",
             OpenError::Damaged { .. } | OpenError::NotShown { .. } | OpenError::StreamDamaged { .. } => "store_damaged",

@@ -29,6 +29,7 @@
 //! | `jetstream_log` | the log on several machines, over NATS JetStream |
 //! | `memory_log` | the log for tests |
 //! | `page`, `error` | pages as readers see them; why something failed |
+//! | `import` | a store moves to another kind of store |
 //! | `peers` | what a shared log offers beside its events |
 //! | `page_cache` | decoded pages, for readers |
 //! | `committer` | group commit, the outbox, `Committed` |
@@ -38,6 +39,8 @@ pub mod committer;
 
 pub mod codec;
 mod error;
+#[cfg(feature = "jetstream")]
+mod import;
 #[cfg(feature = "jetstream")]
 pub mod jetstream_log;
 pub mod memory_log;
@@ -58,6 +61,8 @@ use std::sync::Arc;
 use crate::core::event::Event;
 use crate::core::types::{LaneKey, Millis, SendNo, Seq};
 pub use error::{AppendError, OpenError, ReadError};
+#[cfg(feature = "jetstream")]
+pub use import::{ImportError, Imported};
 pub use page::{AnyPage, Glimpse, Page, Seen};
 pub use peers::{Health, PATIENCE as PEERS_PATIENCE, Peers, Replica};
 use sizes::Sizes;

@@ -175,7 +175,7 @@ fn an_instance_without_any_lane_delivers_elsewhere_and_says_so() {
 }
 
 #[test]
-fn silence_lanes_without_owner_and_servers_without_a_majority_are_reasons() {
+fn silence_and_lanes_without_owner_are_reasons() {
     let disk = Disk::new(1 << 20);
     disk.set_health(Some(healthy()));
     let (a, _b) = two(&disk);
@@ -184,13 +184,33 @@ fn silence_lanes_without_owner_and_servers_without_a_majority_are_reasons() {
     assert_eq!(codes(&a.status()), ["lane_unowned", "instance_silent"]);
     assert_eq!(a.status()["verdict"]["flow"], json!("partly"));
     assert_eq!(a.service.get("/readyz").status, 200);
+}
+
+#[test]
+fn an_instance_that_is_cut_off_says_so_and_blames_no_broker() {
+    let disk = Disk::new(1 << 20);
+    disk.set_health(Some(healthy()));
+    let (a, _b) = two(&disk);
     a.knows(|cluster| cluster.is_kept = false);
-    assert_eq!((codes(&a.status())[0], &a.status()["verdict"]["flow"]), ("cut_off", &json!("not_flowing")));
+    // It has ended its lanes.
+    a.service.board.remove(&lane(0));
+    assert_eq!((codes(&a.status()), &a.status()["verdict"]["flow"]), (vec!["cut_off"], &json!("not_flowing")));
+    assert!(!a.service.get("/metrics").text.contains("tidings_connection_up{"), "no series says that a broker is away");
+    disk.set_health(Some(Health { leader: None, ..healthy() }));
+    assert_eq!(codes(&a.status()), ["no_quorum"]);
+    disk.set_health(Some(Health { leader: None, age: Duration::from_secs(60), ..healthy() }));
+    assert_eq!(codes(&a.status()), ["cut_off"], "which of the two it is can't be known where no server answers");
+}
+
+#[test]
+fn an_instance_that_is_cut_off_is_not_ready_and_is_alive() {
+    let disk = Disk::new(1 << 20);
+    let (a, b) = two(&disk);
+    a.knows(|cluster| cluster.is_kept = false);
     let ready = a.service.get("/readyz");
     assert_eq!((ready.status, ready.json()["ready"].clone()), (503, json!(false)), "reports had better go elsewhere");
     assert_eq!(a.service.get("/healthz").status, 200, "a restart would not help");
-    disk.set_health(Some(Health { leader: None, ..healthy() }));
-    assert_eq!(codes(&a.status())[0], "no_quorum");
+    assert_eq!(b.service.get("/readyz").status, 200);
 }
 
 #[test]

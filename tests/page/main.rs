@@ -12,6 +12,7 @@
 //! | `access` | tokens and roles |
 //! | `replays` | the form and the jobs |
 //! | `looks` | narrow screens, the keyboard, what is loaded |
+//! | `cluster` | several instances over one log |
 //! | `history` | the figures that are drawn |
 //!
 //! `browser` drives the browser; `door` stands before the service where a test needs it to answer otherwise.
@@ -21,6 +22,7 @@ mod support;
 
 mod access;
 mod browser;
+mod cluster;
 mod decisions;
 mod door;
 mod history;

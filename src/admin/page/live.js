@@ -68,6 +68,10 @@ function says(name, data) {
     case "missed": return `${count(data.events ?? 0, "event was", "events were")} missed: ${data.why}`;
     case "session": return [lane, `: a new session over MQTT ${data.protocol}, epoch ${data.epoch}`, data.possible_duplicates > 0 && `, ${data.possible_duplicates} may arrive twice`];
     case "lanes": return [lane, `: lanes ${data.first} to ${data.first + data.count - 1}`];
+    case "joined": return [foreign(data.name), ` (${data.instance})`];
+    case "left": return data.by === data.instance ? data.instance : `${data.instance}, as ${data.by} says, which has not heard of it`;
+    case "lane_taken": return [lane, ` by ${data.instance}, term ${data.term}`];
+    case "lane_left": return [lane, ` by ${data.instance}`];
     default: return [lane, of];
   }
 }

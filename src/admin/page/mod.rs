@@ -16,6 +16,7 @@
 //! | `stream.js` | server-sent events, resumed |
 //! | `samples.js`, `charts.js` | figures over time, and drawn |
 //! | `overview.js`, `live.js` | verdict, connections and lanes; what happens |
+//! | `cluster.js` | several instances over one log |
 //! | `list.js`, `filters.js`, `deliveries.js`, `delivery.js`, `decide.js` | deliveries and dead letters, and what is decided about them |
 //! | `replays.js` | replays |
 
@@ -49,6 +50,7 @@ const FILES: &[File] = &[
     File { path: "/page/style.css", content_type: CSS, text: include_str!("style.css") },
     File { path: "/page/api.js", content_type: SCRIPT, text: include_str!("api.js") },
     File { path: "/page/charts.js", content_type: SCRIPT, text: include_str!("charts.js") },
+    File { path: "/page/cluster.js", content_type: SCRIPT, text: include_str!("cluster.js") },
     File { path: "/page/decide.js", content_type: SCRIPT, text: include_str!("decide.js") },
     File { path: "/page/deliveries.js", content_type: SCRIPT, text: include_str!("deliveries.js") },
     File { path: "/page/delivery.js", content_type: SCRIPT, text: include_str!("delivery.js") },

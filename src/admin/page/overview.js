@@ -1,5 +1,6 @@
 // Whether reports flow: the service's own verdict, in the words of `tidings status`, so that both say the same. Then figures, connections and lanes.
 
+import * as cluster from "./cluster.js";
 import { byId, foreign, h, say, show } from "./dom.js";
 import { age, between, count, moment, number, rate, size } from "./format.js";
 import * as fresh from "./fresh.js";
@@ -36,6 +37,7 @@ export function draw() {
   if (status === null) return;
   figures();
   show(byId("troubles"), troubles().map((each) => h("li", null, each)));
+  cluster.draw(status);
   show(byId("connections"), status.connections.length === 0 ? h("p", { class: "empty" }, "No connection is configured.") : status.connections.map(connection));
   show(byId("about"), about().map(([name, value]) => [h("dt", null, name), h("dd", null, value)]));
   const dead = status.connections.reduce((all, each) => all + each.dead_letters, 0);
@@ -119,10 +121,14 @@ function troubles() {
 }
 
 function connection(each) {
+  const elsewhere = each.lanes.filter((lane) => lane.state === "elsewhere").length;
+  const here = each.lanes.length - elsewhere;
   const up = each.lanes.filter((lane) => lane.state === "connected").length;
   const [kind, word] = !each.configured
     ? ["idle", "not configured"]
-    : up === each.lanes.length && up > 0 ? ["good", "connected"] : up === 0 ? ["bad", "not connected"] : ["warn", `${up} of ${each.lanes.length} lanes connected`];
+    : here === 0 && elsewhere > 0 ? ["idle", "driven by other instances"]
+      : up === here && up > 0 ? ["good", elsewhere > 0 ? `connected here, ${count(elsewhere, "lane", "lanes")} elsewhere` : "connected"]
+        : up === 0 ? ["bad", "not connected"] : ["warn", `${up} of ${here} lanes connected`];
   const totals = [
     ["Backlog", each.backlog === 0 ? "0" : h("a", { href: `#deliveries?state=pending&connection=${encodeURIComponent(each.name)}` }, number(each.backlog))],
     ["Oldest", each.oldest_pending_age_seconds === null ? "–" : age(each.oldest_pending_age_seconds)],
@@ -150,7 +156,7 @@ function lane(one, heads) {
   const ago = error === null ? null : between(error.at, status.now);
   const cells = [
     one.lane,
-    h("span", { class: `state ${STATES[one.state] ?? "idle"}` }, one.state.replaceAll("_", " ")),
+    h("span", { class: `state ${STATES[one.state] ?? "idle"}` }, one.owner ? ["at ", foreign(one.owner)] : one.state.replaceAll("_", " ")),
     since === null ? "–" : age(since),
     one.protocol ?? "–",
     one.server === null || one.server === undefined ? "–" : foreign(one.server),

@@ -1,12 +1,13 @@
 //! `cluster` of a status: the instances, whose the lanes are, and how the servers are that hold the log.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::admin::View;
 use crate::admin::cluster::Peered;
-use crate::core::types::{ConnectionName, Millis};
-use crate::log::Health;
-use std::collections::BTreeMap;
+use crate::core::types::ConnectionName;
+use crate::log::{Health, Replica as Server};
 
 /// The instances that work over one log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,7 +22,7 @@ pub struct Cluster {
     pub is_kept: bool,
     /// Those that have joined and not left.
     pub instances: Vec<Instance>,
-    /// The lanes that have an owner, or should have one.
+    /// The lanes that have something to deliver, or will have.
     pub lanes: Vec<OwnedLane>,
     /// The servers that hold the log; null before the first look at them.
     pub stream: Option<Stream>,
@@ -40,7 +41,7 @@ pub struct Instance {
     pub is_live: bool,
     /// Whether it leads.
     pub is_leader: bool,
-    /// How many lanes it owns.
+    /// How many of the lanes it owns.
     pub lanes: usize,
 }
 
@@ -86,17 +87,18 @@ pub struct Replica {
 impl Cluster {
     pub(super) fn of(peered: &Peered, views: &BTreeMap<ConnectionName, View>, health: Option<Health>) -> Cluster {
         let (own, owners) = (&peered.cluster, &peered.owners);
+        let needed = peered.lanes(views);
         let known = owners.members().filter_map(|instance| Some((instance, owners.member(instance)?)));
         let instances = known.map(|(instance, member)| Instance {
             id: instance.to_string(),
             name: member.name.clone(),
-            since: Millis::rfc3339(member.joined_at),
+            since: member.joined_at.rfc3339(),
             is_live: peered.is_live(instance),
             is_leader: owners.leader() == Some(instance),
-            lanes: owners.lanes_of(instance).count(),
+            lanes: needed.iter().filter(|lane| owners.of(lane).instance == Some(instance)).count(),
         });
-        let lanes = peered.lanes(views).into_iter().map(|lane| {
-            let owner = owners.of(&lane);
+        let lanes = needed.iter().map(|lane| {
+            let owner = owners.of(lane);
             OwnedLane { lane: lane.to_string(), owner: owner.instance.map(|owner| owner.to_string()), term: owner.term }
         });
         Cluster {
@@ -110,11 +112,6 @@ impl Cluster {
         }
     }
 
-    /// What people call an instance; its id if it has left.
-    pub fn name_of<'a>(&'a self, id: &'a str) -> &'a str {
-        self.instances.iter().find(|instance| instance.id == id).map_or(id, |instance| &instance.name)
-    }
-
     /// Those that are silent.
     pub fn silent(&self) -> impl Iterator<Item = &Instance> {
         self.instances.iter().filter(|instance| !instance.is_live)
@@ -123,7 +120,7 @@ impl Cluster {
 
 impl From<Health> for Stream {
     fn from(health: Health) -> Stream {
-        let replica = |replica: crate::log::Replica| Replica {
+        let replica = |replica: Server| Replica {
             name: replica.name,
             is_current: replica.is_current,
             is_offline: replica.is_offline,

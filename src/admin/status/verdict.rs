@@ -21,6 +21,9 @@ use super::{Connection, Lane, Status};
 /// A report that has waited for longer on lanes that are connected is late, in seconds: the longest wait between two tries is a minute by default.
 const LATE: f64 = 60.0;
 
+/// What was seen of the servers so many seconds ago is old: they are looked at each second, so they don't answer.
+const UNANSWERED_S: u64 = 4;
+
 /// Whether reports flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -67,7 +70,10 @@ impl Verdict {
         let silent = configured.iter().filter(|connection| !delivers(connection)).count();
         let mut reasons: Vec<Reason> = intake.into_iter().collect();
         let refused = !reasons.is_empty();
-        let mut found: Vec<Reason> = status.connections.iter().flat_map(outlet).chain(silent_instances(status)).collect();
+        // Whoever can't write to the log has ended its lanes on purpose: the broker has no part in that.
+        let is_driving = status.cluster.as_ref().is_none_or(|cluster| cluster.is_kept);
+        let outlets = status.connections.iter().filter(|connection| is_driving || !connection.configured).flat_map(outlet);
+        let mut found: Vec<Reason> = outlets.chain(silent_instances(status)).collect();
         // What needs somebody before what passes by itself.
         found.sort_by_key(|reason| match reason.code.as_str() {
             "lane_stopped" => 0,
@@ -120,15 +126,16 @@ fn intake(status: &Status) -> Option<Reason> {
         return Some(Reason { since: store.full_since.clone(), detail: Some(full.clone()), ..Reason::new("store_full", message) });
     }
     let cluster = status.cluster.as_ref()?;
-    if cluster.stream.as_ref().is_some_and(|stream| stream.leader.is_none()) {
+    let unled = cluster.stream.as_ref().filter(|stream| stream.leader.is_none());
+    if unled.is_some_and(|stream| stream.age_s < UNANSWERED_S) {
         let message = "the servers that hold the log have no majority, and reports are refused until it is back".to_owned();
         return Some(Reason::new("no_quorum", message));
     }
-    if cluster.is_kept {
+    if cluster.is_kept && unled.is_none() {
         return None;
     }
-    let message = format!("{} can't write to the log: it refuses reports, and others take its lanes", cluster.name);
-    let detail = "look at the network between it and the servers that hold the log; send reports to another instance".to_owned();
+    let message = format!("{} can't write to the log and refuses reports; others take its lanes if they can", cluster.name);
+    let detail = "the servers that hold the log don't answer it, or have no majority: look whether another instance does better".to_owned();
     Some(Reason { detail: Some(detail), ..Reason::new("cut_off", message) })
 }
 

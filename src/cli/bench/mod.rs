@@ -14,6 +14,7 @@
 //! | `start` | with a long backlog: start, memory, rate of delivery | the same with a short one |
 //! | `idle` | the processor time of a service that has nothing to do | |
 //! | `scaling` | over producers, sizes, lanes, windows, backlogs, connections | raw appends, over sizes |
+//! | `cluster` | the committer and HTTP over the log on one and on three NATS servers; only with `--only` | the same over the log on disk |
 //!
 //! ```text
 //!   bench ──starts──▶ tidings serve       this very binary, in a process of its own
@@ -46,7 +47,7 @@
 //! | `row` | a measurement: medians, spread, bar |
 //! | `reports` | the reports |
 //! | `place` | the scratch folder, its file system, the machine |
-//! | `process`, `service`, `mosquitto` | what is started, and gone at the end |
+//! | `process`, `service`, `mosquitto`, `nats` | what is started, and gone at the end |
 //! | `client`, `subscriber` | loads over HTTP, and who counts what arrives over MQTT |
 //! | [`parts`] | what runs in processes of its own: `tidings bench-part` |
 //! | `sections` | one a file |
@@ -55,6 +56,7 @@
 mod client;
 mod draw;
 mod mosquitto;
+mod nats;
 pub(super) mod parts;
 mod place;
 mod plan;
@@ -101,7 +103,7 @@ pub struct BenchArgs {
     /// How often each measurement and its control take turns
     #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=99))]
     pub rounds: u32,
-    /// Sections to run, with commas [default: all]
+    /// Sections to run, with commas [default: all but `cluster`, for which nats-server has to be installed]
     #[arg(long, value_name = "SECTION", value_delimiter = ',')]
     pub only: Vec<Section>,
     /// What the reports are made from: the same seed, the same reports

@@ -28,6 +28,8 @@ pub enum Section {
     Idle,
     /// Curves over producers, sizes, lanes, windows, backlogs and connections
     Scaling,
+    /// The log on one and on three NATS servers, beside the one on disk; only when it is asked for
+    Cluster,
 }
 
 impl Section {
@@ -42,6 +44,7 @@ impl Section {
             Section::Start => "start",
             Section::Idle => "idle",
             Section::Scaling => "scaling",
+            Section::Cluster => "cluster",
         }
     }
 }
@@ -106,7 +109,8 @@ impl Plan {
     /// If the broker's name can't be resolved.
     pub fn of(args: &BenchArgs) -> Result<Plan, BenchError> {
         let mut sections = match args.only.is_empty() {
-            true => Section::value_variants().to_vec(),
+            // It needs another program, and a build with JetStream.
+            true => Section::value_variants().iter().copied().filter(|section| *section != Section::Cluster).collect(),
             false => args.only.clone(),
         };
         sections.sort_unstable();

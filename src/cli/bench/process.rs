@@ -41,6 +41,7 @@ impl Process {
                 program: super::mosquitto::NAME,
                 instead: ", or name a broker with --broker HOST:PORT (the section `through` needs a mosquitto of its own for its bridge all the same)",
             },
+            io::ErrorKind::NotFound if who == super::nats::NAME => BenchError::Missing { program: super::nats::NAME, instead: "" },
             _ => BenchError::File { what: format!("{who} can't be started"), error },
         })?;
         Ok(Process { who: who.to_owned(), child, said: said.to_owned() })

@@ -10,6 +10,7 @@ use tokio::net::TcpSocket;
 use tokio::time::{Instant, sleep};
 
 use super::client::{self, Connection, Requests};
+use super::nats::Nats;
 use super::plan::{BATCH, LANES, WINDOW};
 use super::process::Process;
 use super::reports::Report;
@@ -60,6 +61,8 @@ impl Settings {
 pub struct Service<'b> {
     bench: &'b Bench,
     folder: PathBuf,
+    /// Where its log is, if not in its folder: lines of `[store]`.
+    elsewhere: Option<String>,
     runs: u32,
     running: Option<Running>,
     /// Deliveries that were done when it was asked last.
@@ -88,7 +91,12 @@ impl<'b> Service<'b> {
             Ok((socket, address))
         });
         let nowhere = taken.map_err(BenchError::file("there is no free port"))?;
-        Ok(Service { bench, folder: bench.scratch.folder(name)?, runs: 0, running: None, done: 0, nowhere })
+        Ok(Service { bench, folder: bench.scratch.folder(name)?, elsewhere: None, runs: 0, running: None, done: 0, nowhere })
+    }
+
+    /// Has it keep its log on these servers, if there are any, and not in its folder.
+    pub fn keep_on(&mut self, nats: Option<&Nats>) {
+        self.elsewhere = nats.map(Nats::store);
     }
 
     /// Starts it, and says how long that took: from the process to where reports are taken.
@@ -122,13 +130,14 @@ impl<'b> Service<'b> {
         let Settings { broker, qos, lanes, window, has_listener } = settings;
         let broker = broker.unwrap_or(self.nowhere.1);
         // A JSON string is a TOML string.
-        let store = serde_json::Value::from(self.store().to_string_lossy()).to_string();
+        let in_folder = || format!("path = {}\n", serde_json::Value::from(self.store().to_string_lossy()));
+        let store = self.elsewhere.clone().unwrap_or_else(in_folder);
         let listener = if has_listener { "[listener]\nlisten = \"127.0.0.1:0\"\nconnection = \"mqtt\"\n" } else { "" };
         let reporter = format!("{{ topic = \"{PREFIX}/{{tenant}}/{{pipeline}}/{{project}}/{{branch}}/{{change}}\", qos = {qos} }}");
         let pipelines =
             ["check", "gate"].map(|name| format!("[[pipeline]]\nname = \"{name}\"\nstart.mqtt = {reporter}\nsuccess.mqtt = {reporter}\n"));
         format!(
-            "[store]\npath = {store}\n[http]\nlisten = \"127.0.0.1:0\"\n{listener}\
+            "[store]\n{store}[http]\nlisten = \"127.0.0.1:0\"\n{listener}\
              [connection.mqtt]\ndriver = \"mqtt\"\nserver = \"{}\"\nport = {}\nworkers = {lanes}\nwindow = {window}\nwindow_3_1_1 = {window}\n{}",
             broker.ip(),
             broker.port(),

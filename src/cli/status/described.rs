@@ -81,7 +81,7 @@ fn instances(cluster: &Cluster) -> String {
         said.extend((instance.id == cluster.instance).then(|| "this one".to_owned()));
         said.extend(instance.is_leader.then(|| "leads".to_owned()));
         said.extend((!instance.is_live).then(|| "SILENT".to_owned()));
-        format!("{} ({})", instance.name, said.join(", "))
+        format!("{}: {}", instance.name, said.join(", "))
     };
     let all: Vec<String> = cluster.instances.iter().map(instance).collect();
     let all = if all.is_empty() { "nobody has joined yet".to_owned() } else { all.join("; ") };
@@ -332,7 +332,7 @@ mqtt/1  connecting   3m 5s  -     -            0        0          0        1s a
     fn of_several_instances_it_says_who_leads_and_who_has_which_lane() {
         let lines = lines(of_several(), None);
         assert_eq!(lines[0], "flowing: reports are accepted and delivered; 1203 deliveries wait, the oldest for 2s");
-        assert!(lines.contains(&"instances: host-a (1 lane, this one); host-b (2 lanes, leads)".to_owned()), "{lines:#?}");
+        assert!(lines.contains(&"instances: host-a: 1 lane, this one; host-b: 2 lanes, leads".to_owned()), "{lines:#?}");
         assert!(lines.contains(&"stream: nats-1 leads; nats-2 is up to date; nats-3 is 12 operations behind".to_owned()), "{lines:#?}");
         let of_lane =
             |lane: &str| lines.iter().find(|line| line.starts_with(lane)).unwrap().split_whitespace().collect::<Vec<_>>().join(" ");
@@ -362,7 +362,7 @@ mqtt/1  connecting   3m 5s  -     -            0        0          0        1s a
         let said = lines(status.clone(), None);
         assert!(said[0].starts_with("PARTLY FLOWING: lane 1 of mqtt has no owner; "), "{said:#?}");
         assert!(
-            said.contains(&"instances: host-a (1 lane, this one); host-b (2 lanes, leads, SILENT); 1 lane WITHOUT OWNER".to_owned()),
+            said.contains(&"instances: host-a: 1 lane, this one; host-b: 2 lanes, leads, SILENT; 1 lane WITHOUT OWNER".to_owned()),
             "{said:#?}"
         );
         (status["cluster"]["is_kept"], status["cluster"]["stream"]["leader"]) = (json!(false), Value::Null);
@@ -375,7 +375,7 @@ mqtt/1  connecting   3m 5s  -     -            0        0          0        1s a
         status["cluster"]["stream"]["leader"] = json!("nats-1");
         let said = lines(status, None);
         assert!(
-            said[0].starts_with("NOT FLOWING: host-a can't write to the log: it refuses reports, and others take its lanes; 1203"),
+            said[0].starts_with("NOT FLOWING: host-a can't write to the log and refuses reports; others take its lanes if they can; 1203"),
             "{said:#?}"
         );
     }

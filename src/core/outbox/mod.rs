@@ -357,11 +357,7 @@ impl Outbox {
                 totals.pending += 1;
             }
             Event::Discarded { lane, sends, dead, .. } => {
-                let is_shared = !self.owners.is_empty();
                 let (lane, totals) = self.lane_mut(lane).expect("checked: the lane exists");
-                // The broker may hold one of them half-way. On a shared log its session is never cleaned, so it is left, or its packet identifier would
-                // stand for another report one day.
-                lane.epoch += u32::from(is_shared && !dead);
                 for send in sends.iter().map(SendNo) {
                     if *dead {
                         lane.dead.remove(&send);

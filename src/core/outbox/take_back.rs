@@ -204,11 +204,19 @@ mod tests {
             confirmed.apply(&Event::Accepted(Arc::new(accepted))).unwrap();
         }
         let mut outbox = confirmed.clone();
-        let ahead: Vec<(u8, u64)> = (0..100).map(|number| ((number % 10) as u8, number)).collect();
         let began = std::time::Instant::now();
         outbox.clone_from(&confirmed);
         let whole = began.elapsed();
-        let events = fold(&mut outbox, &ahead);
+        let mut events = Vec::new();
+        for number in 0..100u64 {
+            let lane = LaneKey { connection: "mqtt".into(), lane: (number % 3) as u32 };
+            let dedupe = Some(Dedupe { key: u128::from(number) | 1 << 127, body: 1, line: 1, lines: 1, batch: false });
+            let source = if number.is_multiple_of(2) { Source::Http } else { Source::Mqtt };
+            let accepted = Accepted { source, dedupe, ..Accepted::plain(lane.clone(), "t", Qos::ExactlyOnce, Millis(300_000)) };
+            events.push(Event::Accepted(Arc::new(accepted)));
+            events.push(Event::Delivered { lane, sends: Ranges::one(number / 3), proof: Proof::PubComp, at: Millis(300_000) });
+        }
+        events.iter().for_each(|event| _ = outbox.apply(event).unwrap());
         let began = std::time::Instant::now();
         outbox.take_back(&events, &confirmed);
         println!("a whole copy: {whole:?}; taking back {} events: {:?}", events.len(), began.elapsed());

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::core::event::{Accepted, Carried, DeadReason, Dedupe, DeliveryRef};
 use crate::core::handover::{Given, Handover};
-use crate::core::types::{InstanceId, Millis, Protocol, Qos};
+use crate::core::types::{Millis, Protocol, Qos};
 
 const LANES: u32 = 2;
 
@@ -301,22 +301,6 @@ fn a_copied_store_gives_every_lane_another_epoch_and_no_session() {
     let lane = outbox.lane(&key(0)).unwrap();
     assert_eq!((lane.epoch, lane.endpoint.as_str()), (4, LEFT_BEHIND), "there was one, and it is at no server of ours");
     assert_eq!(lane.released().len(), 1, "what was in it is known until it has been given up");
-}
-
-#[test]
-fn what_is_taken_from_a_lane_of_a_shared_log_has_it_begin_another_epoch() {
-    let discarded = |sends, dead| Event::Discarded { lane: key(0), sends, dead, by: "ops".into(), reason: "moved".into(), at: Millis(0) };
-    for is_shared in [false, true] {
-        let mut outbox = with_lanes();
-        if is_shared {
-            outbox.apply(&Event::InstanceJoined { instance: InstanceId(1), name: "a".into(), at: Millis(0) }).unwrap();
-        }
-        outbox.apply(&Event::Accepted(Arc::new(accepted(0, 0)))).unwrap();
-        let epoch = outbox.lane(&key(0)).unwrap().epoch;
-        outbox.apply(&discarded(Ranges::one(0), false)).unwrap();
-        let gained = outbox.lane(&key(0)).unwrap().epoch - epoch;
-        assert_eq!(gained, u32::from(is_shared), "where sessions are cleaned there is no need");
-    }
 }
 
 #[test]

@@ -107,11 +107,10 @@ impl Session {
     pub(super) fn on_pubrec(&mut self, now: Millis, jitter: u32, ack: Ack) -> Result<(), String> {
         match self.find(ack.packet_id) {
             Some((send, Qos::ExactlyOnce, Send::Sent)) => {
-                // Nor does a session begin clean on a shared log.
-                let goes_on = matches!(self.link, Link::Resuming { .. }) || self.settings.claims;
+                let is_resuming = matches!(self.link, Link::Resuming { .. });
                 match ack.code {
                     // In use: by this very delivery, if the session was resumed (MQTT 5.0 §4.3.3).
-                    code::ID_IN_USE if !goes_on => {
+                    code::ID_IN_USE if !is_resuming => {
                         return Err(format!("the broker has packet {} in use, from a session that should be clean", ack.packet_id));
                     }
                     0x00..=0x7f | code::ID_IN_USE => {

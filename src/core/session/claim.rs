@@ -23,26 +23,33 @@
 //! No connection is opened while an append is under way: who may have lost the lane hears of it before it ends another's connection, and a
 //! log that does not answer has a few claims to store later, and not one for each attempt.
 //!
-//! # Sessions do not end
-//! Who has lost its lane and does not know it must not end the session that its successor works in: QoS 2 would be repeated in the next one. So
-//! CONNECT never asks for a clean session here, and DISCONNECT ends one on a claimed connection only (which B's CONNECT has ended before), or where CONNACK has just
-//! said that there was none. A session that is there is used, also with nothing in doubt. It holds nothing that matters: a packet identifier is in use
-//! at the broker only for a send that was published and not completed, and all of those are pending, so in doubt; what an operator
-//! takes away from that has the lane begin another epoch (see `Discarded` in the fold). One exception: what A has published of reports that came after B had read the
-//! log. B sends the same one under the same identifier, and the broker takes it for what it is, a repetition: PUBREC, or PUBREC with 0x91 on MQTT 5.
+//! # How a session ends
+//! Who has lost its lane and does not know it must not end the session that its successor works in: QoS 2 would be repeated in the next one. So a CONNECT that
+//! asks for a clean session waits until the log says that the lane uses a *later* epoch, which its owner alone can say; then nobody works
+//! in the one that is purged, ever again. On MQTT 5 a DISCONNECT ends a session on a claimed connection, which a successor's CONNECT would have ended
+//! before, or where CONNACK has just said that there was none.
 //!
-//! When everything in doubt of a resumed session is settled, the session serves, over either protocol: to end it and to begin
-//! another would cost a claim, and a time in which a successor finds none.
+//! ```text
+//!   session present, nothing in doubt ──▶ SessionOpened, epoch + 1 ── durable ──▶ CONNECT clean with the old client id, DISCONNECT
+//!                                                                                  CONNECT with the new one ──▶ claim ──▶ Serving
+//! ```
 //!
-//! What this costs: on 3.1.1 a retired lane's session is left to the broker's own expiry. And where the *broker* has lost its sessions, an A that connects before B leaves an
-//! empty one behind, which passes for the real one: see "What can't be known" in the [module](super).
+//! To go on in a session that is there would save that, and lose reports: a broker that was killed and comes back with older state holds packet identifiers of
+//! reports that are long done, and would take a new one for a repetition.
+//!
+//! What is in a session when it ends is known: everything that was sent in it and is not settled was accepted before `LaneTaken` (a lane's feed
+//! reads no further, see `delivery::feed`), and so its new owner has it in doubt. A lane that merely stops leaves its session, or the next owner
+//! would take what came meanwhile for lost with it.
+//!
+//! Where the *broker* has lost its sessions, an A that connects before B leaves an empty one behind, which passes for the real one: see "What
+//! can't be known" in the [module](super).
 
 #[cfg(test)]
 mod tests;
 
 use super::Session;
-use super::link::{Link, Up};
-use crate::core::types::Millis;
+use super::link::{Link, Plan, Up};
+use crate::core::types::{Millis, Protocol};
 
 impl Session {
     /// Claims the connection that has just been made. `resumed`: the session goes on.
@@ -56,5 +63,37 @@ impl Session {
     /// Whether a connection may be opened: see the module.
     pub(super) fn may_connect(&self) -> bool {
         !self.settings.claims || self.appends.is_empty()
+    }
+
+    /// Nothing that matters can be in the session that the broker has.
+    pub(super) fn is_unused(&self) -> bool {
+        self.unused == Some(self.epoch) || self.epoch > self.opened.0
+    }
+
+    /// Whether the session that was worked in ends by another one's being used: 3.1.1 has no other way that would be safe.
+    pub(super) fn must_begin_anew(&self) -> bool {
+        self.settings.claims && self.protocol == Protocol::V311
+    }
+
+    /// Nothing is in doubt: leaves the session that the broker has, for one of another client id.
+    pub(super) fn begin_anew(&mut self, now: Millis) {
+        self.left = Some(self.epoch);
+        self.epoch += 1;
+        self.unused = Some(self.epoch);
+        self.say_opened(now, self.settings.doubt());
+        self.reconnect_at_once(now, Plan::Decide, false);
+    }
+
+    /// Whether a session that is to be gone is still there.
+    pub(super) fn is_purge_due(&self) -> bool {
+        self.left.is_some() || (self.protocol == Protocol::V311 && !self.settings.claims)
+    }
+
+    /// The session that was left is purged first, if this is its server. Durable is by now that it was left: see [`Session::may_connect`].
+    pub(super) fn purge_of_left(&self) -> Plan {
+        match self.left.is_some() && self.endpoint() == self.opened.2 {
+            true => Plan::Purge,
+            false => Plan::Fresh { is_purged: false },
+        }
     }
 }

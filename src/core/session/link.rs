@@ -58,7 +58,7 @@ pub(super) enum Link {
 pub(super) enum Plan {
     /// Decide when the time has come: resume what is in doubt, otherwise clean.
     Decide,
-    /// Connect clean and leave, so that the broker forgets. Never on a shared log.
+    /// Connect clean and leave, so that the broker forgets. On a shared log that is for a session that was left, see [`super::claim`].
     Purge,
     /// Nothing is in doubt; the broker is to know nothing either. The session is made without asking for a clean one: on 3.1.1 that would
     /// end with its connection, and mosquitto (2.0.11) does not write sessions that began clean to its disk, on MQTT 5 either.
@@ -139,8 +139,9 @@ impl Session {
         let plan = match plan {
             // Until its outcome is durable a restart takes a delivery for one in flight, and needs the session that it was done in.
             Plan::Decide if !self.in_flight.is_empty() || !self.finishing.is_empty() => Plan::Resume,
+            Plan::Decide if self.settings.claims => self.purge_of_left(),
             // On MQTT 5 a session ends with its DISCONNECT; on 3.1.1 it is still there.
-            Plan::Decide if self.protocol == Protocol::V311 && !self.settings.claims => Plan::Purge,
+            Plan::Decide if self.protocol == Protocol::V311 => Plan::Purge,
             Plan::Decide => Plan::Fresh { is_purged: false },
             decided => decided,
         };
@@ -148,7 +149,7 @@ impl Session {
         let is_purge = plan == Plan::Purge;
         let connect = Outgoing::Connect {
             protocol: self.protocol,
-            client_id: self.client_id(),
+            client_id: self.client_id_of(self.left.filter(|_| is_purge).unwrap_or(self.epoch)),
             clean: is_purge,
             session_expiry_s: if is_purge { 0 } else { self.settings.session_expiry_s },
             keepalive_s: self.settings.keepalive_s,
@@ -163,6 +164,7 @@ impl Session {
         let up = self.up(now, limits);
         match plan {
             Plan::Purge => {
+                self.left = None;
                 self.is_retiring = false;
                 self.reconnect_at_once(now, Plan::Fresh { is_purged: true }, false);
                 if let (1.., Link::Down { retry_at, .. }) = (self.kept_sessions, &mut self.link) {
@@ -170,6 +172,7 @@ impl Session {
                     *retry_at = now.plus(self.settings.retry.backoff_ms(self.kept_sessions, jitter));
                 }
             }
+            Plan::Fresh { .. } | Plan::Decide if session_present && self.settings.claims && !self.is_unused() => self.begin_anew(now),
             Plan::Fresh { is_purged: false } | Plan::Decide if session_present && !self.settings.claims => {
                 // A lane that is retired leaves nothing behind, also where it never got to send.
                 self.reconnect_at_once(now, Plan::Purge, self.is_retiring);
@@ -248,6 +251,7 @@ impl Session {
 
     /// Sends from now on.
     pub(super) fn go_on(&mut self, now: Millis, up: Up, resumed: bool) {
+        self.unused = None;
         if resumed {
             self.link = Link::Resuming { up };
             self.resume(now);
@@ -324,11 +328,10 @@ impl Session {
         }
         if is_settled && !self.charge_aside(now, jitter) {
             self.resume_deaths = 0;
-            match self.link {
-                // It is its own on this connection, and that is worth more than a new session.
-                Link::Resuming { up } if self.settings.claims => self.link = Link::Serving { up },
+            match self.must_begin_anew() && (!self.is_draining || self.is_retiring) {
+                true => self.begin_anew(now),
                 // At a stop the session stays, so that the next start finds what it will ask for.
-                _ => self.reconnect_at_once(now, Plan::Decide, !self.is_draining),
+                false => self.reconnect_at_once(now, Plan::Decide, !self.is_draining),
             }
         }
     }
@@ -340,9 +343,7 @@ impl Session {
         self.out.push_back(Output::Note(Note::Closed));
         self.link = match self.is_draining && self.in_flight.is_empty() {
             // A session of 3.1.1 ends with a clean connection only.
-            true if self.is_retiring && self.protocol == Protocol::V311 && !self.settings.claims => {
-                Link::Down { retry_at: now, plan: Plan::Purge }
-            }
+            true if self.is_retiring && self.is_purge_due() => Link::Down { retry_at: now, plan: Plan::Purge },
             true => Link::Stopped,
             false => Link::Down { retry_at: now, plan },
         };
@@ -352,6 +353,7 @@ impl Session {
     /// once: a restart that still believed in the old session would take the empty one, which asking for it has made, for the real one.
     pub(super) fn lose_session(&mut self, now: Millis, reason: &str) {
         self.epoch += 1;
+        self.unused = Some(self.epoch);
         // At QoS 0 nobody is promised that it arrives once.
         let in_doubt: Vec<SendNo> =
             self.in_flight.iter().filter(|(_, in_flight)| in_flight.qos != Qos::AtMostOnce).map(|(send, _)| *send).collect();

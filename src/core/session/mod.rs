@@ -27,16 +27,15 @@
 //! | Serving | a preferred server is back, and nothing is in flight any more | DISCONNECT, which ends the session | Down, at once |
 //! | any | closed, a timer | | Down, with backoff |
 //!
-//! On a shared log it is another table, for no session may be ended by who does not own the lane any more. The rest is the same:
+//! On a shared log every connection is claimed before it is used, and a session ends by another one's being used:
 //!
 //! | In | On | Do | Then |
 //! |---|---|---|---|
 //! | Down | `retry_at` has come, and no append is under way | open a transport | Opening |
-//! | Opening | opened | CONNECT, to resume or to go on, never to begin anew | Greeting |
-//! | Greeting | CONNACK, unless what is in doubt has lost its session | `SessionOpened`, always | Confirming |
-//! | Confirming | durable, and something is in doubt | PUBRELs in PUBREC order, then PUBLISH with DUP in send order | Resuming |
-//! | Confirming | durable, and nothing is | | Serving |
-//! | Resuming | everything is settled | | Serving |
+//! | Greeting | CONNACK, session present, and nothing is in doubt | next epoch: `SessionOpened`, DISCONNECT | Down, at once, to purge the one that is left |
+//! | Greeting | CONNACK, otherwise | `SessionOpened`, always | Confirming |
+//! | Confirming | durable | as from Greeting above | Resuming or Serving |
+//! | Resuming | everything is settled, 3.1.1 | next epoch: `SessionOpened`, DISCONNECT | Down, at once, to purge the one that is left |
 //!
 //! Why, and why that is enough: [`claim`].
 //!
@@ -117,6 +116,10 @@ const READY_BYTES: usize = 4 << 20;
 pub struct Session {
     settings: Settings,
     epoch: u32,
+    /// In the session of this epoch nothing was sent, whatever the broker has of it.
+    unused: Option<u32>,
+    /// A shared log: the broker may still have the session of this epoch, which is not used any more.
+    left: Option<u32>,
     /// What the log knows of the newest session: epoch, protocol, endpoint, doubt.
     opened: (u32, Option<Protocol>, String, u32),
     protocol: Protocol,
@@ -245,6 +248,8 @@ impl Session {
         let protocol = settings.protocol.or(start.protocol.filter(|_| same_session)).unwrap_or(Protocol::V5);
         let mut session = Session {
             epoch: start.epoch,
+            unused: None,
+            left: None,
             opened: (start.epoch, start.protocol, start.endpoint.clone(), start.doubt),
             protocol,
             shown_maximum_qos: None,
@@ -464,7 +469,11 @@ impl Session {
     }
 
     fn client_id(&self) -> String {
-        format!("{}-{}-{}", self.settings.client_id, self.epoch, self.settings.lane.lane)
+        self.client_id_of(self.epoch)
+    }
+
+    fn client_id_of(&self, epoch: u32) -> String {
+        format!("{}-{}-{}", self.settings.client_id, epoch, self.settings.lane.lane)
     }
 
     fn window(&self) -> usize {

@@ -48,11 +48,11 @@ impl Session {
         if now >= self.paused_until {
             self.paused_until = Millis(0);
         }
-        if let Link::Resuming { .. } = self.link {
-            self.renumber_due(now);
-            self.resend_in_doubt(now, jitter);
-        }
         match self.link {
+            Link::Resuming { .. } => {
+                self.renumber_due(now);
+                self.resend_in_doubt(now, jitter);
+            }
             Link::Serving { .. } => {
                 self.renumber_due(now);
                 if !self.is_draining {
@@ -63,7 +63,10 @@ impl Session {
                     // Who has the lane next would find its session gone, and think that what has come meanwhile was lost with it.
                     let is_left_for_good = !self.settings.claims || self.is_retiring;
                     let end_session = is_left_for_good && self.queue.ready() == 0 && self.queue.held() == 0;
-                    self.reconnect_at_once(now, Plan::Decide, end_session);
+                    match end_session && self.must_begin_anew() {
+                        true => self.begin_anew(now),
+                        false => self.reconnect_at_once(now, Plan::Decide, end_session),
+                    }
                 }
             }
             Link::Down { .. } | Link::Opening { .. } | Link::Greeting { .. } | Link::Probing { .. }

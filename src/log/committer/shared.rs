@@ -46,6 +46,8 @@ mod cluster;
 #[cfg(test)]
 mod freshness;
 #[cfg(test)]
+mod retention;
+#[cfg(test)]
 mod tests;
 
 use std::sync::{Arc, PoisonError};
@@ -75,6 +77,12 @@ const WAIT: Duration = Duration::from_millis(1);
 /// … up to this: longer than a commit takes.
 const LONGEST_WAIT: Duration = Duration::from_millis(32);
 
+/// So long after others have appended they are taken to go on with it.
+const HEARD: Duration = Duration::from_millis(500);
+
+/// Of those that are not heard of, so many commits are made before they are left a turn.
+const IN_A_ROW: u32 = 8;
+
 /// What a shared log needs.
 pub(super) struct Shared {
     instance: InstanceId,
@@ -84,6 +92,10 @@ pub(super) struct Shared {
     read_at: Instant,
     /// How long it took.
     reading: Duration,
+    /// When others were last found to have appended.
+    heard_at: Option<Instant>,
+    /// Commits since the others were left a turn.
+    in_a_row: u32,
     /// Something has been put off until what others have appended is read.
     is_in_doubt: bool,
     kept: generations::Kept,
@@ -158,7 +170,7 @@ impl Committer {
     fn share(&mut self, instance: InstanceId) {
         let (confirmed, kept) = (self.outbox.clone(), generations::Kept::default());
         let (read_at, reading, is_in_doubt) = (Instant::now(), Duration::ZERO, false);
-        self.shared = Some(Box::new(Shared { instance, confirmed, read_at, reading, is_in_doubt, kept }));
+        self.shared = Some(Box::new(Shared { instance, confirmed, read_at, reading, heard_at: None, in_a_row: 0, is_in_doubt, kept }));
         self.know_generations();
     }
 
@@ -237,6 +249,9 @@ impl Committer {
             }
         }
         let count = self.outbox.next().0 - before.0;
+        if count > 0 {
+            shared.heard_at = Some(began);
+        }
         self.metrics.tidings_log_lag_events.set(i64::try_from(count).unwrap_or(i64::MAX));
         if let Some(what) = wrong {
             self.fail(&what);
@@ -282,14 +297,20 @@ impl Committer {
     }
 
     /// Whoever has just appended has read everything, and could append again before anybody else has read that: the others would never have their turn, and what their
-    /// lanes have delivered would never be recorded. So each leaves the others a turn. A request that comes when that is over waits for nothing.
-    fn let_others_append(&self, took: Duration) {
-        let Some(shared) = &self.shared else { return };
+    /// lanes have delivered would never be recorded. So each leaves the others a turn: at every commit while they append, and now and then while nothing is heard of them,
+    /// because who never has its turn is not heard of either.
+    fn let_others_append(&mut self, took: Duration) {
+        let Some(shared) = &mut self.shared else { return };
         let others = shared.confirmed.owners().members().filter(|instance| *instance != shared.instance).count();
-        let turns = took.saturating_mul(u32::try_from(others).unwrap_or(u32::MAX)).min(LONGEST_WAIT);
-        if !turns.is_zero() {
-            std::thread::sleep(turns);
+        let are_heard = shared.heard_at.is_some_and(|at| at.elapsed() < HEARD);
+        shared.in_a_row += 1;
+        if others == 0 || (!are_heard && shared.in_a_row < IN_A_ROW) {
+            return;
         }
+        shared.in_a_row = 0;
+        // One has to read and to append in it.
+        let turn = took.saturating_mul(u32::try_from(others.max(2)).unwrap_or(u32::MAX)).min(LONGEST_WAIT);
+        std::thread::sleep(turn);
     }
 
     /// It is in the log.

@@ -1,5 +1,7 @@
 //! What a log promises on which several instances append: the claims, for every implementation that can be shared.
 
+use std::time::{Duration, Instant};
+
 use super::*;
 
 /// Something on which several logs can be open at once.
@@ -129,6 +131,67 @@ fn instances_that_race_append_one_after_another(store: &dyn SharedStore) {
     }
 }
 
+fn firsts(log: &dyn EventLog) -> Vec<u64> {
+    log.generations().iter().map(|generation| generation.first.0).collect()
+}
+
+fn generations_that_events_speak_of_are_the_same_for_all(store: &dyn SharedStore) {
+    let (mut first, mut second, mut absent) = (store.open_shared().log, store.open_shared().log, store.open_shared().log);
+    append(&mut *first, &reports(1..=2));
+    append(&mut *first, &reports(3..=4));
+    first.note_generation(Seq(5)).unwrap();
+    append(&mut *first, &reports(5..=6));
+    second.catch_up().unwrap();
+    for log in [&mut first, &mut second] {
+        for _ in 0..2 {
+            log.note_generation(Seq(3)).unwrap();
+            log.note_generation(Seq(5)).unwrap();
+        }
+        assert_eq!(firsts(&**log), [1, 3, 5]);
+        assert_eq!(all(&*log.reader(), Seq(1)), reports(1..=6), "what is where does not change");
+        assert_eq!(log.reader().generation(Seq(4)).map(|(first, _)| first), Some(Seq(3)));
+    }
+    first.note_dropped(Seq(3)).unwrap();
+    assert!(first.keep_generations(Some(b"as of 7")).unwrap());
+    second.note_dropped(Seq(3)).unwrap();
+    for log in [&first, &second] {
+        assert_eq!(firsts(&**log), [3, 5]);
+        assert!(matches!(log.reader().page(Seq(2)), Err(ReadError::Gone(_))));
+        assert_eq!(all(&*log.reader(), Seq(3)), reports(3..=6));
+    }
+    // It may be said again, and by another.
+    assert!(second.keep_generations(None).unwrap() && first.keep_generations(None).unwrap());
+    let late = store.open_shared();
+    assert_eq!(late.checkpoint, Some(Checkpoint { next: Seq(7), bytes: b"as of 7".to_vec() }));
+    assert_eq!((firsts(&*late.log), all(&*late.log.reader(), Seq(3))), (vec![3, 5], reports(3..=6)));
+    // Who has read nothing of that can't go on: soon after, it finds out.
+    let until = Instant::now() + Duration::from_secs(30);
+    let gone = loop {
+        match absent.catch_up() {
+            Ok(pages) => assert!(pages.is_empty() && Instant::now() < until, "what it lacks is gone"),
+            Err(error) => break error.to_string(),
+        }
+        thread::sleep(Duration::from_millis(20));
+    };
+    assert!(gone.contains("a start goes on from the checkpoint"), "{gone}");
+}
+
+fn a_generation_that_was_begun_and_not_kept_is_kept_by_another(store: &dyn SharedStore) {
+    let mut first = store.open_shared().log;
+    append(&mut *first, &reports(1..=2));
+    first.note_generation(Seq(3)).unwrap();
+    append(&mut *first, &reports(3..=4));
+    drop(first);
+    let mut second = store.open_shared().log;
+    second.note_generation(Seq(3)).unwrap();
+    second.note_generation(Seq(5)).unwrap();
+    assert!(second.keep_generations(Some(b"as of 5")).unwrap());
+    drop(second);
+    let opened = store.open_shared();
+    assert_eq!((firsts(&*opened.log), opened.checkpoint.map(|checkpoint| checkpoint.next)), (vec![1, 3, 5], Some(Seq(5))));
+    assert_eq!(all(&*opened.log.reader(), Seq(1)), reports(1..=4));
+}
+
 macro_rules! shared_claims {
     ($($claim:ident),* $(,)?) => {
         mod memory {
@@ -147,4 +210,6 @@ shared_claims! {
     every_instance_reads_the_same,
     a_commit_is_whole_or_void_for_the_others_too,
     instances_that_race_append_one_after_another,
+    generations_that_events_speak_of_are_the_same_for_all,
+    a_generation_that_was_begun_and_not_kept_is_kept_by_another,
 }

@@ -6,6 +6,8 @@
 //! | `state` | starts, generations, the two newest checkpoints, where the log was closed | by compare-and-set |
 //! | `checkpoint.ID.PART` | a part of a checkpoint: a page ([`codec`](crate::log::codec)) | never; deleted when two newer ones are there |
 //! | `instance.ID` | an instance's sign of life ([`members`](super::members)) | once a second |
+//! | `home` | the servers that it was made on ([`home`](super::home)) | when they change |
+//! | `moved` | where the store has moved to, if it has ([`import`](mod@super::import)) | when it moves |
 //! | `witness` | the last message that has to be there ([`watch`](super::watch)) | once a second, by compare-and-set |
 //!
 //! Everything is read from the leader, so that what was written is seen by whoever reads afterwards.
@@ -177,7 +179,8 @@ impl Bucket {
     async fn raw(&self, key: &str) -> Result<Option<(Bytes, u64)>, String> {
         let subject = format!("{}{key}", self.store.prefix);
         match self.store.stream.get_last_raw_message_by_subject(&subject).await {
-            Ok(message) => Ok(Some((message.payload, message.sequence))),
+            // What was deleted with `nats kv del` is there as an empty message.
+            Ok(message) => Ok(Some((message.payload, message.sequence)).filter(|(bytes, _)| !bytes.is_empty())),
             Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
             Err(error) => Err(format!("reading `{key}` of the bucket: {}", told(&error))),
         }

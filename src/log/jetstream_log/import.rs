@@ -1,48 +1,50 @@
-//! Another store is taken in: with its id, its positions and its generations, so that it goes on as if it had always been here.
+//! A folder's store moves to a stream, and a stream's back to a folder: what is special about the stream. See [`import`](mod@crate::log::import).
 //!
-//! ```text
-//!   source ──page by page──▶ stream      each page a commit
-//!     └──▶ its outbox ──▶ checkpoint ──▶ identity, last      without it there is no store here, and no service starts on it
-//!                             └── then both are read again: the events have to be the same, and so have the outboxes
-//! ```
-//! The id stays, because client ids are made of it: the broker's sessions go on, and QoS 2 stays exactly once. So only one of the two stores may be used
-//! from then on. Memory is bounded by a page of either side.
+//! A store that has moved to a folder leaves a key `moved` in the bucket: an instance that is started on the stream again, by habit or by systemd, is
+//! refused, because both stores have the same sessions at the broker. Nothing else of the stream is changed; without the key it can be used again.
 
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::bucket::Bucket;
+use super::members::signs;
 use super::open::{self, Purpose};
 use super::{EventLog, JetStreamLog, Options, Part, known};
-use crate::core::types::{LaneKey, SendNo, Seq};
-use crate::log::committer::{RecoverError, encode_checkpoint, recover};
-use crate::log::{AppendError, LogReader, OpenError, Opened, ReadError};
+use crate::core::outbox::Outbox;
+use crate::log::committer::{encode_checkpoint, recover};
+use crate::log::import::{ImportError, Imported, Target, compare, copy, firsts};
+use crate::log::{AppendError, OpenError, Opened, sled_log};
 
-/// What was taken in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Imported {
-    /// The oldest event.
-    pub first: Seq,
-    /// The newest.
-    pub last: Seq,
-    /// Deliveries that are still to be made.
-    pub pending: u64,
+/// The key that says that the store has moved.
+const MOVED: &str = "moved";
+
+/// Between two looks whether anybody is at work. Signs of life come once a second.
+const LOOK: Duration = Duration::from_millis(2_500);
+
+/// What the key holds.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Moved {
+    /// Where to, for people.
+    pub(super) to: String,
 }
 
-/// Why a store was not taken in. The source is as it was; what was begun at the target is no store.
-#[derive(Debug, thiserror::Error)]
-pub enum ImportError {
-    /// The target can't be opened, or is not empty.
-    #[error(transparent)]
-    Open(#[from] OpenError),
-    /// The source can't be read.
-    #[error("reading the source: {0}")]
-    Read(#[from] ReadError),
-    /// The events of the source, or of the copy, don't fit each other.
-    #[error(transparent)]
-    Recover(#[from] RecoverError),
-    /// The target can't be written.
-    #[error("writing the copy: {0}; delete the stream and the bucket before you try again")]
-    Append(#[from] AppendError),
-    /// The copy is not the original.
-    #[error("the copy differs from the original at event {0}: don't use it, and please report this")]
-    Differs(Seq),
+/// Where the store has moved to, if it has.
+pub(super) async fn moved(bucket: &Bucket) -> Result<Option<String>, String> {
+    Ok(bucket.read::<Moved>(MOVED).await?.map(|read| read.value.to))
+}
+
+/// An instance that is at work on the stream, if there is one: one that counts up.
+pub(super) async fn at_work(bucket: &Bucket) -> Result<Option<String>, String> {
+    let before = signs(bucket).await?;
+    if before.is_empty() {
+        return Ok(None);
+    }
+    tokio::time::sleep(LOOK).await;
+    let now = signs(bucket).await?;
+    Ok(now.into_iter().find(|(instance, sign)| before.get(instance) != Some(sign)).map(|(_, sign)| sign.name))
 }
 
 /// Copies the store that `source` is to the stream of `options`, and compares. `done` is told how far it is, in events.
@@ -50,61 +52,68 @@ pub enum ImportError {
 /// # Errors
 /// See [`ImportError`].
 pub fn import(source: &Opened, options: Options, done: &dyn Fn(u64)) -> Result<Imported, ImportError> {
-    let outbox = recover(source)?;
-    let checkpoint = encode_checkpoint(&outbox);
-    let firsts: Vec<Seq> = source.log.generations().iter().map(|generation| generation.first).collect();
-    let (first, next) = (firsts[0], source.log.next_seq());
-    let purpose = Purpose::Import(source.log.store_id(), first);
+    let purpose = Purpose::Import(source.log.store_id(), firsts(&*source.log)[0]);
     let (mut log, ..) = open::open_log(options.clone(), purpose)?;
-    let reader = source.log.reader();
-    while log.next_seq() < next {
-        let at = log.next_seq();
-        if at > first && firsts.contains(&at) {
-            log.cut()?;
-        }
-        let page = reader.page(at)?.ok_or_else(|| ReadError::Damaged { seq: at, what: "the event is missing".into() })?;
-        let sends = |lane: &LaneKey| page.sends.iter().find(|(known, _)| known == lane).map_or(SendNo::default(), |(_, send)| *send);
-        log.append(&page.events, &sends)?;
-        done(page.events.len() as u64);
-    }
-    if next > first && firsts.contains(&next) {
-        log.cut()?;
-    }
+    copy(source, &mut log, done)?;
+    let checkpoint = encode_checkpoint(&recover(source)?);
     log.finish(&checkpoint)?;
     let copy = JetStreamLog::open(options)?;
-    compare(&*reader, &*copy.log.reader(), first, next)?;
-    let copied = recover(&copy)?;
-    let same_firsts = copy.log.generations().iter().map(|generation| generation.first).eq(firsts);
-    if encode_checkpoint(&copied) != checkpoint || !same_firsts {
-        return Err(ImportError::Differs(next));
-    }
+    let imported = compare(source, &copy)?;
     copy.log.close(&checkpoint)?;
-    let pending = outbox.connections().values().map(|connection| connection.totals.pending).sum();
-    Ok(Imported { first, last: Seq(next.0 - 1), pending })
+    Ok(imported)
 }
 
-/// Reads both, event by event.
-fn compare(source: &dyn LogReader, copy: &dyn LogReader, first: Seq, next: Seq) -> Result<(), ImportError> {
-    let mut at = first;
-    while at < next {
-        let (Some(one), Some(other)) = (source.page(at)?, copy.page(at)?) else { return Err(ImportError::Differs(at)) };
-        let until = one.last().min(other.last());
-        while at <= until {
-            if one.get(at).is_none() || one.get(at) != other.get(at) {
-                return Err(ImportError::Differs(at));
-            }
-            at = at.next();
+/// Copies the store in the stream of `options` to `folder`, in which nothing may be, and compares. `done` is told how far it is, in events.
+///
+/// # Errors
+/// See [`ImportError`]. [`OpenError::InUse`] if an instance is at work on the stream.
+pub fn export(options: Options, folder: &Path, folder_options: sled_log::Options, done: &dyn Fn(u64)) -> Result<Imported, ImportError> {
+    let (log, checkpoint, last_stop, _) = open::open_log(options, Purpose::Export)?;
+    let leaving = Leaving { bridge: Arc::clone(&log.bridge), bucket: log.bucket.clone() };
+    let mut source = Opened { log: Box::new(log), checkpoint, last_stop, is_copy: false };
+    let to = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned()).display().to_string();
+    let exported = sled_log::import(&mut source, folder, folder_options, done, &mut |source| {
+        leaving.mark(&Moved { to: to.clone() })?;
+        // Whoever appended while it was copied is in what comes now, and the mark is not for a store that goes on.
+        if source.log.catch_up()?.is_empty() {
+            return Ok(());
         }
-        if one.sends != other.sends {
-            return Err(ImportError::Differs(one.first));
-        }
+        leaving.unmark();
+        Err(ImportError::Busy("an instance has appended to the stream meanwhile: stop every Tidings on it, and begin again".into()))
+    })?;
+    let checkpoint = encode_checkpoint(&recover(&source)?);
+    source.log.close(&checkpoint)?;
+    Ok(exported)
+}
+
+/// The bucket of a stream that is left.
+struct Leaving {
+    bridge: Arc<super::Bridge>,
+    bucket: Bucket,
+}
+
+impl Leaving {
+    fn mark(&self, moved: &Moved) -> Result<(), ImportError> {
+        let (bucket, moved) = (self.bucket.clone(), Moved { to: moved.to.clone() });
+        let marked = self.bridge.wait(super::CLOSING, async move { bucket.put(MOVED, &moved).await });
+        let marked = marked.unwrap_or_else(|| Err("the servers did not answer".into()));
+        marked.map_err(|what| ImportError::Append(AppendError::Io(format!("marking the stream as moved: {what}"))))
     }
-    Ok(())
+
+    fn unmark(&self) {
+        let bucket = self.bucket.clone();
+        // If it stays, the next start says how to take it away.
+        self.bridge.wait(super::CLOSING, async move { bucket.forget(MOVED).await });
+    }
 }
 
-impl JetStreamLog {
-    /// Begins a generation at the next position, without a checkpoint: only the last one of the source is known.
-    fn cut(&mut self) -> Result<(), AppendError> {
+impl Target for JetStreamLog {
+    fn log(&mut self) -> &mut dyn EventLog {
+        self
+    }
+
+    /// Without a checkpoint: the one at the end is enough.
+    fn cut(&mut self, _outbox: Option<&Outbox>) -> Result<(), AppendError> {
         let begun = Part { first: self.next_seq(), message: self.end + 1, newest: None, bytes: 0 };
         let before = *self.shared.parts().last().expect("there is always one that is written");
         self.change(move |state| {
@@ -114,11 +123,24 @@ impl JetStreamLog {
             }
         })
     }
+}
 
+impl JetStreamLog {
     /// Makes a store of it.
     fn finish(mut self, checkpoint: &[u8]) -> Result<(), AppendError> {
         self.leave_clean(checkpoint)?;
         let (bucket, identity) = (self.bucket.clone(), self.identity.clone());
         self.done(async move { bucket.create("identity", &identity).await?.map(|_| ()).ok_or("another store was begun there".to_owned()) })
+    }
+}
+
+/// Why a stream that was left is not opened.
+pub(super) fn has_moved(store: &str, stream: &str, to: &str) -> OpenError {
+    OpenError::NotAStream {
+        store: store.to_owned(),
+        what: format!(
+            "it was moved to {to}, and both have the same sessions at the broker. Serve from there; or, if that one will never be used again, \
+             `nats kv del {stream} {MOVED}`, which makes this one what it was before the move"
+        ),
     }
 }

@@ -33,6 +33,7 @@
 //! | creating the store | no `identity`, no page | created anew |
 //! | committing | perhaps a whole commit; perhaps pages without their last one | a whole one stays, the others are void |
 //! | beginning a generation | parts of a checkpoint that `state` does not name | the generation before goes on; a few KiB are never used |
+//! | … where events say so | an event, and nothing in `state` | whoever leads next writes it there |
 //! | dropping | messages before the first generation | deleted |
 //! | anything | a sign of life that is not renewed | the others take over ([`members`]) |
 //!
@@ -44,7 +45,9 @@
 //! | [`scan`] | the stream → commits |
 //! | [`reader`] | pages for everybody |
 //! | [`open`] | find or make it, read on from the newest checkpoint |
-//! | [`import`](mod@import) | another store is taken in |
+//! | [`import`](mod@import) | a folder's store moves here, and back |
+//! | [`generations`] | what events say of generations, kept in the bucket |
+//! | [`home`] | whether it is a copy that was restored elsewhere |
 //! | [`growth`] | whether others append, this moment |
 //! | [`members`] | signs of life of the instances |
 //! | [`watch`] | how the stream is, and how far it has to reach |
@@ -52,7 +55,9 @@
 
 mod bridge;
 mod bucket;
+mod generations;
 mod growth;
+mod home;
 mod import;
 mod members;
 mod open;
@@ -71,10 +76,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-pub use self::import::{ImportError, Imported, import};
+pub use self::import::{export, import};
 
 use self::bridge::Bridge;
 use self::bucket::{Bucket, Identity, Mark, Part, State};
+use self::home::Home;
 use self::members::Members;
 use self::publish::{NotStored, Publication};
 use self::reader::Shared;
@@ -190,6 +196,7 @@ pub struct JetStreamLog {
     store: String,
     id: StoreId,
     identity: Identity,
+    home: Home,
     /// What message ids of this start begin with.
     message_id: String,
     run: u64,
@@ -365,6 +372,12 @@ impl EventLog for JetStreamLog {
                 }
             };
             let read_all = read.len() as u64 == count;
+            if read.is_empty() && self.watched.first() > self.end + 1 {
+                let next = self.next_seq();
+                return Err(self.fail(format!(
+                    "event {next}, which comes next here, was dropped while this instance did not read; a start goes on from the checkpoint"
+                )));
+            }
             for bytes in read {
                 self.end += 1;
                 self.watched.add(bytes.len() as u64 + PER_MESSAGE);
@@ -460,6 +473,21 @@ impl EventLog for JetStreamLog {
         })
     }
 
+    fn note_generation(&mut self, first: Seq) -> Result<(), AppendError> {
+        self.check()?;
+        self.note_begun(first)
+    }
+
+    fn note_dropped(&mut self, first: Seq) -> Result<(), AppendError> {
+        self.shared.forget_before(first);
+        self.check()
+    }
+
+    fn keep_generations(&mut self, checkpoint: Option<&[u8]>) -> Result<bool, AppendError> {
+        self.check()?;
+        self.keep(checkpoint)
+    }
+
     fn space(&self) -> Space {
         let used = self.watched.bytes();
         Space { used, free: self.watched.max_bytes().saturating_sub(used), ballast: 0 }
@@ -486,7 +514,12 @@ impl EventLog for JetStreamLog {
     }
 
     fn adopt_copy(&mut self) -> Result<(), AppendError> {
-        self.check()
+        self.check()?;
+        let (bucket, home) = (self.bucket.clone(), self.home.clone());
+        self.insist(move || {
+            let (bucket, home) = (bucket.clone(), home.clone());
+            async move { home.adopt(&bucket).await }
+        })
     }
 
     fn close(mut self: Box<Self>, checkpoint: &[u8]) -> Result<(), AppendError> {

@@ -16,12 +16,13 @@ use bytes::Bytes;
 use super::bridge::Bridge;
 use super::bucket::{Bucket, Identity, Mark, State};
 use super::growth::Growth;
+use super::home::Home;
 use super::members::Members;
 use super::reader::Shared;
 use super::scan::Scanner;
 use super::servers::{AT_ONCE, Pages, connect, find, where_it_is};
 use super::watch::{self, Testimony, Watched};
-use super::{FORMAT, JetStreamLog, Options};
+use super::{FORMAT, JetStreamLog, Options, import};
 use crate::core::types::Seq;
 use crate::log::codec::{Decoder, Encoder, Kind, Limits, parse};
 use crate::log::sizes::Sizes;
@@ -40,6 +41,8 @@ pub(super) enum Purpose {
     Serve,
     /// To take in another store, with its id and from this position on. It is a store, with an identity, when that has ended.
     Import(StoreId, Seq),
+    /// To be copied to somewhere else, while nobody works on it.
+    Export,
 }
 
 /// What is known after the first part.
@@ -52,16 +55,18 @@ struct Found {
     last_message: u64,
     bytes: u64,
     max_bytes: u64,
+    home: Home,
+    is_copy: bool,
     is_fresh: bool,
     was_clean: bool,
 }
 
 pub(super) fn open(options: Options, purpose: Purpose) -> Result<Opened, OpenError> {
-    let (log, checkpoint, last_stop) = open_log(options, purpose)?;
-    Ok(Opened { log: Box::new(log), checkpoint, last_stop, is_copy: false })
+    let (log, checkpoint, last_stop, is_copy) = open_log(options, purpose)?;
+    Ok(Opened { log: Box::new(log), checkpoint, last_stop, is_copy })
 }
 
-pub(super) fn open_log(options: Options, purpose: Purpose) -> Result<(JetStreamLog, Option<Checkpoint>, LastStop), OpenError> {
+pub(super) fn open_log(options: Options, purpose: Purpose) -> Result<(JetStreamLog, Option<Checkpoint>, LastStop, bool), OpenError> {
     let store = where_it_is(&options);
     let unreachable = |what: String| OpenError::Unreachable { store: store.clone(), what };
     let bridge = Arc::new(Bridge::new().map_err(|error| unreachable(format!("starting a thread: {error}")))?);
@@ -111,6 +116,7 @@ pub(super) fn open_log(options: Options, purpose: Purpose) -> Result<(JetStreamL
         store,
         id: StoreId(id),
         identity: found.identity.clone(),
+        home: found.home,
         message_id,
         run: found.state.starts,
         checkpoints: 0,
@@ -128,7 +134,7 @@ pub(super) fn open_log(options: Options, purpose: Purpose) -> Result<(JetStreamL
         shared,
         bridge,
     };
-    Ok((log, checkpoint, last_stop))
+    Ok((log, checkpoint, last_stop, found.is_copy))
 }
 
 async fn prepare(options: &Options, store: &str, purpose: Purpose) -> Result<Found, OpenError> {
@@ -146,6 +152,10 @@ async fn prepare(options: &Options, store: &str, purpose: Purpose) -> Result<Fou
             "the stream holds messages, and its bucket `{}` is missing; choose another `store.stream`, or restore the bucket as well",
             options.stream
         )));
+    }
+    let is_export = purpose == Purpose::Export;
+    if is_export && (!exists || held.is_none()) {
+        return Err(unfit("there is no stream, or no bucket beside it".into()));
     }
     let bucket = Bucket::open(&context, options, exists).await.map_err(unreachable)?;
     let known = bucket.read::<Identity>("identity").await.map_err(unreachable)?;
@@ -169,10 +179,17 @@ async fn prepare(options: &Options, store: &str, purpose: Purpose) -> Result<Fou
             return Err(unfit("it holds a store already, and nothing is written over one; choose another `store.stream`".into()));
         }
         (Some(known), _) => (known.value, false),
-        (None, _) => identify(&bucket).await.map_err(unreachable)?,
+        (None, Purpose::Export) => return Err(unfit("it holds no store".into())),
+        (None, Purpose::Serve) => identify(&bucket).await.map_err(unreachable)?,
     };
     if identity.format != FORMAT {
         return Err(OpenError::Newer { path: PathBuf::from(store), found: identity.format, known: FORMAT });
+    }
+    if let Some(to) = import::moved(&bucket).await.map_err(unreachable)? {
+        return Err(import::has_moved(store, &options.stream, &to));
+    }
+    if is_export && let Some(holder) = import::at_work(&bucket).await.map_err(unreachable)? {
+        return Err(OpenError::InUse { store: store.to_owned(), holder });
     }
     let pages = Pages::open(&context, options, info).await.map_err(unreachable)?;
     let closed_at = bucket.read::<State>("state").await.map_err(unreachable)?.and_then(|state| state.value.closed_at);
@@ -195,8 +212,17 @@ async fn prepare(options: &Options, store: &str, purpose: Purpose) -> Result<Fou
     }
     let max_bytes = u64::try_from(info.config.max_bytes).ok().filter(|bytes| *bytes > 0).unwrap_or(u64::MAX);
     let (last_message, bytes) = (info.state.last_sequence, info.state.bytes);
+    let home = Home::of(info.cluster.as_ref());
+    let is_copy = !matches!(purpose, Purpose::Import(..)) && home.is_copy(&bucket).await.map_err(unreachable)?;
+    if is_copy && is_export {
+        return Err(unfit(
+            "it was restored on other servers than it was made on, and the broker's sessions are the original's. Start a service on it once, which opens \
+             sessions of its own, stop it, and move it then"
+                .into(),
+        ));
+    }
     let was_clean = closed_at == Some(last_message);
-    Ok(Found { pages, bucket, identity, state, must_hold, last_message, bytes, max_bytes, is_fresh, was_clean })
+    Ok(Found { pages, bucket, identity, state, must_hold, last_message, bytes, max_bytes, home, is_copy, is_fresh, was_clean })
 }
 
 fn random() -> Result<u64, String> {

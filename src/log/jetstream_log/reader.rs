@@ -181,6 +181,35 @@ impl Shared {
         *write(&self.generations) = parts;
     }
 
+    /// A generation begins with `part`, unless it is known. It may not be older than the oldest.
+    pub(super) fn divide(&self, part: Part) {
+        let mut parts = write(&self.generations);
+        let at = parts.partition_point(|known| known.first < part.first);
+        if at == 0 || parts.get(at).is_some_and(|known| known.first == part.first) {
+            return;
+        }
+        // What it holds already was counted with the one before it: its newest event is no newer.
+        let newest = parts[at - 1].newest.filter(|_| self.durable.load(Ordering::Acquire) >= part.first.0);
+        parts.insert(at, Part { newest, ..part });
+        drop(parts);
+        lock(&self.anchors).insert(part.first, part.message);
+    }
+
+    /// What comes before `first` is gone for readers. One generation stays in any case.
+    pub(super) fn forget_before(&self, first: Seq) {
+        let mut parts = self.parts();
+        let gone = parts.iter().take_while(|part| part.first < first).count().min(parts.len() - 1);
+        if gone > 0 {
+            self.set_parts(parts.split_off(gone));
+        }
+    }
+
+    /// The message from which the page that begins with `first` is read.
+    pub(super) fn message_of(&self, first: Seq) -> Result<u64, ReadError> {
+        let known = lock(&self.anchors).get(&first).copied();
+        known.map_or_else(|| self.find(first).map(|found| found.at), Ok)
+    }
+
     pub(super) fn generations(&self) -> Vec<Generation> {
         let seen = |part: &Part| Generation { first: part.first, newest: part.newest, bytes: part.bytes };
         read(&self.generations).iter().map(seen).collect()

@@ -68,13 +68,16 @@ struct Known {
     bytes: AtomicU64,
     /// What it may take.
     max_bytes: AtomicU64,
+    /// The oldest message that it holds, or the one that comes next if it holds none.
+    first: AtomicU64,
     /// The last look, and its time.
     seen: Mutex<Option<(Instant, Health)>>,
 }
 
 impl Watched {
     pub(super) fn new(bytes: u64, max_bytes: u64) -> Watched {
-        Watched { known: Arc::new(Known { bytes: AtomicU64::new(bytes), max_bytes: AtomicU64::new(max_bytes), seen: Mutex::default() }) }
+        let (bytes, max_bytes) = (AtomicU64::new(bytes), AtomicU64::new(max_bytes));
+        Watched { known: Arc::new(Known { bytes, max_bytes, first: AtomicU64::new(0), seen: Mutex::default() }) }
     }
 
     /// What the stream takes, in bytes.
@@ -85,6 +88,11 @@ impl Watched {
     /// What it may take.
     pub(super) fn max_bytes(&self) -> u64 {
         self.known.max_bytes.load(Ordering::Relaxed)
+    }
+
+    /// The oldest message that it holds; older ones were deleted. May be a second old, and never goes back.
+    pub(super) fn first(&self) -> u64 {
+        self.known.first.load(Ordering::Relaxed)
     }
 
     /// So much was added, which the next look will find.
@@ -111,6 +119,7 @@ impl Watched {
                 match seen {
                     Ok(Ok(info)) => {
                         known.bytes.store(info.state.bytes, Ordering::Relaxed);
+                        known.first.fetch_max(info.state.first_sequence, Ordering::Relaxed);
                         let max_bytes = u64::try_from(info.config.max_bytes).ok().filter(|most| *most > 0);
                         known.max_bytes.store(max_bytes.unwrap_or(u64::MAX), Ordering::Relaxed);
                         // A server that is alone names nobody: it leads.

@@ -44,6 +44,8 @@ mod database;
 mod durable;
 mod fsck;
 mod identity;
+#[cfg(feature = "jetstream")]
+mod import;
 mod open;
 mod prove;
 mod reader;
@@ -66,6 +68,8 @@ use std::thread::JoinHandle;
 
 pub use self::backup::{BackupError, Copied, Manifest, backup_running, backup_stopped, manifest, restore};
 pub use self::fsck::{Checked, Finding, Findings, Progress, Report, Unreadable, fsck};
+#[cfg(feature = "jetstream")]
+pub(super) use self::import::import;
 pub use self::repair::{Repair, RepairError, Repaired, repair};
 pub use self::upgrade::{Migrated, Plan, migrate, plan};
 

@@ -16,6 +16,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::database::Database;
 use super::durable::{self, TRASH_PREFIX};
+use super::fsck::UNKNOWN_CHECKPOINT;
 use super::identity::{Found, IDENTITY, Identity};
 use super::prove::{Proven, prove_closed, prove_sealed, prove_written, sort};
 use super::reader::{Generation as Handle, Shared, State};
@@ -28,7 +29,7 @@ use super::writer::Writer;
 use super::{Active, Options, SledLog};
 use crate::core::types::{Millis, Seq};
 use crate::failpoint::{self, Point};
-use crate::log::codec::{Encoder, Limits, MAGIC};
+use crate::log::codec::{Encoder, Kind, Limits, MAGIC, StoredPage};
 use crate::log::sizes::Sizes;
 use crate::log::{LastStop, OpenError, Opened, StoreId};
 use crate::migrations;
@@ -164,6 +165,27 @@ pub(super) fn random(at: &At<'_>) -> Result<u64, OpenError> {
 
 /// Makes a new store; also out of what a killed creation left.
 fn create(at: &At<'_>, lock: File, listing: Listing, options: Options) -> Result<Opened, OpenError> {
+    let made = make(at, lock, listing, options, StoreId(random(at)?), Seq::FIRST)?;
+    // With this file the store exists.
+    made.identity.write(at.store).map_err(|error| at.io(error))?;
+    Ok(Opened { log: Box::new(made.into_log(at)?), checkpoint: None, last_stop: LastStop::Fresh, is_copy: false })
+}
+
+/// Begins a store in an empty or new folder, with the id of another and at its first position. It is none before its identity is written.
+#[cfg(feature = "jetstream")]
+pub(super) fn begin(at: &At<'_>, id: StoreId, first: Seq, options: Options) -> Result<SledLog, OpenError> {
+    create_private(at.store).map_err(|error| at.io(error))?;
+    let lock = lock(at)?;
+    let listing = list(at.store).map_err(|error| at.io(error))?;
+    let held = listing.foreign.clone().or(listing.has_identity.then(|| IDENTITY.to_owned()));
+    if let Some(held) = held.or(listing.generations.first().map(|first| folder_name(*first))) {
+        return Err(at.not_a_store(format!("it holds `{held}`, and has to be empty")));
+    }
+    make(at, lock, listing, options, id, first)?.into_log(at)
+}
+
+/// Everything of a new store but the file that makes it one.
+fn make(at: &At<'_>, lock: File, listing: Listing, options: Options, store: StoreId, first: Seq) -> Result<Whole, OpenError> {
     for &first in &listing.generations {
         let folder = at.store.join(folder_name(first));
         if holds_pages(&folder).map_err(|error| at.io(error))? {
@@ -172,13 +194,8 @@ fn create(at: &At<'_>, lock: File, listing: Listing, options: Options) -> Result
     }
     clear(at, listing.generations.iter().copied(), listing.trash)?;
     let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
-    let identity = Identity {
-        format: migrations::CURRENT,
-        store: StoreId(random(at)?),
-        tag: random(at)?,
-        segment_size: options.segment_size,
-        created: Millis(created),
-    };
+    let identity =
+        Identity { format: migrations::CURRENT, store, tag: random(at)?, segment_size: options.segment_size, created: Millis(created) };
     let sizes = Sizes { segment: options.segment_size as u64, generation: options.generation_size };
     let (free, needed) = (room::free(at.store), sizes.start() + room::OTHER_FILES);
     if free < needed {
@@ -186,21 +203,25 @@ fn create(at: &At<'_>, lock: File, listing: Listing, options: Options) -> Result
             "only {free} bytes are free on its disk, and a new store needs {needed}; free some space, or choose another `store.path`"
         )));
     }
-    let active = Active::create(at.store, Seq::FIRST, options.segment_size, &options, &[]).map_err(|what| at.io(what))?;
+    let opening = if first == Seq::FIRST { Vec::new() } else { unknown(at, &identity, first)? };
+    let active = Active::create(at.store, first, options.segment_size, &options, &opening).map_err(|what| at.io(what))?;
     failpoint::reach(Point::StoreGeneration);
-    let testimony = Testimony { lowest: Seq::FIRST, generation: Seq::FIRST, last: Seq(0), run: 1, clean: false };
-    let finish = || {
-        let mut witness = Witness::create(at.store, identity.tag, &testimony)?;
+    let testimony = Testimony { lowest: first, generation: first, last: Seq(first.0 - 1), run: 1, clean: false };
+    let witness = Witness::create(at.store, identity.tag, &testimony).and_then(|mut witness| {
         witness.sync()?;
         durable::sync_folder(at.store)?;
         failpoint::reach(Point::StoreWitness);
-        // With this file the store exists.
-        identity.write(at.store)?;
         Ok(witness)
-    };
-    let witness = finish().map_err(|error: io::Error| at.io(error))?;
-    let whole = Whole { lock, identity, witness, testimony, sealed: Vec::new(), active, options };
-    Ok(Opened { log: Box::new(whole.into_log(at)?), checkpoint: None, last_stop: LastStop::Fresh, is_copy: false })
+    });
+    let witness = witness.map_err(|error: io::Error| at.io(error))?;
+    Ok(Whole { lock, identity, witness, testimony, sealed: Vec::new(), active, options })
+}
+
+/// In place of the checkpoint that a generation begins with, which is not known.
+fn unknown(at: &At<'_>, identity: &Identity, first: Seq) -> Result<Vec<StoredPage>, OpenError> {
+    let encoder = Encoder::new(identity.tag, 1, Limits::for_segment(identity.segment_size));
+    let pages = encoder.map_err(|error| at.io(error))?.checkpoint(Kind::OpeningCheckpoint, first, UNKNOWN_CHECKPOINT);
+    pages.map_err(|error| at.io(error))
 }
 
 /// Whether anything in the folder looks like a page, of whichever store.

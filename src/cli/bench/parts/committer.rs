@@ -21,11 +21,11 @@ use crate::cli::bench::reports::{Kind, Report, pool};
 use crate::cli::bench::row::percentile;
 use crate::cli::bench::service::PREFIX;
 use crate::core::event::{Accepted, Event, LanePurpose, Properties, Source};
-use crate::core::types::{LaneKey, Millis, Qos, SendNo, Seq};
+use crate::core::types::{InstanceId, LaneKey, Millis, Qos, SendNo, Seq};
 use crate::log::committer::{self, Limits, now};
 use crate::log::sizes::Sizes;
 use crate::log::sled_log::{Options, SledLog};
-use crate::log::{AppendError, Begun, EventLog, Generation, LogReader, Space, StoreId, Urgency};
+use crate::log::{AppendError, Begun, EventLog, Generation, LogReader, OpenError, Opened, Page, Space, StoreId, Urgency};
 use crate::metrics::Metrics;
 
 /// As large as a store is by default.
@@ -50,6 +50,9 @@ pub struct CommitterArgs {
     batch: u64,
     #[arg(long)]
     seed: u64,
+    /// NATS servers that keep the log, and not the folder
+    #[arg(long, value_delimiter = ',')]
+    servers: Vec<String>,
 }
 
 /// The arguments of `tidings bench-part raw`.
@@ -95,13 +98,18 @@ const BATCHES: &str = "batches";
 pub async fn run(args: &CommitterArgs, told: &Told) -> Result<String, BenchError> {
     let events: Arc<Vec<Event>> = Arc::new(pool(args.kind, args.seed).iter().map(event_of).collect());
     let failed = |error: &dyn ToString| BenchError::Wire(format!("the committer failed: {}", error.to_string()));
-    let store = args.folder.join("store");
-    let opened = SledLog::open(&store, Options::for_store(&store, MAX_SIZE)).map_err(|error| failed(&error))?;
+    let opened = open(args).map_err(|error| failed(&error))?;
+    let is_shared = opened.log.is_shared();
     let outbox = committer::recover(&opened).map_err(|error| failed(&error))?;
     let batches: Arc<Mutex<Vec<u64>>> = Arc::default();
     let counting = Box::new(Counting { log: opened.log, batches: Arc::clone(&batches) });
     let limits = Limits { max_size: MAX_SIZE, retention_ms: RETENTION_MS };
-    let handle = committer::start(counting, outbox, limits, Arc::new(Metrics::new())).map_err(|error| failed(&error))?;
+    let metrics = Arc::new(Metrics::new());
+    let started = match is_shared {
+        true => committer::start_shared(counting, outbox, limits, metrics, InstanceId(1)),
+        false => committer::start(counting, outbox, limits, metrics),
+    };
+    let handle = started.map_err(|error| failed(&error))?;
     let lanes = Event::LanesChanged { connection: "mqtt".into(), first: 0, count: LANES, purpose: LanePurpose::Fresh, at: now() };
     handle.record(vec![lanes]).await.map_err(|error| failed(&error))?;
     // That was no report.
@@ -144,6 +152,30 @@ pub async fn run(args: &CommitterArgs, told: &Told) -> Result<String, BenchError
     fs::write(&file, result(&batches)).map_err(BenchError::file(format!("{} can't be written", file.display())))?;
     let (p50_ms, p99_ms) = (percentile(&waits, 0.5), percentile(&waits, 0.99));
     Ok(result(&Appended { reports: pending, seconds, p50_ms, p99_ms, commits: batches.len() as u64 }))
+}
+
+/// Opens the log: a new one.
+fn open(args: &CommitterArgs) -> Result<Opened, OpenError> {
+    if args.servers.is_empty() {
+        let store = args.folder.join("store");
+        return SledLog::open(&store, Options::for_store(&store, MAX_SIZE));
+    }
+    open_on(&args.servers)
+}
+
+#[cfg(feature = "jetstream")]
+fn open_on(servers: &[String]) -> Result<Opened, OpenError> {
+    use crate::cli::bench::nats;
+    use crate::log::jetstream_log::{JetStreamLog, Options};
+
+    let options = Options { replicas: servers.len(), ..Options::new(servers.to_vec(), nats::STREAM, nats::MAX_SIZE) };
+    JetStreamLog::open(options)
+}
+
+/// The section that asks for it says so first.
+#[cfg(not(feature = "jetstream"))]
+fn open_on(servers: &[String]) -> Result<Opened, OpenError> {
+    Err(OpenError::Unreachable { store: servers.join(", "), what: "this build has no JetStream".into() })
 }
 
 /// Appends the same batches raw, as one process can at best: one write and one fdatasync each.
@@ -214,6 +246,14 @@ impl EventLog for Counting {
 
     fn next_seq(&self) -> Seq {
         self.log.next_seq()
+    }
+
+    fn is_shared(&self) -> bool {
+        self.log.is_shared()
+    }
+
+    fn catch_up(&mut self) -> Result<Vec<Arc<Page>>, AppendError> {
+        self.log.catch_up()
     }
 
     fn append(&mut self, events: &[Event], next_send: &dyn Fn(&LaneKey) -> SendNo) -> Result<Seq, AppendError> {

@@ -3,7 +3,10 @@
 //! The control appends the very batches that the committer has formed, uncompressed, with one write and one fdatasync each. Both are bounded by the
 //! disk's fdatasync; with many producers by how much is written, where compression tells.
 
+use std::path::Path;
+
 use super::{announce, expect};
+use crate::cli::bench::nats::Nats;
 use crate::cli::bench::parts::committer::Appended;
 use crate::cli::bench::parts::{Started, words};
 use crate::cli::bench::plan::Section;
@@ -59,15 +62,37 @@ pub async fn committer(bench: &Bench, kind: Kind, producers: u32, batch: u64, re
     committer_in(bench, &folder, kind, producers, batch, reports).await
 }
 
-async fn committer_in(
+/// As [`committer`], over a log on servers.
+///
+/// # Errors
+/// As [`pair`].
+pub async fn committer_on(
     bench: &Bench,
-    folder: &std::path::Path,
+    nats: &Nats,
     kind: Kind,
     producers: u32,
     batch: u64,
     reports: u64,
 ) -> Result<Appended, BenchError> {
-    let line = words(
+    let folder = bench.scratch.folder("append")?;
+    let servers = nats.servers().join(",");
+    run_committer(bench, &folder, kind, producers, batch, reports, &["--servers".to_owned(), servers]).await
+}
+
+async fn committer_in(bench: &Bench, folder: &Path, kind: Kind, producers: u32, batch: u64, reports: u64) -> Result<Appended, BenchError> {
+    run_committer(bench, folder, kind, producers, batch, reports, &[]).await
+}
+
+async fn run_committer(
+    bench: &Bench,
+    folder: &Path,
+    kind: Kind,
+    producers: u32,
+    batch: u64,
+    reports: u64,
+    more: &[String],
+) -> Result<Appended, BenchError> {
+    let mut line = words(
         "committer",
         &[
             ("folder", &folder.display()),
@@ -78,6 +103,7 @@ async fn committer_in(
             ("seed", &bench.plan.seed),
         ],
     );
+    line.extend_from_slice(more);
     let appended: Appended = Started::run(bench, &line).await?;
     expect("durable reports", reports.div_ceil(batch) * batch, appended.reports)?;
     Ok(appended)

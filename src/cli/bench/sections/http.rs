@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 
 use super::{announce, append, expect};
 use crate::cli::bench::client::{self, Requests};
+use crate::cli::bench::nats::Nats;
 use crate::cli::bench::parts::Started;
 use crate::cli::bench::plan::{BATCH, CONNECTIONS, Section};
 use crate::cli::bench::reports::{Kind, pool};
@@ -29,10 +30,10 @@ pub async fn run(bench: &Bench) -> Result<Vec<Measured>, BenchError> {
         .bar(Bar::AtLeast(0.6));
     for round in 0..plan.rounds {
         announce(Section::Http, "single reports", round, plan.rounds);
-        let ours = accepted(bench, &single, CONNECTIONS, singles).await?;
+        let ours = accepted(bench, None, &single, CONNECTIONS, singles).await?;
         one.compare(ours.rate, dropped(bench, &single, CONNECTIONS, singles).await?);
         announce(Section::Http, "NDJSON", round, plan.rounds);
-        let ours = accepted(bench, &batches, CONNECTIONS, batched).await?;
+        let ours = accepted(bench, None, &batches, CONNECTIONS, batched).await?;
         many.compare(ours.rate, dropped(bench, &batches, CONNECTIONS, batched).await?);
         let connections = u32::try_from(CONNECTIONS).expect("it is a small number");
         let committer = append::committer(bench, plan.kind, connections, batches.for_reports(1).1, batched).await?;
@@ -51,12 +52,19 @@ pub struct Accepted {
     pub memory: f64,
 }
 
-/// Posts to a service with an empty store that delivers to nobody.
+/// Posts to a service with an empty store, on disk or on these servers, that delivers to nobody.
 ///
 /// # Errors
 /// If a report is not accepted, or is missing in the books.
-pub async fn accepted(bench: &Bench, requests: &Requests, connections: usize, reports: u64) -> Result<Accepted, BenchError> {
+pub async fn accepted(
+    bench: &Bench,
+    nats: Option<&Nats>,
+    requests: &Requests,
+    connections: usize,
+    reports: u64,
+) -> Result<Accepted, BenchError> {
     let mut service = Service::new(bench, "http")?;
+    service.keep_on(nats);
     service.start(Settings::to(None)).await?;
     let load = client::load(service.address(), connections, requests, reports).await?;
     expect("deliveries in the books", load.reports, service.books().await?.created)?;

@@ -1,6 +1,7 @@
 //! What is measured, a section a file. Each says what it compares with what, and what bounds either.
 
 mod append;
+mod cluster;
 mod deliver;
 mod http;
 mod idle;
@@ -27,6 +28,7 @@ pub async fn run(section: Section, bench: &Bench) -> Result<Vec<Measured>, Bench
         Section::Start => start::run(bench).await,
         Section::Idle => idle::run(bench).await,
         Section::Scaling => scaling::run(bench).await,
+        Section::Cluster => cluster::run(bench).await,
     }
 }
 

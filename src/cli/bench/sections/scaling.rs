@@ -96,7 +96,7 @@ async fn over_connections(bench: &Bench, rows: &mut Vec<Measured>) -> Result<(),
         let mut memory = other(format!("HTTP, {who}, most resident"), "MiB", count, "memory over connections", x);
         for round in 0..plan.rounds {
             announce(Section::Scaling, &who, round, plan.rounds);
-            let accepted = http::accepted(bench, &requests, connections, count).await?;
+            let accepted = http::accepted(bench, None, &requests, connections, count).await?;
             speed.note(accepted.rate);
             half.note(percentile(&accepted.latencies_ms, 0.5));
             most.note(percentile(&accepted.latencies_ms, 0.99));

@@ -74,19 +74,45 @@ fn sent(outputs: &[Output]) -> Vec<(char, u64)> {
 #[test]
 fn a_connection_is_claimed_before_anything_is_sent_on_it_also_if_that_says_nothing_new() {
     for protocol in PROTOCOLS {
-        for session_present in [false, true] {
-            let mut table = Table::new(protocol, known(protocol, 0, false));
-            table.give(Input::Offer(vec![delivery(0, "t", Qos::ExactlyOnce)]));
-            let (_, claim) = table.connect(session_present, BrokerLimits::default());
-            claimed_doubt(&claim);
-            assert_eq!(table.give(Input::Offer(vec![delivery(1, "u", Qos::AtMostOnce)])), []);
-            assert_eq!(sent(&table.commit()), [('P', 0), ('P', 1)], "{protocol:?}, session present: {session_present}");
-        }
+        let mut table = Table::new(protocol, known(protocol, 0, false));
+        table.give(Input::Offer(vec![delivery(0, "t", Qos::ExactlyOnce)]));
+        let (_, claim) = table.connect(false, BrokerLimits::default());
+        claimed_doubt(&claim);
+        assert_eq!(table.give(Input::Offer(vec![delivery(1, "u", Qos::AtMostOnce)])), []);
+        assert_eq!(sent(&table.commit()), [('P', 0), ('P', 1)], "{protocol:?}");
     }
 }
 
 #[test]
-fn a_resumed_session_is_claimed_before_anything_is_sent_again_and_then_serves() {
+fn a_session_that_is_there_with_nothing_in_doubt_is_purged_once_the_log_says_that_another_one_is_used() {
+    let client = |connect: &Outgoing| match connect {
+        Outgoing::Connect { client_id, clean, .. } => (client_id.clone(), *clean),
+        other => panic!("{other:?}"),
+    };
+    for protocol in PROTOCOLS {
+        let mut table = Table::new(protocol, known(protocol, 0, false));
+        table.give(Input::Offer(vec![delivery(0, "t", Qos::ExactlyOnce)]));
+        let (connect, leaving) = table.connect(true, BrokerLimits::default());
+        assert_eq!(client(&connect), ("tidings-0-0-0".into(), false), "{protocol:?}");
+        let [Output::Append(events), Output::Send(Outgoing::Disconnect { end_session: false }), Output::Close] = &leaving[..] else {
+            panic!("{leaving:?}");
+        };
+        assert!(matches!(events[..], [Event::SessionOpened { epoch: 1, .. }]), "{events:?}");
+        assert_eq!(table.give(Input::Tick), [], "not before that is durable");
+        assert_eq!(table.commit(), []);
+        let (purge, left) = table.connect(false, BrokerLimits::default());
+        assert_eq!(client(&purge), ("tidings-0-0-0".into(), true));
+        assert!(matches!(left[..], [Output::Send(Outgoing::Disconnect { .. }), Output::Close]), "{left:?}");
+        // Who was dispossessed may have connected with it, and sent nothing.
+        let (connect, claim) = table.connect(true, BrokerLimits::default());
+        assert_eq!(client(&connect), ("tidings-0-1-0".into(), false));
+        claimed_doubt(&claim);
+        assert_eq!(sent(&table.commit()), [('P', 0)]);
+    }
+}
+
+#[test]
+fn a_resumed_session_is_claimed_before_anything_is_sent_again_and_left_when_it_is_settled() {
     for protocol in PROTOCOLS {
         let mut table = Table::new(protocol, known(protocol, 3, true));
         let (_, claim) = table.connect(true, BrokerLimits::default());
@@ -102,7 +128,18 @@ fn a_resumed_session_is_claimed_before_anything_is_sent_again_and_then_serves() 
         assert_eq!(sent(&table.commit()), [('R', 1), ('R', 2)]);
         let done = table.give(Input::Received(vec![Incoming::PubComp(ack(1)), Incoming::PubComp(ack(2))]));
         assert!(matches!(&done[..], [Output::Append(_)]), "{done:?}");
-        assert_eq!(sent(&table.commit()), [('P', 3)], "on the same connection");
+        // A packet identifier that the broker holds against all rules would swallow a report one day.
+        let left = table.commit();
+        match protocol {
+            Protocol::V5 => {
+                assert!(matches!(&left[..], [Output::Send(Outgoing::Disconnect { end_session: true }), Output::Close]), "{left:?}")
+            }
+            Protocol::V311 => {
+                let is_left =
+                    matches!(&left[..], [Output::Append(_), Output::Send(Outgoing::Disconnect { end_session: false }), Output::Close]);
+                assert!(is_left, "{left:?}");
+            }
+        }
     }
 }
 
@@ -110,13 +147,13 @@ fn a_resumed_session_is_claimed_before_anything_is_sent_again_and_then_serves() 
 fn a_claim_of_an_earlier_connection_does_not_count() {
     for pending in [0, 2] {
         let mut table = Table::new(Protocol::V5, known(Protocol::V5, pending, false));
-        claimed_doubt(&table.connect(true, BrokerLimits::default()).1);
+        claimed_doubt(&table.connect(pending > 0, BrokerLimits::default()).1);
         assert_eq!(table.give(Input::Closed { reason: "cut".into() }), []);
         table.now += 60_000;
         assert_eq!(table.give(Input::Tick), [], "no connection is ended before it is heard whether the lane is its own");
         assert_eq!(table.session.deadline(), None);
         assert_eq!(table.commit(), []);
-        claimed_doubt(&table.connect(true, BrokerLimits::default()).1);
+        claimed_doubt(&table.connect(pending > 0, BrokerLimits::default()).1);
         assert_eq!(sent(&table.commit()).len() as u64, pending);
     }
 }
@@ -137,7 +174,7 @@ fn what_was_released_while_it_was_not_connected_goes_with_the_claim() {
 }
 
 #[test]
-fn no_connect_ends_a_session() {
+fn who_may_have_lost_the_lane_asks_for_no_clean_session() {
     for protocol in PROTOCOLS {
         for (pending, session_present) in [(0, false), (0, true), (2, true), (2, false)] {
             let mut table = Table::new(protocol, known(protocol, pending, false));
@@ -169,7 +206,7 @@ fn what_was_sent_with_a_larger_window_stays_in_doubt() {
     let mut table = Table::new(Protocol::V5, start.clone());
     assert_eq!(claimed_doubt(&table.connect(true, BrokerLimits::default()).1), 40);
     let mut table = Table::new(Protocol::V5, Start { fresh: Vec::new(), ..start });
-    assert_eq!(claimed_doubt(&table.connect(true, BrokerLimits::default()).1), 16, "nothing of it is");
+    assert_eq!(claimed_doubt(&table.connect(false, BrokerLimits::default()).1), 16, "nothing of it is");
 }
 
 #[test]
@@ -186,12 +223,12 @@ fn an_idle_connection_that_lives_is_claimed_before_it_serves() {
 }
 
 #[test]
-fn a_lane_that_stops_leaves_its_session_to_the_next_owner_and_one_that_is_retired_does_not_if_it_can() {
+fn a_lane_that_stops_leaves_its_session_to_the_next_owner_and_one_that_is_retired_does_not() {
     for (input, protocol, sessions) in [
         (Input::Drain, Protocol::V5, 1),
         (Input::Drain, Protocol::V311, 1),
         (Input::Retire, Protocol::V5, 0),
-        (Input::Retire, Protocol::V311, 1),
+        (Input::Retire, Protocol::V311, 0),
     ] {
         let what = format!("{input:?} over {protocol:?}");
         assert_eq!(ended_by(input, Story { claims: true, protocol, ..calm() }), (true, sessions), "{what}");

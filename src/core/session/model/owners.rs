@@ -26,9 +26,8 @@ impl World {
     pub(in crate::core::session) fn take_over(&mut self) {
         let (start, fed, known) = start_of(&self.log, &self.outbox);
         self.owner += 1;
-        // Where the broker is one, it may even send what came into the log since, for it is stopped a moment after it has read on. With several, it
-        // has read nothing more.
-        self.reads_to = if self.story.servers == 1 { usize::MAX } else { self.log.len() };
+        // No feed reads on behind that.
+        self.reads_to = self.log.len();
         let next = Driver {
             me: self.owner,
             session: Session::new(settings(&self.story), start),

@@ -200,7 +200,10 @@ fn a_server_that_is_frozen_is_left_for_another() {
         let beat = begun.elapsed();
         let next = log.next_seq().0;
         log.append(&reports(next..=next), &sends).unwrap();
-        eprintln!("frozen {name}, leader {leader:?}: other {other:?} beat {beat:?} append {:?}", begun.elapsed());
+        println!(
+            "{name} was frozen, {leader:?} led: another server after {other:?}, a beat after {beat:?}, an append after {:?}",
+            begun.elapsed()
+        );
         frozen.signal("-CONT");
         wait_until("it is one of them again", || {
             peers.health().is_some_and(|health| health.replicas.len() == 2 && health.replicas.iter().all(|replica| replica.is_current))
@@ -230,4 +233,21 @@ fn who_listens_hears_of_what_others_append_and_not_of_its_own() {
     b.catch_up().unwrap();
     b.append(&reports(next..=next), &sends).unwrap();
     wait_until("the first one hears, too", || heard[0].load(Ordering::Relaxed) > 0);
+}
+
+#[test]
+fn a_stream_that_was_restored_on_other_servers_is_a_copy_until_that_is_adopted() {
+    let (_servers, options) = cluster();
+    assert!(!opened(&options).is_copy && !opened(&options).is_copy);
+    let bucket = options.stream.clone();
+    meddle(&options, move |context| async move {
+        let bucket = context.get_key_value(&bucket).await.unwrap();
+        let home = bucket.get("home").await.unwrap().expect("it is known where the stream was made");
+        assert!(String::from_utf8_lossy(&home).contains(r#""cluster":"test","servers":["nats-0","#));
+        bucket.put("home", r#"{"cluster":"test","servers":["ci-1","ci-2","ci-3"]}"#.into()).await.unwrap();
+    });
+    let mut copy = opened(&options);
+    assert!(copy.is_copy);
+    copy.log.adopt_copy().unwrap();
+    assert!(!opened(&options).is_copy);
 }

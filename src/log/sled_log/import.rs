@@ -1,0 +1,59 @@
+//! Another kind of store is taken in: see [`import`](mod@crate::log::import).
+//!
+//! The folder is made as any store is, at the source's first position and with its id. Its file `identity` comes last: what is interrupted is no store, and a
+//! start on it is refused with the reason. A generation whose opening checkpoint can't be known, because the source keeps only the newest ones, says so as after
+//! a repair; nothing is read from it but its events, because the folder is closed with the newest state.
+
+use std::path::Path;
+
+use super::fsck::UNKNOWN_CHECKPOINT;
+use super::identity::IDENTITY;
+use super::open::{self, At};
+use super::{Options, SledLog};
+use crate::core::outbox::Outbox;
+use crate::log::committer::{encode_checkpoint, recover};
+use crate::log::import::{ImportError, Imported, Target, compare, copy, firsts};
+use crate::log::{AppendError, EventLog, Opened};
+
+/// What has to hold before the copy is a store.
+pub(in crate::log) type LastWord<'a> = &'a mut dyn FnMut(&mut Opened) -> Result<(), ImportError>;
+
+/// Copies the store that `source` is to `folder`, and compares. `done` is told how far it is, in events; where `last_word` fails, there is no store.
+pub(in crate::log) fn import(
+    source: &mut Opened,
+    folder: &Path,
+    options: Options,
+    done: &dyn Fn(u64),
+    last_word: LastWord<'_>,
+) -> Result<Imported, ImportError> {
+    let at = At { store: folder };
+    let mut log = open::begin(&at, source.log.store_id(), firsts(&*source.log)[0], options)?;
+    copy(source, &mut log, done)?;
+    let checkpoint = encode_checkpoint(&recover(source)?);
+    let identity = log.identity;
+    Box::new(log).close(&checkpoint)?;
+    identity.write(folder).map_err(|error| at.io(format!("writing the identity: {error}")))?;
+    let proven = SledLog::open(folder, options).map_err(ImportError::from).and_then(|copy| {
+        let imported = compare(source, &copy)?;
+        copy.log.close(&checkpoint)?;
+        last_word(source)?;
+        Ok(imported)
+    });
+    if proven.is_err() {
+        std::fs::remove_file(folder.join(IDENTITY)).map_err(|error| at.io(format!("taking the identity away again: {error}")))?;
+    }
+    proven
+}
+
+impl Target for SledLog {
+    fn log(&mut self) -> &mut dyn EventLog {
+        self
+    }
+
+    fn cut(&mut self, outbox: Option<&Outbox>) -> Result<(), AppendError> {
+        match outbox {
+            Some(outbox) => self.begin_generation(&encode_checkpoint(outbox)),
+            None => self.begin_generation(UNKNOWN_CHECKPOINT),
+        }
+    }
+}
