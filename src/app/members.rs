@@ -264,15 +264,18 @@ impl Control {
             let Some(connection) = self.config.connections.iter().find(|connection| connection.name == *name) else { continue };
             for role in &known.roles {
                 let key = LaneKey { connection: name.clone(), lane: role.number };
-                if view.owners.of(&key).instance != Some(member.me) {
+                let owner = view.owners.of(&key);
+                if owner.instance != Some(member.me) {
                     continue;
                 }
-                match self.pools.role(&key) {
-                    Some(is_retired) if is_retired == role.is_retired => {}
+                match self.pools.at_work(&key) {
+                    // It was another's in between, and what it knows of the lane is out of date.
+                    Some((term, _)) if term != owner.term => self.pools.cut(&key).await,
+                    Some((_, is_retired)) if is_retired == role.is_retired => {}
                     // What comes to an older set is delivered by one that ends when it is empty.
                     Some(_) => self.pools.let_finish(&key),
                     None if self.leaving.contains(&key) => {}
-                    None => self.pools.add(lanes::in_role(*role, connection, &self.config.retry, &self.log)),
+                    None => self.pools.add(lanes::in_role(*role, connection, &self.config.retry, &self.log), owner.term),
                 }
             }
         }
@@ -306,7 +309,7 @@ impl Control {
             }
         }
         for lane in self.leaving.clone() {
-            if self.pools.role(&lane).is_some() {
+            if self.pools.at_work(&lane).is_some() {
                 self.pools.let_finish(&lane);
                 continue;
             }

@@ -31,7 +31,7 @@ pub(super) struct Pools {
     notices: watch::Receiver<Option<NoticeTo>>,
     /// Where the log is shared: false when all lanes have to stop at once.
     kept: Option<watch::Receiver<bool>>,
-    at_work: BTreeMap<ConnectionName, Pool>,
+    pools: BTreeMap<ConnectionName, Pool>,
 }
 
 /// The lanes of one connection, of all its sets.
@@ -50,6 +50,8 @@ struct Worker {
     cut: watch::Sender<bool>,
     purpose: LanePurpose,
     is_retired: bool,
+    /// On a shared log, the term in which it was taken: what it knows of the lane is as of then.
+    term: u64,
     /// Since when it is to finish.
     leaving: Option<Instant>,
     task: JoinSet<()>,
@@ -69,7 +71,7 @@ impl Worker {
 impl Pools {
     /// Nobody is at work yet.
     pub(super) fn new(log: LogHandle, board: Arc<Board>, metrics: Arc<Metrics>, notices: watch::Receiver<Option<NoticeTo>>) -> Self {
-        Pools { log, board, metrics, notices, kept: None, at_work: BTreeMap::new() }
+        Pools { log, board, metrics, notices, kept: None, pools: BTreeMap::new() }
     }
 
     /// The same, whose lanes run only while the others hear of this instance.
@@ -83,21 +85,21 @@ impl Pools {
         let mut pool = Pool::default();
         // All take their places before one begins.
         let lanes: Vec<_> = lanes.into_iter().map(|lane| self.prepare(&pool, lane)).collect();
-        lanes.into_iter().for_each(|lane| pool.put(lane, self.kept.clone()));
-        let before = self.at_work.insert(connection.clone(), pool);
+        lanes.into_iter().for_each(|lane| pool.put(lane, 0, self.kept.clone()));
+        let before = self.pools.insert(connection.clone(), pool);
         debug_assert!(before.is_none(), "the lanes of {connection} are at work already");
     }
 
-    /// Puts one lane to work beside the others of its connection, unless it is at work already.
-    pub(super) fn add(&mut self, lane: LaneConfig) {
+    /// Puts one lane to work beside the others of its connection, unless it is at work already. `term`: see [`Owner`](crate::core::outbox::Owner).
+    pub(super) fn add(&mut self, lane: LaneConfig, term: u64) {
         let key = lane.settings.lane.clone();
-        if self.role(&key).is_some() {
+        if self.at_work(&key).is_some() {
             return;
         }
         self.metrics.touch_connection(key.connection.as_str());
-        let mut pool = self.at_work.remove(&key.connection).unwrap_or_default();
-        pool.put(self.prepare(&pool, lane), self.kept.clone());
-        self.at_work.insert(key.connection, pool);
+        let mut pool = self.pools.remove(&key.connection).unwrap_or_default();
+        pool.put(self.prepare(&pool, lane), term, self.kept.clone());
+        self.pools.insert(key.connection, pool);
     }
 
     fn prepare(&self, pool: &Pool, lane: LaneConfig) -> Prepared {
@@ -112,26 +114,26 @@ impl Pools {
 
     /// Whether the connection has lanes at work, and its replay lane is one of them.
     pub(super) fn has_replay_lane(&self, connection: &ConnectionName) -> bool {
-        self.at_work.get(connection).is_some_and(|pool| pool.lanes.values().any(|worker| worker.purpose == LanePurpose::Replay))
+        self.pools.get(connection).is_some_and(|pool| pool.lanes.values().any(|worker| worker.purpose == LanePurpose::Replay))
     }
 
     /// Puts the replay lane of a connection to work beside its others, if it is not, and they are.
     pub(super) fn add_replay_lane(&mut self, connection: &ConnectionName, lane: LaneConfig) {
-        if self.at_work.contains_key(connection) && !self.has_replay_lane(connection) {
-            self.add(lane);
+        if self.pools.contains_key(connection) && !self.has_replay_lane(connection) {
+            self.add(lane, 0);
         }
     }
 
-    /// Whether a lane is at work, and is one that ends when it is empty.
-    pub(super) fn role(&mut self, lane: &LaneKey) -> Option<bool> {
-        let worker = self.at_work.get_mut(&lane.connection)?.lanes.get_mut(&lane.lane)?;
-        worker.is_at_work().then_some(worker.is_retired)
+    /// How a lane is at work, if it is: since which term, and whether it ends when it is empty.
+    pub(super) fn at_work(&mut self, lane: &LaneKey) -> Option<(u64, bool)> {
+        let worker = self.pools.get_mut(&lane.connection)?.lanes.get_mut(&lane.lane)?;
+        worker.is_at_work().then_some((worker.term, worker.is_retired))
     }
 
     /// The lanes at work.
     pub(super) fn keys(&mut self) -> Vec<LaneKey> {
         let mut keys = Vec::new();
-        for (connection, pool) in &mut self.at_work {
+        for (connection, pool) in &mut self.pools {
             pool.lanes.retain(|_, worker| worker.is_at_work());
             keys.extend(pool.lanes.keys().map(|lane| LaneKey { connection: connection.clone(), lane: *lane }));
         }
@@ -140,7 +142,7 @@ impl Pools {
 
     /// Has a lane finish what is in flight and end, without waiting for it. What is asked again after [`DRAIN_TIMEOUT`] ends at once.
     pub(super) fn let_finish(&mut self, lane: &LaneKey) {
-        let Some(worker) = self.at_work.get_mut(&lane.connection).and_then(|pool| pool.lanes.get_mut(&lane.lane)) else { return };
+        let Some(worker) = self.pools.get_mut(&lane.connection).and_then(|pool| pool.lanes.get_mut(&lane.lane)) else { return };
         let since = *worker.leaving.get_or_insert_with(Instant::now);
         worker.drain.send_replace(true);
         if since.elapsed() >= DRAIN_TIMEOUT {
@@ -150,7 +152,7 @@ impl Pools {
 
     /// Ends a lane at once, and returns when it is gone: what is in flight is another's, or nobody's for now.
     pub(super) async fn cut(&mut self, lane: &LaneKey) {
-        let Some(mut worker) = self.at_work.get_mut(&lane.connection).and_then(|pool| pool.lanes.remove(&lane.lane)) else { return };
+        let Some(mut worker) = self.pools.get_mut(&lane.connection).and_then(|pool| pool.lanes.remove(&lane.lane)) else { return };
         worker.cut.send_replace(true);
         worker.ended().await;
     }
@@ -158,7 +160,7 @@ impl Pools {
     /// Lets the lanes of these connections finish what is in flight, all at once and with a limit, and returns when they are gone. False if
     /// something was not finished in time.
     pub(super) async fn stop(&mut self, connections: &[ConnectionName]) -> bool {
-        let pools = connections.iter().filter_map(|name| self.at_work.remove(name));
+        let pools = connections.iter().filter_map(|name| self.pools.remove(name));
         let mut stopping: Vec<Worker> = pools.flat_map(|pool| pool.lanes.into_values()).collect();
         for worker in &stopping {
             worker.drain.send_replace(true);
@@ -177,7 +179,7 @@ impl Pools {
 
     /// As [`Pools::stop`], for every connection.
     pub(super) async fn stop_all(&mut self) -> bool {
-        let all: Vec<ConnectionName> = self.at_work.keys().cloned().collect();
+        let all: Vec<ConnectionName> = self.pools.keys().cloned().collect();
         self.stop(&all).await
     }
 }
@@ -186,11 +188,11 @@ impl Pools {
 type Prepared = (LaneConfig, watch::Sender<bool>, Surroundings);
 
 impl Pool {
-    fn put(&mut self, (lane, drain, around): Prepared, kept: Option<watch::Receiver<bool>>) {
+    fn put(&mut self, (lane, drain, around): Prepared, term: u64, kept: Option<watch::Receiver<bool>>) {
         let (cut, told) = watch::channel(false);
         let (number, purpose, is_retired) = (lane.settings.lane.lane, lane.purpose, lane.is_retired);
         let mut task = JoinSet::new();
         task.spawn(supervise(lane, around, told, kept));
-        self.lanes.insert(number, Worker { drain, cut, purpose, is_retired, leaving: None, task });
+        self.lanes.insert(number, Worker { drain, cut, purpose, is_retired, term, leaving: None, task });
     }
 }
