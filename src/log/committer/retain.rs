@@ -41,11 +41,11 @@ impl Committer {
         if self.is_pinned() {
             return;
         }
-        if self.is_tight(0) {
+        if self.is_tight(self.being_freed()) {
             self.roll_to_free();
         }
         // What is being deleted counts as free already, or too much history would go.
-        let mut freed = 0;
+        let mut freed = self.being_freed();
         while let Some(bytes) = self.drop_or_carry(freed) {
             freed += bytes;
         }
@@ -69,7 +69,7 @@ impl Committer {
             Some(0) => {
                 let (first, bytes, before) = (oldest.first, oldest.bytes, second.first);
                 match self.shared.is_some() {
-                    true => self.drop_generations_for_all(before)?,
+                    true => self.drop_generations_for_all(before, bytes)?,
                     false => {
                         self.with_log(|log, _| log.drop_oldest_generation()).ok()?;
                         self.outbox.drop_oldest_generation();

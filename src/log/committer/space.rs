@@ -57,7 +57,9 @@ impl Committer {
     pub(super) fn is_tight(&self, freed: u64) -> bool {
         let Some(log) = self.log.as_ref() else { return false };
         let space = log.space();
-        space.used >= self.limits.max_size / 10 * 9 || space.free.saturating_add(freed) < self.sizes.tight(self.reserve())
+        // Servers say only after a while that something was deleted.
+        let used = if self.shared.is_some() { space.used.saturating_sub(freed) } else { space.used };
+        used >= self.limits.max_size / 10 * 9 || space.free.saturating_add(freed) < self.sizes.tight(self.reserve())
     }
 
     /// Why reports are refused, as of when the batch was begun. What is held since then counts at once.

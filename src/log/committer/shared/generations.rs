@@ -6,11 +6,13 @@
 //!   leader    GenerationDropped ─▶ log        fits only if nothing in it is needed; everybody's anchors move, and readers say "gone"
 //!             then: the log deletes it
 //! ```
+//! Between the event and the deletion is a moment ([`GRACE`]), in which the other instances read what they have not read yet.
+//!
 //! What comes after the event may be done twice, late or by the next leader: whoever begins to lead does it once. Nothing is deleted before the
 //! event is in the log, so nobody can need what is gone, but an instance that has not read for so long that its place in the log is gone. It stops,
 //! and starts again from the checkpoint.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
@@ -20,6 +22,9 @@ use crate::core::types::Seq;
 use crate::log::committer::handle::size_of_event;
 use crate::log::committer::{encode_checkpoint, now};
 
+/// What was dropped is deleted after this: an instance at work reads on many times a second, and one that is stopped for longer reads a checkpoint.
+const GRACE: Duration = Duration::from_secs(if cfg!(test) { 0 } else { 10 });
+
 /// What this instance has done for all.
 #[derive(Debug, Default)]
 pub(super) struct Kept {
@@ -27,6 +32,10 @@ pub(super) struct Kept {
     leads: bool,
     /// What its fold says of generations has been put beside the log since it leads.
     is_done: bool,
+    /// Not before this time.
+    not_before: Option<Instant>,
+    /// So many bytes have been dropped, and are not free yet.
+    freed: u64,
     /// The position of the newest checkpoint that it has put there.
     checkpoint: Seq,
 }
@@ -73,7 +82,11 @@ impl Committer {
             self.begin_generation_for_all();
         }
         self.retain();
-        self.keep_generations();
+    }
+
+    /// What has been dropped on a shared log and is not free yet, in bytes.
+    pub(in crate::log::committer) fn being_freed(&self) -> u64 {
+        self.shared.as_ref().map_or(0, |shared| shared.kept.freed)
     }
 
     pub(in crate::log::committer) fn begin_generation_for_all(&mut self) {
@@ -84,9 +97,14 @@ impl Committer {
         }
     }
 
-    pub(in crate::log::committer) fn drop_generations_for_all(&mut self, before: Seq) -> Option<()> {
+    /// Drops what comes before that generation, which takes so many bytes.
+    pub(in crate::log::committer) fn drop_generations_for_all(&mut self, before: Seq, bytes: u64) -> Option<()> {
         self.append_own(Event::GenerationDropped { before, at: now() }).ok()?;
-        self.change_kept(|kept| kept.is_done = false);
+        self.change_kept(|kept| {
+            kept.is_done = false;
+            kept.not_before = Some(Instant::now() + GRACE);
+            kept.freed += bytes;
+        });
         Some(())
     }
 
@@ -98,16 +116,17 @@ impl Committer {
 
     /// Puts beside the log what the fold says of generations, if that has not been done.
     fn keep_generations(&mut self) {
-        let Some(shared) = self.shared.as_ref().filter(|shared| shared.kept.leads && !shared.kept.is_done) else { return };
+        let is_due = |kept: &Kept| kept.leads && !kept.is_done && kept.not_before.is_none_or(|at| at <= Instant::now());
+        let Some(shared) = self.shared.as_ref().filter(|shared| is_due(&shared.kept)) else { return };
         // What is dropped takes the checkpoints along that are older than what is left.
         let newest = self.outbox.generations().next_back().unwrap_or(Seq::FIRST);
-        let is_due = newest > Seq::FIRST && shared.kept.checkpoint < newest;
-        let checkpoint = is_due.then(|| encode_checkpoint(&self.outbox));
+        let is_needed = newest > Seq::FIRST && shared.kept.checkpoint < newest;
+        let checkpoint = is_needed.then(|| encode_checkpoint(&self.outbox));
         let next = self.outbox.next();
         match self.with_log(|log, _| log.keep_generations(checkpoint.as_deref())) {
             Ok(true) => self.change_kept(|kept| {
-                kept.is_done = true;
-                if is_due {
+                (kept.is_done, kept.not_before, kept.freed) = (true, None, 0);
+                if is_needed {
                     kept.checkpoint = next;
                 }
             }),

@@ -45,15 +45,17 @@ fn the_leader_begins_and_drops_for_all() {
         b.stepped.tick();
         assert_eq!(firsts(&b), [Seq::FIRST], "the other one begins none");
         a.stepped.tick();
+        b.stepped.follow();
         let begun = firsts(&a);
         assert!(begun.len() > 1 || begun[0] > Seq::FIRST, "{begun:?}");
         busy(&mut a, 8, 40);
         for _ in 0..4 {
+            b.stepped.follow();
             a.stepped.tick();
         }
+        b.stepped.follow();
         let oldest = firsts(&a)[0];
         assert!(oldest > begun[0], "what is done is dropped: retention is over at once");
-        b.stepped.follow();
         b.stepped.tick();
         assert_eq!(firsts(&b), firsts(&a));
         for instance in [&a, &b] {
@@ -103,6 +105,7 @@ fn what_a_leader_left_half_done_is_done_by_the_next() {
         // Killed there.
         drop(a);
         b.record(vec![left(A, B)]).unwrap();
+        b.stepped.tick();
         b.stepped.tick();
         let opened = MemoryLog::open_shared(&disk).unwrap();
         assert!(opened.checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.next >= second), "a start reads from there");
