@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::thread::sleep;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{JoinHandle, sleep, spawn};
 use std::time::{Duration, Instant};
 
 use crate::load::Load;
@@ -67,15 +69,54 @@ pub struct Recovery {
     pub owned: Duration,
     /// Until every lane had delivered a report that was posted after the trouble began.
     pub delivering: Duration,
-    /// So long this process was kept from running meanwhile.
+    /// So much of that is the machine's, which was busy with other things.
     pub stall: Duration,
+}
+
+/// What is not waiting for a lease (3 s), for its renewal (1 s) and for the next look (250 ms), but work, on a machine that has nothing else to do.
+const WORK: Duration = Duration::from_millis(750);
+
+/// How much longer work takes than it would on an idle machine: a thread that works a little all the time, and is told by the system how long it ran
+/// and how long it waited for its turn.
+struct Slowness {
+    is_over: Arc<AtomicBool>,
+    measuring: JoinHandle<f64>,
+}
+
+impl Slowness {
+    fn start() -> Slowness {
+        let is_over = Arc::new(AtomicBool::new(false));
+        let stop = Arc::clone(&is_over);
+        let measuring = spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                let began = Instant::now();
+                while began.elapsed() < Duration::from_millis(4) {
+                    std::hint::spin_loop();
+                }
+                sleep(Duration::from_millis(40));
+            }
+            let times = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+            let times: Vec<f64> = times.split_whitespace().filter_map(|time| time.parse().ok()).collect();
+            match times[..] {
+                [ran, waited, ..] if ran > 0.0 => (ran + waited) / ran,
+                _ => 1.0,
+            }
+        });
+        Slowness { is_over, measuring }
+    }
+
+    /// At least 1.
+    fn end(self) -> f64 {
+        self.is_over.store(true, Ordering::Relaxed);
+        self.measuring.join().unwrap()
+    }
 }
 
 /// Watches until all is well again, as far as those can tell that are well.
 pub fn recovery(scene: &Scene, load: &Load, began: Instant, well: &[usize]) -> Recovery {
     let mut owned = None;
     let mut delivering = BTreeSet::new();
-    let mut stall = Duration::ZERO;
+    let (mut stall, slowness) = (Duration::ZERO, Slowness::start());
     let mut seen = load.first_seen();
     let (mut turn, mut all_deliver) = (0, None);
     // Those do not change while they run.
@@ -110,5 +151,6 @@ pub fn recovery(scene: &Scene, load: &Load, began: Instant, well: &[usize]) -> R
         sleep(LOOK);
         stall += slept.elapsed().saturating_sub(LOOK);
     }
+    stall += WORK.mul_f64(slowness.end() - 1.0);
     Recovery { owned: owned.unwrap_or_default(), delivering: all_deliver.unwrap_or_default(), stall }
 }

@@ -162,7 +162,9 @@ impl Tidings {
     }
 
     fn spawn(&self, log: Stdio) -> Child {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tidings"));
+        // Another build of it, such as an optimised one, may be put under the same tests.
+        let binary = std::env::var_os("TIDINGS_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_tidings").into());
+        let mut command = Command::new(binary);
         command.args(["serve", "--log-format", "json", "--config"]).arg(self.config_file());
         for variable in ["TIDINGS_CONFIG", "TIDINGS_URL", "TIDINGS_TOKEN", "TIDINGS_LOG", "NOTIFY_SOCKET"] {
             command.env_remove(variable);
