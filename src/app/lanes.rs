@@ -67,7 +67,7 @@ async fn made(
     let mut tries = 0;
     loop {
         let asked = name.clone();
-        let known = log.ask(move |outbox| {
+        let known = log.ask_latest(move |outbox| {
             let connection = outbox.connections().get(&asked)?;
             Some((connection.newest_set(purpose), connection.next_lane()))
         });
@@ -79,7 +79,7 @@ async fn made(
         tries += 1;
         match log.record(vec![made]).await {
             Ok(_) => return Ok((set, first)),
-            Err(CommitError::DoesNotFit(_)) if log.is_shared() && tries < TRIES => {}
+            Err(CommitError::ChangedMeanwhile(_)) if tries < TRIES => {}
             Err(error) => return Err(error.into()),
         }
     }

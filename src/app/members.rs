@@ -177,7 +177,7 @@ impl Member {
         let left = Event::InstanceLeft { instance: self.me, by: self.me, at: now() };
         match timeout(SAID, log.record(vec![left])).await {
             // Declared left by others already.
-            Ok(Ok(_) | Err(CommitError::DoesNotFit(_) | CommitError::NotOwner(_))) => {}
+            Ok(Ok(_) | Err(CommitError::ChangedMeanwhile(_) | CommitError::NotOwner(_))) => {}
             Ok(Err(error)) => {
                 tracing::warn!(%error, "the log does not say that this instance has left; the others find out within seconds")
             }
@@ -373,7 +373,7 @@ impl Control {
             tries += 1;
             match self.log.record(joined.into_iter().chain(taken).collect()).await {
                 Ok(_) => return Ok(()),
-                Err(CommitError::DoesNotFit(_)) if tries < TRIES => {}
+                Err(CommitError::ChangedMeanwhile(_)) if tries < TRIES => {}
                 Err(error) => return Err(error.into()),
             }
         }

@@ -447,7 +447,8 @@ impl Work {
                 Err(CommitError::Overloaded) => {}
                 Err(CommitError::Stopped) => return Err(Ended::Told),
                 // Another instance leads now, or has recorded that the job was cancelled.
-                Err(CommitError::NotOwner(_) | CommitError::DoesNotFit(_)) if self.log.is_shared() => return Err(Ended::Told),
+                // Or its lanes are other ones by now: it is taken up again, and finds them.
+                Err(CommitError::NotOwner(_) | CommitError::ChangedMeanwhile(_) | CommitError::LanesChanged(_)) => return Err(Ended::Told),
                 Err(error) => return Err(Ended::Failed(error.to_string())),
             }
             self.pause(AGAIN).await?;

@@ -73,7 +73,9 @@ pub enum Refusal {
     #[error(transparent)]
     Accept(#[from] AcceptError),
     /// The disk takes too long.
-    #[error("the disk has not answered in time, so it is not known whether this was accepted; send it again with the same Idempotency-Key")]
+    #[error(
+        "the store has not answered in time, so it is not known whether this was accepted; send it again with the same Idempotency-Key"
+    )]
     CommitTimeout,
     /// A handler panicked.
     #[error("a fault in Tidings; its log says more")]

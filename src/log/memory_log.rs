@@ -332,7 +332,7 @@ impl EventLog for MemoryLog {
 
     fn generations(&self) -> Vec<Generation> {
         let seen = |stored: &Stored| Generation { first: stored.first, newest: stored.newest, bytes: stored.bytes };
-        self.disk.content().generations.iter().map(seen).collect()
+        self.disk.content().generations.iter().filter(|stored| stored.first >= self.dropped).map(seen).collect()
     }
 
     fn drop_oldest_generation(&mut self) -> Result<(), AppendError> {

@@ -11,7 +11,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_nats::jetstream::Context;
 use bytes::Bytes;
+use tokio::time::{Instant, sleep};
 
 use super::bridge::Bridge;
 use super::bucket::{Bucket, Identity, Mark, State};
@@ -27,6 +29,12 @@ use crate::core::types::Seq;
 use crate::log::codec::{Decoder, Encoder, Kind, Limits, parse};
 use crate::log::sizes::Sizes;
 use crate::log::{Checkpoint, LastStop, OpenError, Opened, StoreId};
+
+/// Servers that answer may be about to find each other, or elect who leads a stream that another instance has just made.
+const SETTLING: Duration = Duration::from_secs(20);
+
+/// Between two tries of that.
+const AGAIN: Duration = Duration::from_millis(500);
 
 /// The whole of it, the pages apart: some dozen requests, and perhaps an election.
 const OPENING: Duration = Duration::from_secs(60);
@@ -138,15 +146,28 @@ pub(super) fn open_log(options: Options, purpose: Purpose) -> Result<(JetStreamL
 }
 
 async fn prepare(options: &Options, store: &str, purpose: Purpose) -> Result<Found, OpenError> {
+    let context = connect(options).await.map_err(|what| OpenError::Unreachable { store: store.to_owned(), what })?;
+    let until = Instant::now() + SETTLING;
+    loop {
+        match find_or_make(&context, options, store, purpose).await {
+            Err(OpenError::Unreachable { what, .. }) if purpose == Purpose::Serve && Instant::now() < until => {
+                tracing::info!(store, "the servers are not ready yet: {what}; it is tried again");
+                sleep(AGAIN).await;
+            }
+            other => return other,
+        }
+    }
+}
+
+async fn find_or_make(context: &Context, options: &Options, store: &str, purpose: Purpose) -> Result<Found, OpenError> {
     let unreachable = |what: String| OpenError::Unreachable { store: store.to_owned(), what };
     let unfit = |what: String| OpenError::NotAStream { store: store.to_owned(), what };
-    let context = connect(options).await.map_err(unreachable)?;
-    let info = find(&context, &options.stream).await.map_err(unreachable)?;
+    let info = find(context, &options.stream).await.map_err(unreachable)?;
     if let Some(what) = info.as_ref().and_then(Pages::unfit) {
         return Err(unfit(format!("{what}; change the stream, or choose another `store.stream`")));
     }
     let held = info.as_ref().map(|info| info.state.last_sequence);
-    let exists = Bucket::exists(&context, options).await.map_err(unreachable)?;
+    let exists = Bucket::exists(context, options).await.map_err(unreachable)?;
     if !exists && held.is_some_and(|last| last > 0) {
         return Err(unfit(format!(
             "the stream holds messages, and its bucket `{}` is missing; choose another `store.stream`, or restore the bucket as well",
@@ -157,7 +178,7 @@ async fn prepare(options: &Options, store: &str, purpose: Purpose) -> Result<Fou
     if is_export && (!exists || held.is_none()) {
         return Err(unfit("there is no stream, or no bucket beside it".into()));
     }
-    let bucket = Bucket::open(&context, options, exists).await.map_err(unreachable)?;
+    let bucket = Bucket::open(context, options, exists).await.map_err(unreachable)?;
     let known = bucket.read::<Identity>("identity").await.map_err(unreachable)?;
     if known.is_some() && held.is_none() {
         let what = "the bucket is there, and the stream is gone with everything that was accepted".to_owned();
@@ -191,7 +212,7 @@ async fn prepare(options: &Options, store: &str, purpose: Purpose) -> Result<Fou
     if is_export && let Some(holder) = import::at_work(&bucket).await.map_err(unreachable)? {
         return Err(OpenError::InUse { store: store.to_owned(), holder });
     }
-    let pages = Pages::open(&context, options, info).await.map_err(unreachable)?;
+    let pages = Pages::open(context, options, info).await.map_err(unreachable)?;
     let closed_at = bucket.read::<State>("state").await.map_err(unreachable)?.and_then(|state| state.value.closed_at);
     let begun = |state: &mut State| {
         state.starts += 1;

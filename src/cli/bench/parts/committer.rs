@@ -295,6 +295,18 @@ impl EventLog for Counting {
         self.log.drop_oldest_generation()
     }
 
+    fn note_generation(&mut self, first: Seq) -> Result<(), AppendError> {
+        self.log.note_generation(first)
+    }
+
+    fn note_dropped(&mut self, first: Seq) -> Result<(), AppendError> {
+        self.log.note_dropped(first)
+    }
+
+    fn keep_generations(&mut self, checkpoint: Option<&[u8]>) -> Result<bool, AppendError> {
+        self.log.keep_generations(checkpoint)
+    }
+
     fn space(&self) -> Space {
         self.log.space()
     }
