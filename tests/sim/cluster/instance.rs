@@ -40,6 +40,8 @@ pub(super) struct Node {
     look_at: u64,
     asked: Vec<Ticket>,
     pub(super) lanes: BTreeMap<u32, Driver>,
+    /// What lanes have handed in before they ended.
+    pub(super) orphans: Vec<(u32, Ticket)>,
     posts: Vec<Post>,
 }
 
@@ -69,6 +71,7 @@ impl World {
             look_at: 0,
             asked: Vec::new(),
             lanes: BTreeMap::new(),
+            orphans: Vec::new(),
             posts: Vec::new(),
         }
     }
@@ -119,6 +122,7 @@ impl World {
             self.read_on();
         }
         self.look_after_posts(at);
+        self.look_after_orphans(at);
         for lane in 0..LANES {
             let node = &self.nodes[at];
             let Owner { instance, term } = node.stepped.outbox().expect("it is not stopped").owners().of(&key(lane));

@@ -75,8 +75,39 @@ impl World {
     }
 
     pub(super) fn lane_ends(&mut self, at: usize, lane: u32) {
-        if let Some(connection) = self.nodes[at].lanes.remove(&lane).and_then(|driver| driver.connection) {
+        if let Some(driver) = self.nodes[at].lanes.remove(&lane) {
+            self.end_driver(at, lane, driver);
+        }
+    }
+
+    /// A lane's task has ended, and its connection with it. What it has handed in may still be recorded.
+    fn end_driver(&mut self, at: usize, lane: u32, driver: Driver) {
+        if let Some(connection) = driver.connection {
             self.put(connection, true, Packet::Closed);
+        }
+        if let Work::At(work) = driver.work {
+            let node = &mut self.nodes[at];
+            node.orphans.extend(work.appends.into_iter().map(|ticket| (lane, ticket)));
+        }
+    }
+
+    /// Nothing is recorded for a lane but by its owner.
+    fn check_owner(&mut self, at: usize, lane: u32, first: Seq) {
+        self.read_on();
+        let (owner, me) = (self.owners.get(&first), self.nodes[at].id);
+        assert!(owner.is_none_or(|owner| *owner == Some(me)), "an outcome of lane {lane} came from {me}, and {owner:?} owns it");
+    }
+
+    pub(super) fn look_after_orphans(&mut self, at: usize) {
+        for (lane, mut ticket) in std::mem::take(&mut self.nodes[at].orphans) {
+            let mut answer: Waiting<_> = Box::pin(ticket.answer());
+            let result = look(&mut answer);
+            drop(answer);
+            match result.map(|result| result.map(Committed::into_inner)) {
+                None => self.nodes[at].orphans.push((lane, ticket)),
+                Some(Ok(Appended::New { first, .. })) => self.check_owner(at, lane, first),
+                Some(_) => {}
+            }
         }
     }
 
@@ -99,9 +130,7 @@ impl World {
         };
         if !goes_on {
             // The lane is another's, or too many append: its task ends, and with it the connection.
-            if let Some(connection) = driver.connection {
-                self.put(connection, true, Packet::Closed);
-            }
+            self.end_driver(at, lane, driver);
             return false;
         }
         if reads {
@@ -142,9 +171,7 @@ impl World {
             driver.at().appends.pop_front();
             match result.map(Committed::into_inner) {
                 Ok(Appended::New { first, resent, .. }) => {
-                    self.read_on();
-                    let (owner, me) = (self.owners.get(&first).copied().flatten(), self.nodes[at].id);
-                    assert!(owner.is_none() || owner == Some(me), "an outcome of lane {lane} came from {me}, and {owner:?} owns it");
+                    self.check_owner(at, lane, first);
                     self.give(at, lane, driver, Input::Committed { resent });
                 }
                 Ok(Appended::Known(_)) => self.give(at, lane, driver, Input::Committed { resent: Vec::new() }),
