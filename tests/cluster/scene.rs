@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -26,6 +26,13 @@ const NOWHERE: &str = "127.0.0.1:1";
 
 /// So long nothing changes among servers that have settled.
 const SETTLED: Duration = Duration::from_millis(2_500);
+
+/// One scene at a time: each is a dozen processes, and what is measured in one would be another one's doing.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    // A test that failed has left nothing behind.
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// The servers below the log, and the wires between them.
 pub struct Servers {
@@ -158,15 +165,17 @@ pub struct Scene {
     pub mosquitto: Mosquitto,
     switch: Switch,
     pub servers: Servers,
+    _alone: MutexGuard<'static, ()>,
 }
 
 impl Scene {
     /// So many instances over three servers, all of them with lanes.
     pub fn start(instances: usize) -> Scene {
+        let _alone = alone();
         let (servers, mosquitto) = (Servers::start(), Mosquitto::start(&[PERSISTENT, IN_ORDER].concat()));
         let subscriber = Subscriber::start(mosquitto.port);
         let switch = Switch::start(local(mosquitto.port));
-        let mut scene = Scene { instances: Vec::new(), subscriber, mosquitto, switch, servers };
+        let mut scene = Scene { instances: Vec::new(), subscriber, mosquitto, switch, servers, _alone };
         for _ in 0..instances {
             scene.add();
         }
@@ -252,15 +261,17 @@ pub struct Small {
     pub instances: Vec<Instance>,
     _switch: Switch,
     _node: Nats,
+    _alone: MutexGuard<'static, ()>,
 }
 
 impl Small {
     pub fn start(instances: usize, broker: u16, lines: &str, more: &str) -> Small {
+        let _alone = alone();
         let node = Nats::start();
         let (nodes, switch) = (std::slice::from_ref(&node), Switch::start(local(broker)));
         let mut instances: Vec<Instance> = (0..instances).map(|_| Instance::prepare(nodes, &switch, lines, more)).collect();
         instances.iter_mut().for_each(Instance::run);
-        let small = Small { instances, _switch: switch, _node: node };
+        let small = Small { instances, _switch: switch, _node: node, _alone };
         wait_until("every lane has an owner, and every instance a lane", || {
             small.instances.iter().all(|instance| {
                 let Some(view) = instance.view() else { return false };
