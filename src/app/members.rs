@@ -199,7 +199,7 @@ impl Control {
     pub(super) async fn look_after_lanes(&mut self) {
         let Some(member) = self.member.clone() else { return };
         if !*member.kept().borrow() {
-            member.leads.send_if_modified(|leads| std::mem::take(leads));
+            member.leads.send_if_modified(std::mem::take);
             return;
         }
         let Some(view) = self.view().await else { return };
