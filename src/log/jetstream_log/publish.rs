@@ -26,6 +26,9 @@ use super::servers::{Pages, told};
 /// Between two tries while the servers don't answer.
 const AGAIN: Duration = Duration::from_millis(200);
 
+/// After so long another leader is wanted: longer than an election takes, and a hiccup of a disk.
+const LEADS_AND_STORES_NOTHING: Duration = Duration::from_secs(8);
+
 /// Why a commit was not stored.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum NotStored {
@@ -65,6 +68,17 @@ impl Publication {
         self.settle(last, sent, until).await
     }
 
+    /// A leader that answers and stores nothing: nats-server before 2.9.22 may come to that in an election (its pull request 4365). Another one does
+    /// better; and where this one was only slow, an election harms nobody.
+    async fn ask_to_step_down(&self) {
+        tracing::warn!("the stream has a leader that answers and stores nothing; it is asked to let another one lead");
+        let subject = format!("STREAM.LEADER.STEPDOWN.{}", self.pages.name);
+        let answer: Result<serde_json::Value, _> = self.pages.context.request(subject, &()).await;
+        if let Err(error) = answer {
+            tracing::debug!(%error, "it did not answer to that");
+        }
+    }
+
     fn place(&self, page: usize) -> u64 {
         self.base + 1 + page as u64
     }
@@ -80,6 +94,7 @@ impl Publication {
     async fn settle(&self, page: usize, mut sent: Result<PublishAckFuture, PublishError>, until: Instant) -> Result<(), NotStored> {
         let place = self.place(page);
         let mut has_waited = false;
+        let mut asked = Instant::now();
         loop {
             let answer = match sent {
                 Ok(sent) => sent.await,
@@ -99,7 +114,15 @@ impl Publication {
             match self.pages.get(place).await {
                 Ok(Some(found)) if found == self.messages[page] => return Ok(()),
                 Ok(Some(_)) => return Err(NotStored::Overtaken),
-                Ok(None) | Err(_) if Instant::now() < until => {
+                found @ (Ok(None) | Err(_)) if Instant::now() < until => {
+                    if found.is_err() {
+                        // There may be no leader. Time counts from when there is one.
+                        asked = Instant::now();
+                    }
+                    if asked.elapsed() >= LEADS_AND_STORES_NOTHING {
+                        self.ask_to_step_down().await;
+                        asked = Instant::now();
+                    }
                     if !has_waited {
                         tracing::warn!(
                             "the store's servers did not acknowledge a commit ({what}); it is tried again, and nothing else is accepted until then"

@@ -102,6 +102,8 @@ pub(super) struct Pages {
     /// For the work: with [`ANSWER`].
     pub(super) context: Context,
     pub(super) subject: String,
+    /// The stream's name.
+    pub(super) name: String,
     stream: Stream<()>,
     /// For what takes longer: with [`REQUEST`].
     slow: Stream<()>,
@@ -164,7 +166,7 @@ impl Pages {
         let slow = context.get_stream_no_info(&options.stream).await.map_err(|error| told(&error))?;
         let context = jetstream::context::ContextBuilder::new().timeout(ANSWER).build(context.client());
         let stream = context.get_stream_no_info(&options.stream).await.map_err(|error| told(&error))?;
-        Ok(Pages { context, subject: subject(&options.stream), stream, slow })
+        Ok(Pages { context, subject: subject(&options.stream), name: options.stream.clone(), stream, slow })
     }
 
     /// Why a stream that is there can't be this log's.
