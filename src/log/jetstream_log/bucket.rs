@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Duration, Instant, sleep};
 
 use super::Options;
-use super::servers::{find, told};
+use super::servers::{find, let_another_lead, told};
 use crate::core::types::{Millis, Seq};
 
 /// What the bucket's stream is called.
@@ -221,6 +221,13 @@ impl Bucket {
     pub(super) async fn put<T: Serialize>(&self, key: &str, value: &T) -> Result<(), String> {
         let written = self.store.put(key, json(value)).await;
         written.map(drop).map_err(|error| format!("writing `{key}` to the bucket: {}", told(&error)))
+    }
+
+    /// Asks its leader to let another server lead, if it answers.
+    pub(super) async fn let_another_lead(&self) {
+        if self.raw("identity").await.is_ok() {
+            let_another_lead(&self.context, &format!("KV_{}", self.store.name)).await;
+        }
     }
 
     /// Deletes a key, without a trace.

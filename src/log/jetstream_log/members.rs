@@ -4,13 +4,15 @@
 //! before it had joined goes after an hour of the servers' time.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
 use super::bridge::Bridge;
 use super::bucket::{Bucket, Entry};
 use super::growth::Growth;
+use super::servers::LEADS_AND_STORES_NOTHING;
 use super::watch::Watched;
 use crate::core::types::InstanceId;
 use crate::log::peers::{Health, PATIENCE, Peers};
@@ -45,6 +47,8 @@ pub(super) struct Members {
     watched: Watched,
     growth: Growth,
     name: String,
+    /// Since when signs of life are not written, and other leaders were wanted last.
+    unwritten: Mutex<Option<Instant>>,
 }
 
 /// Everything that is there.
@@ -68,7 +72,26 @@ pub(super) async fn signs(bucket: &Bucket) -> Result<BTreeMap<InstanceId, Sign>,
 
 impl Members {
     pub(super) fn new(bridge: &Arc<Bridge>, bucket: &Bucket, watched: &Watched, growth: Growth, name: &str) -> Members {
-        Members { bridge: Arc::clone(bridge), bucket: bucket.clone(), watched: watched.clone(), growth, name: name.to_owned() }
+        Members {
+            bridge: Arc::clone(bridge),
+            bucket: bucket.clone(),
+            watched: watched.clone(),
+            growth,
+            name: name.to_owned(),
+            unwritten: Mutex::default(),
+        }
+    }
+
+    /// The bucket's leader, too, may be one that answers and stores nothing.
+    fn note(&self, is_written: bool) {
+        let mut unwritten = self.unwritten.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_written {
+            *unwritten = None;
+        } else if unwritten.get_or_insert_with(Instant::now).elapsed() >= LEADS_AND_STORES_NOTHING {
+            *unwritten = None;
+            let bucket = self.bucket.clone();
+            self.bridge.spawn(async move { bucket.let_another_lead().await });
+        }
     }
 
     fn asked<T: Send + 'static>(&self, act: impl Future<Output = Result<T, String>> + Send + 'static) -> Result<T, String> {
@@ -81,7 +104,9 @@ impl Peers for Members {
     fn put_beat(&self, instance: InstanceId, beat: u64) -> Result<(), String> {
         let sign = Sign { beat, name: self.name.clone(), version: env!("CARGO_PKG_VERSION").into() };
         let bucket = self.bucket.clone();
-        self.asked(async move { bucket.put(&format!("{PREFIX}{instance}"), &sign).await })
+        let written = self.asked(async move { bucket.put(&format!("{PREFIX}{instance}"), &sign).await });
+        self.note(written.is_ok());
+        written
     }
 
     fn beats(&self) -> Result<BTreeMap<InstanceId, u64>, String> {

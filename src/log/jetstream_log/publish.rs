@@ -21,13 +21,10 @@ use async_nats::jetstream::context::{PublishAckFuture, PublishError, PublishErro
 use bytes::Bytes;
 use tokio::time::{Instant, sleep};
 
-use super::servers::{Pages, told};
+use super::servers::{LEADS_AND_STORES_NOTHING, Pages, let_another_lead, told};
 
 /// Between two tries while the servers don't answer.
 const AGAIN: Duration = Duration::from_millis(200);
-
-/// After so long another leader is wanted: longer than an election takes, and a hiccup of a disk.
-const LEADS_AND_STORES_NOTHING: Duration = Duration::from_secs(8);
 
 /// Why a commit was not stored.
 #[derive(Debug, PartialEq, Eq)]
@@ -66,17 +63,6 @@ impl Publication {
         }
         let sent = self.send(last).await;
         self.settle(last, sent, until).await
-    }
-
-    /// A leader that answers and stores nothing: nats-server before 2.9.22 may come to that in an election (its pull request 4365). Another one does
-    /// better; and where this one was only slow, an election harms nobody.
-    async fn ask_to_step_down(&self) {
-        tracing::warn!("the stream has a leader that answers and stores nothing; it is asked to let another one lead");
-        let subject = format!("STREAM.LEADER.STEPDOWN.{}", self.pages.name);
-        let answer: Result<serde_json::Value, _> = self.pages.context.request(subject, &()).await;
-        if let Err(error) = answer {
-            tracing::debug!(%error, "it did not answer to that");
-        }
     }
 
     fn place(&self, page: usize) -> u64 {
@@ -120,7 +106,7 @@ impl Publication {
                         asked = Instant::now();
                     }
                     if asked.elapsed() >= LEADS_AND_STORES_NOTHING {
-                        self.ask_to_step_down().await;
+                        let_another_lead(&self.pages.context, &self.pages.name).await;
                         asked = Instant::now();
                     }
                     if !has_waited {

@@ -246,6 +246,19 @@ impl Pages {
     }
 }
 
+/// After so long another leader is wanted: longer than an election takes, and a hiccup of a disk.
+pub(super) const LEADS_AND_STORES_NOTHING: Duration = Duration::from_secs(8);
+
+/// Asks a stream's leader to let another server lead. There are leaders that answer and store nothing any more: nats-server 2.9.10 was seen to come to that in an
+/// election ("has high message lag" in its log), and to stay so. Where this one was only slow, an election harms nobody.
+pub(super) async fn let_another_lead(context: &Context, stream: &str) {
+    tracing::warn!(stream, "the stream has a leader that answers and stores nothing; it is asked to let another server lead");
+    let answer: Result<serde_json::Value, _> = context.request(format!("STREAM.LEADER.STEPDOWN.{stream}"), &()).await;
+    if let Err(error) = answer {
+        tracing::debug!(%error, "it did not answer to that");
+    }
+}
+
 fn replicas_hint(options: &Options) -> String {
     match options.replicas {
         1 => String::new(),

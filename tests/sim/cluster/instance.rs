@@ -79,7 +79,7 @@ impl World {
     /// A producer asks one of the instances.
     pub(super) fn post(&mut self, number: u64) {
         let lane = (number % u64::from(LANES)) as u32;
-        let qos = if number / 8 % 4 == 0 { Qos::AtLeastOnce } else { Qos::ExactlyOnce };
+        let qos = if (number / 8).is_multiple_of(4) { Qos::AtLeastOnce } else { Qos::ExactlyOnce };
         let dedupe = Some(Dedupe { key: u128::from(number), body: 1, line: 0, lines: 1, batch: false });
         let event = Event::Accepted(Arc::new(Accepted {
             at: Millis(number),

@@ -105,7 +105,7 @@ impl World {
         books.apply(&lanes).expect("the first event");
         log.append(&[lanes], &|_| SendNo(0)).expect("it is in memory");
         let mut world = World {
-            protocol: if seed % 2 == 0 { Protocol::V5 } else { Protocol::V311 },
+            protocol: if seed.is_multiple_of(2) { Protocol::V5 } else { Protocol::V311 },
             chance: Chance::new(seed),
             now: 1,
             peers: log.peers().expect("the log is shared"),

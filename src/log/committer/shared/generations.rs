@@ -25,6 +25,12 @@ use crate::log::committer::{encode_checkpoint, now};
 /// What was dropped is deleted after this: an instance at work reads on many times a second, and one that is stopped for longer reads a checkpoint.
 const GRACE: Duration = Duration::from_secs(if cfg!(test) { 0 } else { 10 });
 
+/// A checkpoint is put beside the log after so many events, too: what a start has to read at most. On servers each commit is a message of its own, and read by itself.
+const CHECKPOINT_EVENTS: u64 = 10_000;
+
+/// But no more often than this: it is written as a whole, and commits wait for it.
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(30);
+
 /// What this instance has done for all.
 #[derive(Debug, Default)]
 pub(super) struct Kept {
@@ -38,6 +44,16 @@ pub(super) struct Kept {
     freed: u64,
     /// The position of the newest checkpoint that it has put there.
     checkpoint: Seq,
+    /// And when.
+    put_at: Option<Instant>,
+}
+
+impl Kept {
+    /// Whether a start would have to read much.
+    fn is_far_behind(&self, next: Seq) -> bool {
+        let is_a_while_ago = self.put_at.is_none_or(|at| at.elapsed() >= CHECKPOINT_EVERY);
+        is_a_while_ago && next.0.saturating_sub(self.checkpoint.0) >= CHECKPOINT_EVENTS
+    }
 }
 
 impl Committer {
@@ -116,18 +132,21 @@ impl Committer {
 
     /// Puts beside the log what the fold says of generations, if that has not been done.
     fn keep_generations(&mut self) {
-        let is_due = |kept: &Kept| kept.leads && !kept.is_done && kept.not_before.is_none_or(|at| at <= Instant::now());
-        let Some(shared) = self.shared.as_ref().filter(|shared| is_due(&shared.kept)) else { return };
+        let next = self.outbox.next();
+        let is_due = |kept: &Kept| match kept.is_done {
+            true => kept.is_far_behind(next),
+            false => kept.not_before.is_none_or(|at| at <= Instant::now()),
+        };
+        let Some(shared) = self.shared.as_ref().filter(|shared| shared.kept.leads && is_due(&shared.kept)) else { return };
         // What is dropped takes the checkpoints along that are older than what is left.
         let newest = self.outbox.generations().next_back().unwrap_or(Seq::FIRST);
-        let is_needed = newest > Seq::FIRST && shared.kept.checkpoint < newest;
+        let is_needed = shared.kept.is_far_behind(next) || (newest > Seq::FIRST && shared.kept.checkpoint < newest);
         let checkpoint = is_needed.then(|| encode_checkpoint(&self.outbox));
-        let next = self.outbox.next();
         match self.with_log(|log, _| log.keep_generations(checkpoint.as_deref())) {
             Ok(true) => self.change_kept(|kept| {
                 (kept.is_done, kept.not_before, kept.freed) = (true, None, 0);
                 if is_needed {
-                    kept.checkpoint = next;
+                    (kept.checkpoint, kept.put_at) = (next, Some(Instant::now()));
                 }
             }),
             // At the next tick.
