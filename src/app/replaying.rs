@@ -138,7 +138,12 @@ impl Replaying {
             return;
         }
         let asked = self.log.ask(|outbox| outbox.replays().keys().copied().collect::<Vec<u64>>());
-        let Ok(Ok(under_way)) = timeout(LOOK, asked).await else { return };
+        let under_way = match self.leads {
+            // It is asked at the start, and never again.
+            None => asked.await,
+            Some(_) => timeout(LOOK, asked).await.unwrap_or(Err(CommitError::Overloaded)),
+        };
+        let Ok(under_way) = under_way else { return };
         let under_way = under_way.into_inner();
         workers.retain(|id, _| under_way.contains(id));
         for id in under_way {
