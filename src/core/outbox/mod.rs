@@ -15,6 +15,9 @@
 //! The books of a connection balance at every event: created = pending + delivered + dead + expired + discarded.
 
 mod backlog;
+mod connection;
+mod error;
+mod generations;
 mod lane;
 mod owners;
 mod publishers;
@@ -31,6 +34,10 @@ use std::collections::{BTreeMap, VecDeque};
 use serde::{Deserialize, Serialize};
 
 pub use backlog::{Apart, Backlog, WhyApart};
+pub use connection::{Connection, LaneSet, Totals};
+pub use error::FoldError;
+use generations::GenerationMark;
+pub use generations::Straggler;
 pub use lane::{Dead, Lane, Moved, Waiting};
 pub use owners::{Member, Owner, Owners};
 use publishers::Publishers;
@@ -62,70 +69,6 @@ pub struct Outbox {
     owners: Owners,
 }
 
-/// One connection: its lanes and its books.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Connection {
-    /// Sets of lanes, oldest first; the last one of a purpose takes new deliveries.
-    pub sets: Vec<LaneSet>,
-    /// Every lane that ever was and is not empty, and those of the newest sets.
-    pub lanes: BTreeMap<u32, Lane>,
-    /// The books.
-    pub totals: Totals,
-}
-
-/// A set of lanes over which deliveries are spread by topic.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LaneSet {
-    /// The number of its first lane.
-    pub first: u32,
-    /// How many lanes.
-    pub count: u32,
-    /// What for.
-    pub purpose: LanePurpose,
-}
-
-/// The cumulative books of a connection. They outlive restarts and retention.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Totals {
-    /// Deliveries made from accepted reports.
-    pub accepted: u64,
-    /// Deliveries made by replays.
-    pub replayed: u64,
-    /// Done by PUBACK or PUBCOMP.
-    pub acknowledged: u64,
-    /// Done by flushing (QoS 0).
-    pub sent: u64,
-    /// Dead letters now.
-    pub dead: u64,
-    /// Expired.
-    pub expired: u64,
-    /// Discarded by an operator.
-    pub discarded: u64,
-    /// Pending now.
-    pub pending: u64,
-    /// Sends that may have arrived twice, because a broker's session was lost.
-    pub possible_duplicates: u64,
-}
-
-impl Totals {
-    /// Deliveries created.
-    pub fn created(&self) -> u64 {
-        self.accepted + self.replayed
-    }
-
-    /// created = pending + delivered + dead + expired + discarded.
-    pub fn balance(&self) -> bool {
-        self.created() == self.pending + self.acknowledged + self.sent + self.dead + self.expired + self.discarded
-    }
-}
-
-/// Where a generation begins, lane by lane.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct GenerationMark {
-    first: Seq,
-    sends: BTreeMap<LaneKey, SendNo>,
-}
-
 /// A replay job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Replay {
@@ -141,61 +84,6 @@ pub struct Replay {
     pub through: Seq,
     /// Deliveries created so far.
     pub created: u64,
-}
-
-/// Why an event does not fit what came before. Either a fault of Tidings or a damaged log; never folded.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum FoldError {
-    /// The lane was never made.
-    #[error("lane {0} does not exist")]
-    NoSuchLane(LaneKey),
-    /// An outcome for a send that is not pending.
-    #[error("send {send} of lane {lane} is not pending")]
-    NotPending {
-        /// The lane.
-        lane: LaneKey,
-        /// The send.
-        send: SendNo,
-    },
-    /// A lane number that was used before.
-    #[error("lane {0} exists already")]
-    LaneExists(LaneKey),
-    /// A replay job that is not under way.
-    #[error("replay {0} is not under way")]
-    NoSuchReplay(u64),
-    /// An instance that has not joined, or has left.
-    #[error("instance {0} has not joined, or has left")]
-    NoSuchInstance(InstanceId),
-    /// Another has taken the lane since.
-    #[error("term {term} of lane {lane} can't begin or end: the last one is {known}")]
-    NotTheTerm {
-        /// The lane.
-        lane: LaneKey,
-        /// The term that was asked for.
-        term: u64,
-        /// The lane's last term.
-        known: u64,
-    },
-    /// The lane is another instance's.
-    #[error("lane {0} is not owned by this instance")]
-    NotOwner(LaneKey),
-    /// What one instance does for all is done by another one.
-    #[error("another instance does the work that one does for all")]
-    NotLeader,
-    /// An instance speaks for itself only.
-    #[error("instance {0} speaks for itself only")]
-    NotYours(InstanceId),
-    /// Shared log: no generation begins there, or it has been dropped.
-    #[error("no generation begins with event {0}")]
-    NoSuchGeneration(Seq),
-    /// Shared log: a generation in which something is needed can't be dropped.
-    #[error("{count} deliveries before event {before} are not done")]
-    StillNeeded {
-        /// What was to be dropped ends here.
-        before: Seq,
-        /// So many deliveries in it are pending or dead.
-        count: u64,
-    },
 }
 
 /// As a lane's endpoint: it had a session, which is another's now. No server is called so.
@@ -529,60 +417,6 @@ impl Outbox {
         self.owners.check_from(instance, event)
     }
 
-    /// A generation begins at [`Outbox::next`]. To be called before the checkpoint that opens it is taken.
-    pub fn begin_generation(&mut self) {
-        let sends = self
-            .connections
-            .iter()
-            .flat_map(|(name, connection)| {
-                connection.lanes.iter().map(|(number, lane)| (LaneKey { connection: name.clone(), lane: *number }, lane.next_send))
-            })
-            .collect();
-        self.generations.push_back(GenerationMark { first: self.next, sends });
-    }
-
-    /// How many deliveries that are pending or dead are held by the oldest generation, or none if it is the only one.
-    pub fn needed_in_oldest_generation(&self) -> Option<u64> {
-        self.needed_before_generation(1)
-    }
-
-    /// How many deliveries that are pending or dead are held by the generations before the `number`-th, counted from 0; none if there are
-    /// not so many.
-    pub fn needed_before_generation(&self, number: usize) -> Option<u64> {
-        let next = self.generations.get(number)?;
-        Some(
-            self.lanes()
-                .map(|(key, lane)| {
-                    let end = next.sends.get(&key).copied().unwrap_or_default();
-                    lane.plain_pending_below(end) + lane.held_before(next.first).count() as u64
-                })
-                .sum(),
-        )
-    }
-
-    /// What of the oldest generation is not done, for carrying: sends that are found by counting, and what is held apart.
-    pub fn stragglers(&self) -> Vec<Straggler> {
-        let Some(next) = self.generations.get(1) else { return Vec::new() };
-        let mut stragglers = Vec::new();
-        for (key, lane) in self.lanes() {
-            let end = next.sends.get(&key).copied().unwrap_or_default();
-            stragglers.extend(lane.plain_pending(end).map(|send| Straggler { lane: key.clone(), send, known: None }));
-            let apart = lane.held_before(next.first);
-            stragglers.extend(apart.map(|(send, id, located)| Straggler { lane: key.clone(), send, known: Some((id, located)) }));
-        }
-        stragglers
-    }
-
-    /// Where the oldest generation begins that has not been dropped.
-    pub fn oldest_generation(&self) -> Option<Seq> {
-        self.generations.front().map(|mark| mark.first)
-    }
-
-    /// Where the generations begin that have not been dropped, oldest first.
-    pub fn generations(&self) -> impl DoubleEndedIterator<Item = Seq> + '_ {
-        self.generations.iter().map(|mark| mark.first)
-    }
-
     /// Whether new deliveries are bound to the lane: it is one of the newest set of its purpose.
     pub fn takes_new(&self, key: &LaneKey) -> bool {
         let Some(connection) = self.connections.get(&key.connection) else { return false };
@@ -590,47 +424,10 @@ impl Outbox {
         [LanePurpose::Fresh, LanePurpose::Replay].into_iter().filter_map(|purpose| connection.newest_set(purpose)).any(is_in)
     }
 
-    /// The oldest generation has been dropped.
-    pub fn drop_oldest_generation(&mut self) {
-        self.generations.pop_front();
-        let Some(oldest) = self.generations.front() else { return };
-        for (name, connection) in &mut self.connections {
-            for (number, lane) in &mut connection.lanes {
-                let key = LaneKey { connection: name.clone(), lane: *number };
-                let begin = oldest.sends.get(&key).copied().unwrap_or_default();
-                lane.forget_anchors_before(oldest.first, begin);
-            }
-        }
-        self.requests.forget_before(oldest.first);
-    }
-
     /// Every lane.
     pub fn lanes(&self) -> impl Iterator<Item = (LaneKey, &Lane)> {
         self.connections.iter().flat_map(|(name, connection)| {
             connection.lanes.iter().map(|(number, lane)| (LaneKey { connection: name.clone(), lane: *number }, lane))
         })
-    }
-}
-
-/// A delivery that is not done, in a generation that is to be dropped.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Straggler {
-    /// Its lane.
-    pub lane: LaneKey,
-    /// Its last send number.
-    pub send: SendNo,
-    /// Its id and where it is, unless it is found by counting sends.
-    pub known: Option<(Seq, Seq)>,
-}
-
-impl Connection {
-    /// The set that takes new deliveries of this purpose.
-    pub fn newest_set(&self, purpose: LanePurpose) -> Option<LaneSet> {
-        self.sets.iter().rev().find(|set| set.purpose == purpose).copied()
-    }
-
-    /// The number that the first lane of a further set gets.
-    pub fn next_lane(&self) -> u32 {
-        self.sets.iter().map(|set| set.first + set.count).max().unwrap_or(0)
     }
 }
