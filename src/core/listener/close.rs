@@ -87,6 +87,14 @@ impl Close {
         Close::new("taken_over", code::TAKEN_OVER, "another connection uses the client id")
     }
 
+    /// What a CONNACK says of it: some codes are for DISCONNECT alone (MQTT 5.0 §3.2.2.2), and a client may take one of those for a broken server.
+    pub fn connack_code(&self) -> u8 {
+        match self.reason_code {
+            code::STOPPING | code::TAKEN_OVER | code::KEEP_ALIVE => code::UNAVAILABLE,
+            code => code,
+        }
+    }
+
     /// Whether it is the client's doing, and against the rules.
     pub fn is_clients_fault(&self) -> bool {
         !matches!(self.code, "disconnected" | "connection_lost" | "stopping" | "taken_over" | "internal" | "store_failed")

@@ -401,7 +401,7 @@ impl Publisher {
             State::Greeting { .. } => {
                 // Whoever is not let in has no will, and changes no session.
                 if close.reason_code != 0 {
-                    self.out.push_back(Output::Send(Outgoing::Refusal { code: close.reason_code }));
+                    self.out.push_back(Output::Send(Outgoing::Refusal { code: close.connack_code() }));
                 }
                 self.ended(close, None, 0);
             }

@@ -302,6 +302,19 @@ fn a_store_that_fails_ends_the_connection_without_a_word_about_what_was_sent() {
 }
 
 #[test]
+fn who_connects_while_the_service_stops_is_told_what_a_connack_may_say() {
+    for (close, told) in
+        [(Close::stopping(), 0x88), (Close::taken_over(), 0x88), (Close::new("not_authorized", code::NOT_AUTHORIZED, "no"), 0x87)]
+    {
+        let mut scene = Scene::expecting();
+        scene.give(Input::Received(Incoming::Connect(Box::new(connect(Protocol::V5, "a", 0)))));
+        scene.said();
+        scene.give(Input::End(close));
+        assert_eq!(scene.said().first(), Some(&Output::Send(Outgoing::Refusal { code: told })));
+    }
+}
+
+#[test]
 fn aliases_are_bounded_in_number_and_bytes() {
     let mut scene = Scene::open(connect(Protocol::V5, "a", 0), &[]);
     let aliased = |topic: String, alias| Publish { topic, alias: Some(alias), ..publish(Qos::AtMostOnce, 0, "x") };

@@ -40,8 +40,12 @@ pub struct Publisher {
 }
 
 /// One packet's events.
+#[derive(Default)]
 pub struct Planned {
-    events: Vec<Event>,
+    /// The report, unless the log has it already.
+    accepted: Option<Event>,
+    /// What is noted of its exchange.
+    noted: Option<Event>,
     /// It may be a repetition.
     may_be_known: Option<PublishKey>,
 }
@@ -56,22 +60,21 @@ impl Store {
         let client = || publisher.session.clone();
         let mut planned = Vec::with_capacity(steps.len());
         for step in steps {
-            let (mut events, mut may_be_known) = (Vec::new(), None);
-            match step {
+            planned.push(match step {
                 Step::Store { publish, is_remembered } => {
                     let key = PublishKey { connection, scope: publisher.scope, packet_id: publish.packet_id, content: publish.content() };
-                    events.push(self.accepted(publish, &publisher.user, Some(key), at));
-                    if *is_remembered {
-                        events.push(Event::Received { client: client(), packet_id: publish.packet_id, at });
+                    Planned {
+                        accepted: Some(self.accepted(publish, &publisher.user, Some(key), at)),
+                        noted: is_remembered.then(|| Event::Received { client: client(), packet_id: publish.packet_id, at }),
+                        may_be_known: (publish.dup && publish.qos != Qos::AtMostOnce).then_some(key),
                     }
-                    may_be_known = (publish.dup && publish.qos != Qos::AtMostOnce).then_some(key);
                 }
                 Step::Release { packet_id, is_remembered: true, .. } => {
-                    events.push(Event::ReleasedIn { client: client(), packet_id: *packet_id, at });
+                    let noted = Event::ReleasedIn { client: client(), packet_id: *packet_id, at };
+                    Planned { noted: Some(noted), ..Planned::default() }
                 }
                 Step::Release { .. } | Step::Again { .. } | Step::Refuse(_) => continue,
-            }
-            planned.push(Planned { events, may_be_known });
+            });
         }
         planned
     }
@@ -150,7 +153,7 @@ impl Store {
             registry.others_are_through(connection, progress).await;
             matched = self.drop_known(&mut planned, registry, connection, recognised).await?;
         }
-        let events: Vec<Event> = planned.into_iter().flat_map(|planned| planned.events).collect();
+        let events: Vec<Event> = planned.into_iter().flat_map(|planned| planned.accepted.into_iter().chain(planned.noted)).collect();
         match self.append(events).await {
             Ok(proof) => Ok(proof),
             Err(error) => {
@@ -192,7 +195,7 @@ impl Store {
             if let Some(other) = candidates.find(|other| recognised.insert((*other, key.packet_id))) {
                 matched.push((other, key.packet_id));
                 tracing::debug!(packet_id = key.packet_id, "a repeated PUBLISH is in the log already");
-                planned.events.retain(|event| !matches!(event, Event::Accepted(_)));
+                planned.accepted = None;
             }
         }
         Ok(matched)
