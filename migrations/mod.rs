@@ -8,14 +8,15 @@
 //! ```
 
 pub mod v0001;
+pub mod v0002;
 
 use std::path::Path;
 
 /// The version that this release reads and writes.
-pub const CURRENT: u32 = v0001::VERSION;
+pub const CURRENT: u32 = v0002::VERSION;
 
-/// Every step, in order. The first release made version 1, so there is none yet.
-pub const STEPS: &[&dyn Step] = &[];
+/// Every step, in order.
+pub const STEPS: &[&dyn Step] = &[&v0002::SeveralTrees];
 
 /// Takes a store from one version to the next.
 pub trait Step: Sync {

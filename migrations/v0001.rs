@@ -3,11 +3,11 @@
 //! # What a store of version 1 is
 //! * The folder: `identity`, `witness`, `lock`, and generations `g<first position, 20 digits>/`, each a sled 0.34 database with an
 //!   optional `seal`. See [`sled_log`](crate::log::sled_log), and the module of each file for its bytes.
-//! * In the databases: pages under keys `first (8, big-endian) · kind (1) · run (8) · part (4)`. See [`codec`](crate::log::codec).
+//! * In the databases, in sled's own tree: pages under keys `first (8, big-endian) · kind (1) · run (8) · part (4)`. See [`codec`](crate::log::codec).
 //! * In the pages: [`Event`](crate::core::event::Event)s in postcard, in the order of their variants and fields.
 //! * Checkpoints are the outbox as bytes; what they hold is the committer's, and says its own version.
 //!
-//! As this is the newest version, the live types of [`core::event`](crate::core::event) are its types, and `fixtures/v0001` holds them to
+//! Pages and events have not changed since: the live types of [`core::event`](crate::core::event) are its types, and `fixtures/v0001` holds them to
 //! that. Before they change, they are copied to this file as `EventV1` and stay as they are for ever.
 
 /// The number of this version.

@@ -208,6 +208,11 @@ pub trait EventLog: Send {
         Ok(true)
     }
 
+    /// Whether a generation should begin before [`EventLog::close`]: the next start reads all of the newest one, and that is long.
+    fn is_long_to_read(&self) -> bool {
+        false
+    }
+
     /// Housekeeping that is due about once a second: syncs the witness.
     ///
     /// # Errors
@@ -248,7 +253,7 @@ pub struct Opened {
     pub checkpoint: Option<Checkpoint>,
     /// How the last run ended.
     pub last_stop: LastStop,
-    /// The store's folder is a copy of another: broker sessions must be left to the original (see `EpochBumped`).
+    /// The store is a copy of another: broker sessions must be left to the original (see `EpochBumped`).
     pub is_copy: bool,
 }
 

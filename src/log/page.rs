@@ -100,6 +100,15 @@ impl AnyPage {
         }
     }
 
+    /// The topic of the delivery that is accepted at `seq`, or was carried forward to there.
+    pub fn topic(&self, seq: Seq) -> Option<Arc<str>> {
+        match self {
+            AnyPage::Raw(page) => page.topic(seq).cloned(),
+            AnyPage::Decoded(_) => None,
+        }
+        .or_else(|| self.content(seq).map(|content| Arc::from(content.topic)))
+    }
+
     /// The event at `seq`, if it is in this page and can be decoded.
     pub fn get(&self, seq: Seq) -> Option<Cow<'_, Event>> {
         match self {

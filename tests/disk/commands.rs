@@ -64,7 +64,9 @@ fn content(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 fn on_a_disk_that_fills(disk: &SmallDisk, words: &[&str], has_begun: impl Fn() -> bool) -> (Option<i32>, String) {
     let mut child: Child = command(words).spawn().unwrap();
     wait_within(LONG, "it writes", || has_begun() || child.try_wait().unwrap().is_some());
-    assert!(child.try_wait().unwrap().is_none(), "it is not done yet");
+    if child.try_wait().unwrap().is_some() {
+        panic!("it is done already: {:?}", said(&child.wait_with_output().unwrap()));
+    }
     signal(&child, "STOP");
     disk.fill();
     signal(&child, "CONT");
@@ -137,7 +139,7 @@ fn copy_folder(from: &Path, to: &Path) {
 fn a_repair_that_meets_a_full_disk_leaves_the_damaged_store_as_it_was_and_nothing_beside_it() {
     let service = stopped(2_000);
     let mount = service.folder().join("disk");
-    let Some(disk) = SmallDisk::mount(&mount, 128) else { return };
+    let Some(disk) = SmallDisk::mount(&mount, 192) else { return };
     let beside = mount.join("var");
     fs::create_dir(&beside).unwrap();
     let store = beside.join("store");

@@ -43,6 +43,9 @@ const LONG: Duration = Duration::from_secs(180);
 /// Small, so that a generation is full after 6 MiB.
 const DISK_MIB: u64 = 96;
 
+/// Large enough that the log writes ahead, as it does where there is plenty of space. The image takes no more than what is written.
+const LARGE_DISK_MIB: u64 = 1_536;
+
 /// What ext4 does otherwise hides a missing sync now and then: it writes a file's data before it renames it over another one, and data before
 /// the transaction that makes it longer.
 const OPTIONS: [&str; 4] = ["", "noauto_da_alloc", "noauto_da_alloc,data=writeback", "nodelalloc,noauto_da_alloc,data=writeback"];
@@ -98,9 +101,14 @@ struct Machine {
 impl Machine {
     /// The store is to be two folders below the disk's root, so that their names have to survive, too.
     fn new(config: &str) -> Option<Machine> {
+        Machine::with_disk(DISK_MIB, config)
+    }
+
+    /// On a disk of so many MiB. The store is as small on each.
+    fn with_disk(mib: u64, config: &str) -> Option<Machine> {
         let tidings = Tidings::prepare("");
         let mount = tidings.folder().join("disk");
-        let disk = Image::mount(&mount, DISK_MIB, &[])?;
+        let disk = Image::mount(&mount, mib, &[])?;
         let machine =
             Machine { tidings, disk, store: mount.join("var/store"), mount, cuts: 0, start_takes: Duration::ZERO, unsynced_lost: 0 };
         machine.configure(config);
@@ -108,7 +116,8 @@ impl Machine {
     }
 
     fn configure(&self, config: &str) {
-        let store = format!("[store]\npath = \"{}\"\n[http]\nlisten = \"127.0.0.1:0\"\n", self.store.display());
+        let store =
+            format!("[store]\npath = \"{}\"\nmax_size = \"{DISK_MIB}MiB\"\n[http]\nlisten = \"127.0.0.1:0\"\n", self.store.display());
         fs::write(self.tidings.config_file(), store + config).unwrap();
     }
 
@@ -191,15 +200,25 @@ fn config(port: u16) -> String {
 /// The power is cut at every moment in turn while reports flow, the broker keeping its power all the time.
 #[test]
 fn power_cuts_under_load_lose_nothing_that_was_answered_repeat_no_qos_2_and_refuse_no_start() {
+    cuts_under_load(DISK_MIB, cuts());
+}
+
+/// The same where zeros stand ahead of what is written.
+#[test]
+fn power_cuts_under_load_on_a_large_disk_lose_nothing_either() {
+    cuts_under_load(LARGE_DISK_MIB, cuts().div_ceil(2));
+}
+
+fn cuts_under_load(disk_mib: u64, cuts: u64) {
     let mut chance = Chance::new();
     let mosquitto = Mosquitto::start(PERSISTENT);
     let subscriber = Subscriber::start(mosquitto.port);
-    let Some(mut machine) = Machine::new(&config(mosquitto.port)) else { return };
+    let Some(mut machine) = Machine::with_disk(disk_mib, &config(mosquitto.port)) else { return };
     let backup = machine.mount.join("backup");
     machine.start("the first start", 0);
     let load = Load::default();
     load.while_there_is(|| {
-        for round in 0..cuts() {
+        for round in 0..cuts {
             let moment = MOMENTS[round as usize % MOMENTS.len()];
             load.is_up(&machine.tidings);
             let store = machine.store.clone();

@@ -3,6 +3,8 @@
 //! Most of what is in a page is payload, and most of it is another lane's. To make events of all that costs several times what a lane needs of it: topic,
 //! payload and a few numbers of its own deliveries. What is no `Accepted` is decoded: outcomes are few and small.
 
+use std::sync::Arc;
+
 use serde::Deserialize;
 
 use super::{Decoder, PageError, Parsed};
@@ -34,14 +36,14 @@ struct Place {
     /// Its lane, as a place in `sends`.
     lane: u32,
     begin: u32,
-    topic: Span,
+    topic: Arc<str>,
     payload: Span,
     at: Millis,
     qos: Qos,
     retain: bool,
     expiry_s: Option<u32>,
-    /// Where there are any.
-    properties: Option<Box<Properties>>,
+    /// Where there are any. Reports of one producer mostly have the same.
+    properties: Option<Arc<Properties>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +52,7 @@ struct Span {
     end: u32,
 }
 
-/// [`Accepted`](crate::core::event::Accepted), field by field, as it stands in the page. Texts that a lane does not send are not looked at.
+/// [`Accepted`](crate::core::event::Accepted), field by field, as it stands in the page, up to its properties. Texts that a lane does not send are not looked at.
 #[derive(Deserialize)]
 #[expect(dead_code, reason = "what stands before something has to be read to find it")]
 struct AcceptedIn<'a> {
@@ -68,7 +70,12 @@ struct AcceptedIn<'a> {
     qos: Qos,
     retain: bool,
     expiry_s: Option<u32>,
-    properties: Properties,
+}
+
+/// What stands behind the properties.
+#[derive(Deserialize)]
+#[expect(dead_code, reason = "what stands between two events has to be read to find the next one")]
+struct RestIn<'a> {
     payload: &'a [u8],
     dedupe: Option<Dedupe>,
     replay_of: Option<Seq>,
@@ -94,6 +101,7 @@ impl RawPage {
         let sends = first.index()?.sends;
         let mut entries = Vec::with_capacity(first.header.count as usize);
         let mut rest = &raw[..];
+        let mut known = LastRead::default();
         for _ in 0..first.header.count {
             let begin = raw.len() - rest.len();
             if rest.first() != Some(&ACCEPTED) {
@@ -103,21 +111,22 @@ impl RawPage {
                 continue;
             }
             let (accepted, after) = postcard::take_from_bytes::<AcceptedIn<'_>>(&rest[1..]).map_err(|error| wrong(&error.to_string()))?;
+            let after = known.read(after).map_err(|error| wrong(&error.to_string()))?;
+            let (of_rest, after) = postcard::take_from_bytes::<RestIn<'_>>(after).map_err(|error| wrong(&error.to_string()))?;
             let is_its = |(key, _): &(LaneKey, SendNo)| {
                 key.lane == accepted.lane.lane && key.connection.as_str().as_bytes() == accepted.lane.connection
             };
             let lane = sends.iter().position(is_its).ok_or_else(|| wrong("its page does not say which send it is"))?;
-            let properties = (accepted.properties != Properties::default()).then(|| Box::new(accepted.properties));
             entries.push(Entry::Accepted(Place {
                 lane: short(lane),
                 begin: short(begin),
-                topic: Span::of(&raw, accepted.topic.as_bytes()),
-                payload: Span::of(&raw, accepted.payload),
+                topic: Arc::from(accepted.topic),
+                payload: Span::of(&raw, of_rest.payload),
                 at: accepted.at,
                 qos: accepted.qos,
                 retain: accepted.retain,
                 expiry_s: accepted.expiry_s,
-                properties,
+                properties: known.properties.clone(),
             }));
             rest = after;
         }
@@ -134,7 +143,11 @@ impl RawPage {
 
     /// What it takes in memory, in bytes, about.
     pub fn size(&self) -> usize {
-        self.raw.capacity() + self.entries.len() * size_of::<Entry>()
+        let topics = self.entries.iter().map(|entry| match entry {
+            Entry::Accepted(place) => place.topic.len(),
+            Entry::Other(_) => 0,
+        });
+        self.raw.capacity() + self.entries.len() * size_of::<Entry>() + topics.sum::<usize>()
     }
 
     /// The event at `seq`, if it is in this page.
@@ -150,13 +163,21 @@ impl RawPage {
         let Entry::Accepted(place) = self.entry(seq)? else { return None };
         Some(Content {
             at: place.at,
-            topic: std::str::from_utf8(place.topic.within(&self.raw)).expect("it was read as text when the page was looked through"),
+            topic: &place.topic,
             qos: place.qos,
             retain: place.retain,
             expiry_s: place.expiry_s,
             properties: place.properties.as_deref().unwrap_or(&NO_PROPERTIES),
             payload: place.payload.within(&self.raw),
         })
+    }
+
+    /// The topic of the delivery at `seq`, if one is accepted there.
+    pub fn topic(&self, seq: Seq) -> Option<&Arc<str>> {
+        match self.entry(seq)? {
+            Entry::Accepted(place) => Some(&place.topic),
+            Entry::Other(_) => None,
+        }
     }
 
     /// The event at `seq`, decoded; none if it is not in this page, or can't be decoded.
@@ -169,6 +190,27 @@ impl RawPage {
 
     fn entry(&self, seq: Seq) -> Option<&Entry> {
         self.entries.get(usize::try_from(seq.0.checked_sub(self.first.0)?).ok()?)
+    }
+}
+
+/// The properties that were read last. What stands behind them begins where they end, so the same bytes are the same properties.
+#[derive(Default)]
+struct LastRead<'a> {
+    bytes: &'a [u8],
+    /// None where they are all left out.
+    properties: Option<Arc<Properties>>,
+}
+
+impl<'a> LastRead<'a> {
+    /// Reads the next ones, and gives back what stands behind.
+    fn read(&mut self, bytes: &'a [u8]) -> Result<&'a [u8], postcard::Error> {
+        if let Some(after) = bytes.strip_prefix(self.bytes).filter(|_| !self.bytes.is_empty()) {
+            return Ok(after);
+        }
+        let (properties, after) = postcard::take_from_bytes::<Properties>(bytes)?;
+        self.bytes = &bytes[..bytes.len() - after.len()];
+        self.properties = (properties != Properties::default()).then(|| Arc::new(properties));
+        Ok(after)
     }
 }
 
@@ -203,8 +245,6 @@ impl Decoder {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use bytes::Bytes;
 
     use super::*;

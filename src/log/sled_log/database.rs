@@ -1,17 +1,24 @@
-//! One sled database: the generation that is being written. The only place where sled is called.
+//! One sled database: the generation that is being written. Here and in `trees` alone sled is called.
 //!
-//! What makes it durable: `flush()` alone is not (it uses `sync_file_range`), so each commit is `apply_batch` → `flush()` → our own
+//! What makes it durable: `flush()` alone is not (it uses `sync_file_range`), so each commit is `insert` for each page → `flush()` → our own
 //! `fdatasync` of the file `db`. sled can also panic, on a damaged or full disk; that is caught here and becomes an error.
 //!
-//! A commit of a single page is one `insert` in place of a batch of one: as whole, and sled writes it at once. For a batch it writes a mark of its own
-//! first, by another thread, and the page behind that waits for the same block of the disk: a third of the time of a small commit.
+//! A commit is not a sled batch. For a batch sled writes a mark of its own first, by another thread, and the pages behind that wait for the same block of
+//! the disk: a third of the time of a commit. All that it would give is that a kill leaves the whole commit or nothing. sled comes back with what it had
+//! written up to some point, in order, and each page says how many its commit has: so the part of one is seen at the next start, and taken out.
+//!
+//! # Memory
+//! What sled has replaced may still be read by another thread, so it waits in a list of the thread that replaced it, until there are 64 of it. One of
+//! them may hold a whole buffer, which is as long as a segment, and a thread that does little gets to 64 generations later. So every commit hands its
+//! list in: see [`let_go`]. What an open database holds is then a generation's pages and two or three buffers. (sled's cache is in 256 parts, each of which
+//! keeps the node that it was asked for last, and a generation has about as many nodes.)
 
 use std::fs::{File, TryLockError};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::durable;
+use super::trees::Trees;
 use crate::core::types::Seq;
 use crate::failpoint::{self, Point};
 use crate::log::codec::{Kind, PageKey, Parsed, StoredPage, parse};
@@ -21,7 +28,7 @@ const CLOSES_WITHIN: Duration = Duration::from_secs(30);
 
 /// An open database. It is closed when this is dropped, so nobody else may hold one.
 pub(super) struct Database {
-    db: sled::Db,
+    trees: Trees,
 }
 
 impl Database {
@@ -36,52 +43,41 @@ impl Database {
             // Pages are compressed already, and have to be found verbatim in the file.
             .use_compression(false);
         remove_unfinished(folder)?;
-        guarded(|| config.open().map_err(|error| error.to_string())).map(|db| Database { db })
+        guarded(|| Trees::of(config.open().map_err(|error| error.to_string())?, segment_size)).map(|trees| Database { trees })
     }
 
-    /// Writes pages together, and returns once they are durable in `file`, the database's own file.
+    /// Writes the pages of a commit, and returns once they are durable in `file`, the database's own file. A kill leaves the first few of them, or none, or all.
     pub(super) fn commit(&self, pages: &[StoredPage], file: &File) -> Result<(), String> {
-        if let [page] = pages {
-            return self.make_durable(|db| db.insert(page.key.to_bytes(), &page.bytes[..]).map(|_| ()), file);
-        }
-        let mut batch = sled::Batch::default();
-        for page in pages {
-            batch.insert(&page.key.to_bytes(), &page.bytes[..]);
-        }
-        self.make_durable(|db| db.apply_batch(batch), file)
+        self.make_durable(|| pages.iter().try_for_each(|page| self.trees.add(page)), file)
     }
 
-    /// Takes pages out, durably.
+    /// Takes out pages whose keys are given in order, durably: the last ones first, so that a kill leaves no gap.
     pub(super) fn remove(&self, keys: &[sled::IVec], file: &File) -> Result<(), String> {
-        let mut batch = sled::Batch::default();
-        for key in keys {
-            batch.remove(key);
-        }
-        self.make_durable(|db| db.apply_batch(batch), file)
+        self.make_durable(|| keys.iter().rev().try_for_each(|key| self.trees.remove(key)), file)
     }
 
-    fn make_durable(&self, change: impl FnOnce(&sled::Db) -> sled::Result<()>, file: &File) -> Result<(), String> {
+    fn make_durable(&self, change: impl FnOnce() -> sled::Result<()>, file: &File) -> Result<(), String> {
         guarded(|| {
             failpoint::pass(Point::BeforeBatch).map_err(|error| error.to_string())?;
-            change(&self.db).map_err(|error| error.to_string())?;
+            change().map_err(|error| error.to_string())?;
             failpoint::pass(Point::AfterBatch).map_err(|error| error.to_string())?;
-            self.db.flush().map_err(|error| error.to_string())
+            self.trees.flush().map_err(|error| error.to_string())
         })?;
         failpoint::pass(Point::AfterFlush).and_then(|()| file.sync_data()).map_err(|error| format!("fdatasync: {error}"))?;
         failpoint::reach(Point::AfterSync);
-        Ok(())
+        let_go()
     }
 
-    /// Makes a new, still empty database (or one with its first checkpoint) survive a power cut, names included.
-    pub(super) fn settle(&self, folder: &Path) -> Result<(), String> {
-        guarded(|| self.db.flush().map_err(|error| error.to_string()))?;
-        durable::sync_folder_and_files(folder).map_err(|error| error.to_string())
+    /// Waits until sled has written all that it was given. As long as nobody calls it again, it writes nothing more.
+    pub(super) fn stand_still(&self) -> Result<(), String> {
+        guarded(|| self.trees.flush().map_err(|error| error.to_string()))?;
+        Ok(())
     }
 
     /// The bytes of the page of events that holds `seq`, or the nearest before it: its parts in order. Empty if there is none.
     pub(super) fn parts(&self, tag: u64, seq: Seq) -> Result<Vec<sled::IVec>, String> {
         guarded(|| {
-            let Some((_, value)) = self.entry_before(&PageKey::after(seq))? else { return Ok(Vec::new()) };
+            let Some((_, value)) = self.last_before(&PageKey::after(seq))? else { return Ok(Vec::new()) };
             let header = parse(tag, &value).map_err(|error| error.to_string())?.header;
             self.all_parts(header.key(), header.parts)
         })
@@ -90,7 +86,7 @@ impl Database {
     /// Goes through all pages in the order of their keys, with those that are none.
     pub(super) fn each(&self, tag: u64, mut seen: impl FnMut(&sled::IVec, Result<Parsed<'_>, String>)) -> Result<(), String> {
         guarded(|| {
-            for entry in self.db.iter() {
+            for entry in self.trees.iter() {
                 let (key, value) = entry.map_err(|error| error.to_string())?;
                 seen(&key, parse(tag, &value).map_err(|error| error.to_string()));
             }
@@ -101,7 +97,7 @@ impl Database {
     /// The parts of the checkpoint that ends right before `end`, if the entry before `end` is one.
     pub(super) fn checkpoint(&self, tag: u64, end: &[u8]) -> Result<Option<(Seq, Vec<sled::IVec>)>, String> {
         guarded(|| {
-            let Some((_, value)) = self.entry_before(end)? else { return Ok(None) };
+            let Some((_, value)) = self.last_before(end)? else { return Ok(None) };
             let header = parse(tag, &value).map_err(|error| error.to_string())?.header;
             if header.kind == Kind::Events {
                 return Ok(None);
@@ -110,14 +106,14 @@ impl Database {
         })
     }
 
-    fn entry_before(&self, end: &[u8]) -> Result<Option<(sled::IVec, sled::IVec)>, String> {
-        self.db.range::<&[u8], _>(..end).next_back().transpose().map_err(|error| error.to_string())
+    fn last_before(&self, end: &[u8]) -> Result<Option<(sled::IVec, sled::IVec)>, String> {
+        self.trees.last_before(end).map_err(|error| error.to_string())
     }
 
     fn all_parts(&self, key: PageKey, parts: u32) -> Result<Vec<sled::IVec>, String> {
         (0..parts)
             .map(|part| {
-                let value = self.db.get(PageKey { part, ..key }.to_bytes()).map_err(|error| error.to_string())?;
+                let value = self.trees.get(&PageKey { part, ..key }.to_bytes()).map_err(|error| error.to_string())?;
                 value.ok_or_else(|| format!("part {part} of {parts} is missing"))
             })
             .collect()
@@ -139,6 +135,14 @@ pub(super) fn wait_until_closed(folder: &Path) -> Result<(), String> {
     }
 }
 
+/// Hands in what this thread has replaced, to be freed once nobody reads it any more. The next commits free it.
+fn let_go() -> Result<(), String> {
+    guarded(|| {
+        sled::pin().flush();
+        Ok(())
+    })
+}
+
 /// A snapshot that sled was writing when it was killed, or when the disk was full, is taken by its next start for the newest one, and
 /// refused for good (`read_snapshot` of 0.34.7 takes whatever begins with `snap.`). It is made anew from the file.
 fn remove_unfinished(folder: &Path) -> Result<(), String> {
@@ -158,4 +162,31 @@ fn guarded<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
         let text = panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
         Err(format!("the database panicked: {}", text.unwrap_or_default()))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::log::sled_log::open_database_file;
+
+    #[test]
+    fn what_a_commit_has_replaced_does_not_wait_for_the_next_ones_of_its_thread() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = Database::open(folder.path(), 256 << 10, 1 << 20).unwrap();
+        let file = open_database_file(folder.path()).unwrap();
+        // Stands for a buffer: it is handed in together with what the commit replaces.
+        let buffer = Arc::new(());
+        let seen = Arc::downgrade(&buffer);
+        sled::pin().defer(move || drop(buffer));
+        let key = PageKey { first: Seq(1), kind: Kind::Events, run: 0, part: 0 };
+        database.commit(&[StoredPage { key, bytes: vec![7; 100], page: None, newest: None }], &file).unwrap();
+        // What other threads do with their own.
+        let until = Instant::now() + Duration::from_secs(20);
+        while seen.strong_count() > 0 {
+            std::thread::spawn(|| sled::pin().flush()).join().unwrap();
+            assert!(Instant::now() < until, "it still waits in this thread");
+        }
+    }
 }

@@ -129,7 +129,7 @@ pub(super) fn give_to_owner_of(model: &Path, path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// What an open file takes on disk.
-pub(super) fn file_on_disk(file: &File) -> u64 {
-    file.metadata().map_or(0, |meta| meta.blocks() * 512)
+/// What a file takes on disk.
+pub(super) fn on_disk(meta: &fs::Metadata) -> u64 {
+    meta.blocks() * 512
 }

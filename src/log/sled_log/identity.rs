@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! tidings store
-//! format 1
+//! format 2
 //! store 0123456789abcdef          public: part of every MQTT client id
 //! tag 0123456789abcdef            private: part of every page, so that no payload can pose as one
 //! segment 8388608                 bytes, fixed at creation

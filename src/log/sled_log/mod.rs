@@ -1,13 +1,14 @@
 //! The log on disk, on sled.
 //!
 //! # Constraints
-//! * **Accepted means durable.** [`append`](EventLog::append) returns after `apply_batch` → `flush` → `fdatasync` → witness.
+//! * **Accepted means durable.** [`append`](EventLog::append) returns after `insert` → `flush` → `fdatasync` → witness.
 //! * **A damaged store is refused, untouched.** Opening a damaged sled database zeroes what it can't read, so all that was accepted is
 //!   found in the raw files first (`scan`), and compared with what the witness has seen.
 //! * **An ordinary crash never needs an operator**, at whatever moment it comes: see the tables below.
 //! * **One commit at a time**, whole and in order. While a large one is written by a thread of its own (`writer`), the pages of the next one are made.
 //! * **A failure is final.** After the first one nothing more is written: what a failed `fsync` left behind is not known.
-//! * Keys only ever grow, values stay small, nothing is deleted but whole generations: what sled does well.
+//! * **A sync is to find the pages and nothing else to write**: each goes over zeros that stand on the disk already (`zeros`).
+//! * Keys only ever grow, values stay small, nothing is deleted but whole generations: what sled does well. Each page is written once (`trees`).
 //!
 //! # On disk
 //! ```text
@@ -31,10 +32,11 @@
 //! |---|---|---|
 //! | creating the store | no `identity`, no page | created anew |
 //! | committing | perhaps a whole commit behind the witness; perhaps a part of one | a whole one stays, a part is taken out |
+//! | writing zeros ahead | some of them behind the last page, or a length without them | as after any kill |
 //! | beginning a generation | a folder that the witness does not name | deleted; the one before goes on |
 //! | sealing | a generation without `seal` that is not the newest | scanned and sealed |
 //! | dropping | a folder below the witness's lowest, or `trash-…` | deleted |
-//! | closing | a checkpoint, perhaps a `seal`, the witness not clean | as after any kill |
+//! | closing | perhaps a generation that has just begun; a checkpoint, perhaps a `seal`, the witness not clean | as after any kill |
 //! | making or giving up ballast | a part of it | made again when there is space |
 //! | a full disk lets nothing be written | as after any kill | the ballast is given up first |
 //! | starting | the witness not clean | as after any kill |
@@ -54,9 +56,11 @@ mod room;
 mod scan;
 mod seal;
 mod shown;
+mod trees;
 mod upgrade;
 mod witness;
 mod writer;
+mod zeros;
 
 #[cfg(test)]
 mod tests;
@@ -76,19 +80,28 @@ pub use self::upgrade::{Migrated, Plan, migrate, plan};
 use self::database::Database;
 use self::identity::Identity;
 use self::reader::{About, Generation as Handle, Shared, State, lock, read, write};
-use self::room::Ballast;
+use self::room::{Ballast, Free};
+use self::shown::Shown;
 use self::witness::{Testimony, Witness};
 use self::writer::Writer;
+use self::zeros::Zeros;
 use super::codec::{Encoder, Kind, StoredPage};
 use super::sizes::Sizes;
 use super::{AppendError, Begun, EventLog, Generation, LogReader, OpenError, Opened, Space, StoreId, Urgency};
 use crate::core::event::Event;
-use crate::core::types::{LaneKey, Millis, SendNo, Seq};
+use crate::core::types::{LaneKey, SendNo, Seq};
 use crate::failpoint::{self, Point};
 
 /// A commit of so many pages is written by the writer's thread: making the pages of the next one takes about as long as that. With less, handing it over
 /// costs more than it saves.
 const WORTH_HANDING_OVER: usize = 2;
+
+/// A start after a clean stop reads the newest generation to see that it is as it was closed, and sled reads it once more. So many segments take it half
+/// as long again as none. On a small disk a generation has no more, and stops make no others there.
+const LONG_TO_READ: u64 = 2;
+
+/// Where commits have so many bytes, no zeros are written ahead of them: writing everything twice costs more than the syncs get cheaper.
+const TOO_LARGE_FOR_ZEROS: u64 = 16 << 10;
 
 /// How a store is opened. Sizes are in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,7 +111,8 @@ pub struct Options {
     pub segment_size: usize,
     /// Stored pages after which a generation is full. 64 MiB: recovery takes a fraction of a second, and a deletion frees space soon.
     pub generation_size: u64,
-    /// sled's cache. 16 MiB: only readers that follow closely use it, and they are served by `page_cache` first.
+    /// sled's cache. 16 MiB: only readers that follow closely use it, and they are served by `page_cache` first. As long as a generation is written, most of
+    /// it stays there all the same: see `database`.
     pub sled_cache: u64,
     /// Decoded pages kept for readers. 8 MiB: some thousands of reports, more than a window of any lane.
     pub page_cache: usize,
@@ -119,6 +133,7 @@ pub struct SledLog {
     options: Options,
     sizes: Sizes,
     ballast: Ballast,
+    free: Free,
     witness: Witness,
     testimony: Testimony,
     encoder: Encoder,
@@ -146,6 +161,8 @@ struct Active {
     opening: u64,
     /// At so many ticks to come its folder is measured: what was written may show a little later.
     measures: u32,
+    /// What is written ahead of sled in that file.
+    zeros: Zeros,
 }
 
 /// See [`Active::measures`].
@@ -203,11 +220,22 @@ impl SledLog {
 
     /// Makes pages durable in the current generation.
     fn write(&mut self, pages: &[StoredPage]) -> Result<(), AppendError> {
+        self.write_zeros(pages)?;
         let outcome = writer::write(&self.active.handle, pages, &self.active.file);
         self.kept(outcome)?;
         self.active.stored += bytes_of(pages);
         self.active.measures = MEASURES;
         Ok(())
+    }
+
+    /// Writes zeros ahead of the next commit, which syncs them, if the last one went beyond those that there were.
+    fn write_zeros(&mut self, pages: &[StoredPage]) -> Result<(), AppendError> {
+        if !self.active.zeros.is_due() || bytes_of(pages) >= TOO_LARGE_FOR_ZEROS {
+            return Ok(());
+        }
+        let Active { handle, file, zeros, .. } = &mut self.active;
+        let outcome = handle.standing_still(|| zeros.write(&self.store, file));
+        self.kept(outcome)
     }
 
     /// The pages of `events`, of which some may have been prepared.
@@ -226,7 +254,10 @@ impl SledLog {
         self.testify(false)?;
         let mut about = lock(&self.active.handle.about);
         // The rest of the folder is measured at each tick; between two, the database's file is what grows.
-        about.bytes = about.bytes.max(durable::file_on_disk(&self.active.file));
+        if let Ok(meta) = self.active.file.metadata() {
+            about.bytes = about.bytes.max(durable::on_disk(&meta));
+            self.active.zeros.note(meta.len());
+        }
         about.newest = about.newest.max(pages.iter().filter_map(|page| page.newest).max());
         drop(about);
         self.shared.publish(self.testimony.last, pages.iter_mut().filter_map(|page| page.page.take()));
@@ -243,13 +274,13 @@ impl SledLog {
     /// Makes sure that `need` bytes can be written to the database that is being written.
     fn ahead(&mut self, need: u64, urgency: Urgency, what_for: &str) -> Result<bool, AppendError> {
         self.active.measures = MEASURES;
-        let ahead = room::ahead(&self.store, &self.active.file, need);
+        let ahead = room::ahead(self.free.bytes(), &self.active.file, need);
         let mut is_there = self.kept(ahead.map_err(|error| format!("allocating space: {error}")))?;
         let held = self.ballast.held();
         if !is_there && urgency == Urgency::LastResort && self.ballast.release(what_for) {
             // All of it at once, before whoever fills the disk takes it.
             for need in [need + held / 4 * 3, need + held / 4, need] {
-                let ahead = room::ahead(&self.store, &self.active.file, need);
+                let ahead = room::ahead(room::free(&self.store), &self.active.file, need);
                 is_there = self.kept(ahead.map_err(|error| format!("allocating space: {error}")))?;
                 if is_there {
                     break;
@@ -281,7 +312,7 @@ impl SledLog {
         }
         let has_room = File::create(folder.join("db")).and_then(|file| {
             // What is allocated may be the last that there was, and sled makes folders and files of its own beside it.
-            Ok(room::ahead(&self.store, &file, need)? && room::free(&self.store) >= room::OTHER_FILES)
+            Ok(room::ahead(room::free(&self.store), &file, need)? && room::free(&self.store) >= room::OTHER_FILES)
         });
         if !matches!(has_room, Ok(true)) {
             std::fs::remove_dir_all(&folder)?;
@@ -345,6 +376,7 @@ impl EventLog for SledLog {
             self.is_durable(count, &mut pages)?;
             return Ok(Begun::Durable);
         }
+        self.write_zeros(&pages)?;
         let begun = self.writer.begin(&self.active.handle, pages, &self.active.file, done);
         self.kept(begun)?;
         self.active.stored += bytes;
@@ -429,7 +461,7 @@ impl EventLog for SledLog {
     fn space(&self) -> Space {
         let generations: u64 = read(&self.shared.generations).iter().map(|handle| lock(&handle.about).bytes).sum();
         let ballast = self.ballast.held();
-        Space { used: generations + ballast, free: room::free(&self.store), ballast }
+        Space { used: generations + ballast, free: self.free.bytes(), ballast }
     }
 
     fn sizes(&self) -> Sizes {
@@ -453,6 +485,10 @@ impl EventLog for SledLog {
         }
         let prepared = self.prepare_next(next, self.sizes.commit(bytes) + self.sizes.segment);
         self.kept(prepared.map_err(|error| format!("preparing a generation: {error}")))
+    }
+
+    fn is_long_to_read(&self) -> bool {
+        self.active.stored >= LONG_TO_READ * self.sizes.segment
     }
 
     fn tick(&mut self) -> Result<(), AppendError> {
@@ -516,17 +552,25 @@ impl Active {
             database.commit(checkpoint, &file)?;
             failpoint::reach(Point::GenerationCheckpoint);
         }
-        database.settle(&folder)?;
-        durable::sync_folder(store).map_err(failed)?;
+        database.stand_still()?;
+        let mut zeros = Zeros::of(&folder, segment_size);
+        zeros.note(file.metadata().map_err(failed)?.len());
+        if zeros.is_due() {
+            zeros.write(store, &file);
+        }
+        durable::sync_folder_and_files(&folder).and_then(|()| durable::sync_folder(store)).map_err(failed)?;
         let opening = checkpoint.iter().map(|page| page.bytes.len() as u64).sum();
-        Ok(Active { opening, ..Active::of(first, folder, database, file, None, 0) })
+        let handle = Handle::new(first, folder, State::Active(database), None);
+        Ok(Active { handle, file: Arc::new(file), stored: 0, opening, measures: MEASURES, zeros })
     }
 
-    fn of(first: Seq, folder: PathBuf, database: Database, file: File, newest: Option<Millis>, stored: u64) -> Active {
+    /// One that an earlier run has begun.
+    fn of(first: Seq, folder: PathBuf, database: Database, file: File, segment_size: usize, shown: &Shown) -> Active {
         Active {
-            handle: Handle::new(first, folder, State::Active(database), newest),
+            zeros: Zeros::of(&folder, segment_size),
+            handle: Handle::new(first, folder, State::Active(database), shown.newest),
             file: Arc::new(file),
-            stored,
+            stored: shown.stored,
             opening: 0,
             measures: MEASURES,
         }

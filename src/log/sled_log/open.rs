@@ -20,7 +20,7 @@ use super::fsck::UNKNOWN_CHECKPOINT;
 use super::identity::{Found, IDENTITY, Identity};
 use super::prove::{Proven, prove_closed, prove_sealed, prove_written, sort};
 use super::reader::{Generation as Handle, Shared, State};
-use super::room::{self, BALLAST, Ballast};
+use super::room::{self, BALLAST, Ballast, Free};
 use super::seal::{self, Head, SealError};
 use super::shown::{Shown, check_shown, read_checkpoint};
 use super::upgrade::upgrade;
@@ -243,17 +243,27 @@ fn clear(at: &At<'_>, generations: impl Iterator<Item = Seq>, mut trash: Vec<Pat
     Ok(())
 }
 
-fn existing(at: &At<'_>, lock: File, listing: Listing, identity: Identity, is_copy: bool, options: Options) -> Result<Opened, OpenError> {
+/// What is known of a store before anything in it is touched: all that was accepted is there.
+struct Sound {
+    witness: Witness,
+    testimony: Testimony,
+    sealed: Vec<Proven>,
+    /// The seal of the newest generation, after a clean stop.
+    closed: Option<Head>,
+    /// Generations that are not part of it.
+    left_over: Vec<Seq>,
+}
+
+/// Looks at a store and proves it. Writes nothing.
+fn prove(at: &At<'_>, listing: &Listing, identity: &Identity) -> Result<Sound, OpenError> {
     let tag = identity.tag;
     if !(Limits::MIN_SEGMENT..=Limits::MAX_SEGMENT).contains(&identity.segment_size) {
         return Err(at.damaged("the file `identity` names an impossible segment size"));
     }
     let found = Witness::open(at.store, tag).map_err(|error| at.io(format!("reading the witness: {error}")))?;
-    let Some((mut witness, mut testimony)) = found else {
+    let Some((witness, testimony)) = found else {
         return Err(at.damaged("the file `witness` is missing or is not what was written (neither of its two slots)"));
     };
-
-    // Look and prove: nothing is written in here.
     let (kept, left_over) = sort(at, &listing.generations, &testimony, tag)?;
     let sealed = prove_sealed(at, &kept, tag)?;
     let folder = at.store.join(folder_name(testimony.generation));
@@ -261,6 +271,22 @@ fn existing(at: &At<'_>, lock: File, listing: Listing, identity: Identity, is_co
     if closed.is_none() {
         prove_written(at, &folder, &testimony, tag)?;
     }
+    Ok(Sound { witness, testimony, sealed, closed, left_over })
+}
+
+/// Proves a store of an older format, before it is migrated. What is looked at is the same in all formats so far.
+pub(super) fn prove_older(at: &At<'_>, format: u32) -> Result<(), OpenError> {
+    let listing = list(at.store).map_err(|error| at.io(error))?;
+    match Identity::read(at.store, format).map_err(|error| at.io(error))? {
+        Found::Store { identity, .. } => prove(at, &listing, &identity).map(drop),
+        Found::Damaged(what) => Err(at.damaged(what)),
+        Found::Missing | Found::OtherFormat(_) => Err(at.io("its file `identity` changes meanwhile")),
+    }
+}
+
+fn existing(at: &At<'_>, lock: File, listing: Listing, identity: Identity, is_copy: bool, options: Options) -> Result<Opened, OpenError> {
+    let Sound { mut witness, mut testimony, sealed, closed, left_over } = prove(at, &listing, &identity)?;
+    let (tag, folder) = (identity.tag, at.store.join(folder_name(testimony.generation)));
 
     let sizes = Sizes { segment: identity.segment_size as u64, generation: options.generation_size };
     let mut ballast = Ballast::find(at.store, sizes.ballast());
@@ -299,7 +325,7 @@ fn existing(at: &At<'_>, lock: File, listing: Listing, identity: Identity, is_co
         return Err(at.not_shown(testimony.generation, "sled does not show the checkpoint that it was closed with"));
     }
     testimony.last = shown.last;
-    let active = Active::of(testimony.generation, folder, database, file, shown.newest, shown.stored);
+    let active = Active::of(testimony.generation, folder, database, file, identity.segment_size, &shown);
     let whole = Whole { lock, identity, witness, testimony, sealed, active, options };
     Ok(Opened { log: Box::new(whole.into_log(at)?), checkpoint, last_stop, is_copy })
 }
@@ -310,7 +336,8 @@ fn room_to_start(at: &At<'_>, folder: &Path, sizes: Sizes, ballast: &mut Ballast
     // sled's snapshot says of each node where it is: a few bytes for each KiB.
     let others = room::OTHER_FILES + file.metadata().map_or(0, |meta| meta.len()) / 64;
     loop {
-        let is_ahead = room::ahead(at.store, &file, sizes.start()).map_err(|error| at.io(format!("allocating space: {error}")))?;
+        let is_ahead =
+            room::ahead(room::free(at.store), &file, sizes.start()).map_err(|error| at.io(format!("allocating space: {error}")))?;
         let free = room::free(at.store);
         if is_ahead && free >= others {
             return Ok(());
@@ -366,6 +393,7 @@ impl Whole {
             options,
             sizes,
             ballast,
+            free: Free::on(at.store),
             witness,
             testimony,
             encoder,

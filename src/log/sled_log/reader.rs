@@ -95,6 +95,16 @@ impl Generation {
         lock(&self.about).bytes = bytes;
     }
 
+    /// Does something to the database's file while sled writes nothing to it: nobody who reads can make it, either.
+    pub(super) fn standing_still(&self, act: impl FnOnce()) -> Result<(), String> {
+        let state = write(&self.state);
+        if let State::Active(database) = &*state {
+            database.stand_still()?;
+            act();
+        }
+        Ok(())
+    }
+
     /// Closes the database and seals the folder, unless that has been done or the generation is gone.
     pub(super) fn seal(&self, tag: u64, next: Seq) -> Result<(), String> {
         let mut state = write(&self.state);

@@ -14,10 +14,12 @@
 //! A file `ballast` whose blocks are really there. It is given up (truncated, which takes no space) as the last resort before an outcome,
 //! a clean stop or a start would fail for want of space, and made again when there is plenty.
 
+use std::cell::Cell;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
 use rustix::io::Errno;
@@ -44,6 +46,34 @@ pub(super) fn free(folder: &Path) -> u64 {
     statvfs(folder).map_or(0, |stat| stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
+/// What is left on a file system, asked for no more often than it can matter.
+pub(super) struct Free {
+    folder: PathBuf,
+    /// When there was more than plenty, and how much.
+    seen: Cell<Option<(Instant, u64)>>,
+}
+
+/// So long what was seen holds, where there is more than plenty.
+const SEEN_FOR: Duration = Duration::from_millis(50);
+
+impl Free {
+    pub(super) fn on(folder: &Path) -> Free {
+        Free { folder: folder.to_owned(), seen: Cell::new(None) }
+    }
+
+    /// What is left for this process, in bytes. Near the end it is asked for each time.
+    pub(super) fn bytes(&self) -> u64 {
+        if let Some((at, bytes)) = self.seen.get()
+            && at.elapsed() < SEEN_FOR
+        {
+            return bytes;
+        }
+        let bytes = free(&self.folder);
+        self.seen.set((bytes >= 4 * PLENTY).then(|| (Instant::now(), bytes)));
+        bytes
+    }
+}
+
 /// How large the file system is, in bytes; none if it does not say.
 pub(super) fn total(folder: &Path) -> Option<u64> {
     let stat = statvfs(folder).ok()?;
@@ -55,9 +85,8 @@ pub(super) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
-/// Makes sure that `need` bytes can be written to `file`, wherever in it or behind its end. False if there is no room.
-pub(super) fn ahead(folder: &Path, file: &File, need: u64) -> io::Result<bool> {
-    let free = free(folder);
+/// Makes sure that `need` bytes can be written to `file`, on a disk where `free` are left, wherever in it or behind its end. False if there is no room.
+pub(super) fn ahead(free: u64, file: &File, need: u64) -> io::Result<bool> {
     if free >= PLENTY + need {
         return Ok(true);
     }
@@ -192,6 +221,20 @@ mod tests {
         assert!(!ballast.release("a test"), "once is all");
         ballast.restore(u64::MAX >> 1);
         assert_eq!(blocks(), 0, "not where nothing would be left beside it");
+    }
+
+    #[test]
+    fn what_was_seen_to_be_free_holds_for_a_moment_only_and_only_if_it_is_plenty() {
+        let folder = tempfile::tempdir().unwrap();
+        let free = Free::on(folder.path());
+        let now = Instant::now();
+        free.seen.set(Some((now, 5 * PLENTY)));
+        assert_eq!(free.bytes(), 5 * PLENTY);
+        let (real, long_ago) = (super::free(folder.path()), now.checked_sub(2 * SEEN_FOR).unwrap());
+        free.seen.set(Some((long_ago, 1)));
+        let asked = free.bytes();
+        assert!(asked.abs_diff(real) < PLENTY, "{asked} bytes, and {real} were free just before");
+        assert_eq!(free.seen.get().is_some(), asked >= 4 * PLENTY);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! A store of an older format: a copy is made beside it, and then the steps of [`migrations`] are done, in order.
 //!
 //! ```text
-//!   plan ─▶ room for a copy? ─▶ copy whole store to <store>.before-format-N ─▶ mark ─▶ step: prepare, run, validate, record ─▶ … ─▶ unmark
+//!   plan ─▶ all there? ─▶ room for a copy? ─▶ copy whole store to <store>.before-format-N ─▶ mark ─▶ step: prepare, run, validate, record ─▶ … ─▶ unmark
 //!                  └ no: refused                a kill: made again             └─ a kill from here on: no second copy, the step again
 //! ```
 //! The mark is a file in the store that names the copy. As long as it stands, what is in the store may be half of a step, and the copy is
@@ -74,7 +74,9 @@ fn plan_with<'a>(at: &At<'_>, steps: &[&'a dyn Step], known: u32) -> Result<(Pla
     };
     let needed = match migrations::plan(steps, found, known) {
         migrations::Plan::Newer => return Err(OpenError::Newer { path: at.store.to_owned(), found, known }),
-        migrations::Plan::Unknown => return Err(at.not_a_store(format!("its format {found} is none that any release has written"))),
+        migrations::Plan::Unknown => {
+            return Err(at.not_a_store(format!("its file `identity` says format {found}, which no release has written")));
+        }
         migrations::Plan::Current => Vec::new(),
         migrations::Plan::Steps(needed) => needed,
     };
@@ -97,6 +99,7 @@ pub(super) fn upgrade(at: &At<'_>, steps: &[&dyn Step], known: u32) -> Result<Mi
     let copy = match fs::read_to_string(&mark) {
         Ok(text) => PathBuf::from(text.trim_end()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            open::prove_older(at, plan.found)?;
             let copy = copy_beside(at, known, plan.copy_bytes)?;
             failpoint::reach(Point::MigrationCopied);
             let write = |file: &mut fs::File| writeln!(file, "{}", copy.display());

@@ -10,6 +10,7 @@ mod salvage;
 mod space;
 mod story;
 mod strangers;
+mod zeros;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,9 +20,11 @@ use super::database::Database;
 use super::identity::Found;
 use super::scan::scan;
 use super::*;
+use crate::core::types::Millis;
 use crate::log::codec::{Limits, PageKey};
 use crate::log::samples::{report, with_payload};
 use crate::log::{AnyPage, LastStop, OpenError, ReadError};
+use crate::migrations;
 
 const SMALL: Options = Options { segment_size: 256 << 10, generation_size: 24 << 10, sled_cache: 1 << 20, page_cache: 0 };
 
@@ -142,7 +145,7 @@ impl Sample {
     }
 
     fn tag(&self) -> u64 {
-        match Identity::read(self.path(), 1).unwrap() {
+        match Identity::read(self.path(), migrations::CURRENT).unwrap() {
             Found::Store { identity, .. } => identity.tag,
             other => panic!("{other:?}"),
         }

@@ -22,7 +22,7 @@ pub(super) struct Written {
 
 /// Every page of events of the store.
 pub(super) fn pages_of(store: &Path) -> Vec<Written> {
-    let Found::Store { identity, .. } = Identity::read(store, 1).unwrap() else { panic!("no identity") };
+    let Found::Store { identity, .. } = Identity::read(store, migrations::CURRENT).unwrap() else { panic!("no identity") };
     let mut pages = Vec::new();
     for first in open::list(store).unwrap().generations {
         let folder = store.join(open::folder_name(first));
@@ -220,7 +220,7 @@ fn repaired(store: &Path) -> Repaired {
 fn identity_and_witness_both_lost_cost_nothing() {
     for seed in [100, 101] {
         let (_parent, store, before) = placed(Story::told(seed), seed == 101);
-        let Found::Store { identity, .. } = Identity::read(&store, 1).unwrap() else { panic!() };
+        let Found::Store { identity, .. } = Identity::read(&store, migrations::CURRENT).unwrap() else { panic!() };
         fs::remove_file(store.join("identity")).unwrap();
         fs::write(store.join("witness"), [0; 8192]).unwrap();
         let done = repaired(&store);
@@ -262,7 +262,7 @@ fn without_any_checkpoint_everything_that_can_be_read_is_pending_or_done_as_far_
     // The first generation was dropped, so nothing tells how the others begin.
     let seed = (0..).find(|seed| Story::told(*seed).outbox.oldest_generation() > Some(Seq(1))).unwrap();
     let (_parent, store, before) = placed(Story::told(seed), false);
-    let tag = match Identity::read(&store, 1).unwrap() {
+    let tag = match Identity::read(&store, migrations::CURRENT).unwrap() {
         Found::Store { identity, .. } => identity.tag,
         other => panic!("{other:?}"),
     };

@@ -6,11 +6,11 @@ use super::*;
 fn a_newer_store_is_refused_with_both_versions() {
     let sample = Sample::killed();
     let identity = sample.path().join("identity");
-    let text = fs::read_to_string(&identity).unwrap().replace("format 1\n", "format 9\nsomething new\n");
+    let text = fs::read_to_string(&identity).unwrap().replace("format 2\n", "format 9\nsomething new\n");
     fs::write(&identity, text).unwrap();
     let before = content(sample.path());
     let error = SledLog::open(sample.path(), SMALL).map(|_| ()).unwrap_err();
-    assert!(matches!(error, OpenError::Newer { found: 9, known: 1, .. }), "{error}");
+    assert!(matches!(error, OpenError::Newer { found: 9, known: 2, .. }), "{error}");
     assert!(before == content(sample.path()), "nothing is changed");
 }
 
