@@ -1,6 +1,6 @@
 //! The way to the committer, for every room.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -25,6 +25,9 @@ pub(super) const QUEUE_BYTES: usize = 128 << 20;
 
 /// A producer waits so long for a place in the queue before it is told to come back.
 const ACCEPT_PATIENCE: Duration = Duration::from_secs(5);
+
+/// On a shared log, once it has a place, so long for its turn: an election of the servers mostly takes less.
+const TURN_PATIENCE: Duration = Duration::from_secs(10);
 
 pub(super) type Reply = oneshot::Sender<Result<Committed<Appended>, CommitError>>;
 
@@ -57,6 +60,19 @@ pub(super) struct Append {
     pub(super) reply: Reply,
     pub(super) place: Option<OwnedSemaphorePermit>,
     pub(super) handed_in: Instant,
+    /// If it may be withdrawn as long as no commit has begun with it.
+    pub(super) claim: Option<Claim>,
+}
+
+/// Who comes first with a request: the committer, or the producer that waits no longer and is told that nothing of it was accepted.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Claim(Arc<AtomicBool>);
+
+impl Claim {
+    /// Whether it is the first.
+    pub(super) fn is_first(&self) -> bool {
+        !self.0.swap(true, Ordering::AcqRel)
+    }
 }
 
 /// The way to the committer, for every room. Cheap to clone.
@@ -119,9 +135,18 @@ impl LogHandle {
         let bytes: usize = events.iter().map(size_of_event).sum();
         let wanted = u32::try_from(bytes.min(QUEUE_BYTES)).expect("the queue's bound fits 32 bits");
         let place = self.place(wanted).await?;
-        let (reply, answer) = oneshot::channel();
-        let handed_in = Instant::now();
-        self.hand_in(Command::Append(Append { events, bytes, is_accept: true, reply, place: Some(place), handed_in })).await?;
+        let (reply, mut answer) = oneshot::channel();
+        let (handed_in, claim) = (Instant::now(), self.is_shared.then(Claim::default));
+        let append = Append { events, bytes, is_accept: true, reply, place: Some(place), handed_in, claim: claim.clone() };
+        self.hand_in(Command::Append(append)).await?;
+        if let Some(claim) = claim {
+            match Box::pin(timeout(TURN_PATIENCE, &mut answer)).await {
+                Ok(answer) => return answer.unwrap_or(Err(CommitError::Stopped)),
+                Err(_) if claim.is_first() => return Err(CommitError::Overloaded),
+                // It is in a commit that is under way: what becomes of it is not known yet.
+                Err(_) => {}
+            }
+        }
         answer.await.unwrap_or(Err(CommitError::Stopped))
     }
 
@@ -164,7 +189,7 @@ impl LogHandle {
     pub async fn submit(&self, events: Vec<Event>) -> Result<Ticket, CommitError> {
         let (reply, answer) = oneshot::channel();
         let bytes = events.iter().map(size_of_event).sum();
-        let append = Append { events, bytes, is_accept: false, reply, place: None, handed_in: Instant::now() };
+        let append = Append { events, bytes, is_accept: false, reply, place: None, handed_in: Instant::now(), claim: None };
         self.commands.send(Command::Append(append)).await.map_err(|_| CommitError::Stopped)?;
         Ok(Ticket(answer))
     }

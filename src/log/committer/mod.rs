@@ -11,7 +11,8 @@
 //!
 //! Where other instances append to the same log, the append can be overtaken, and the batch is admitted anew: see `shared`.
 //!
-//! There is no timer: while one commit syncs, the next forms (`overlap`). A request is never torn: its events are in one commit.
+//! No producer waits for a timer: while one commit syncs, the next forms (`overlap`). Releases alone wait a moment for more of them (`pause`). A request is never
+//! torn: its events are in one commit.
 //!
 //! [`Committed`] is the proof that what it holds is durable. Only the committer can make one; what may leave the process (an accept, a
 //! PUBLISH, a PUBREL) is written to take it, so "published before durable" does not compile.
@@ -20,6 +21,7 @@ mod answer;
 mod handle;
 mod history;
 mod overlap;
+mod pause;
 mod pin;
 mod proof;
 mod recover;
@@ -27,6 +29,7 @@ mod retain;
 mod shared;
 mod space;
 mod stepped;
+mod woken;
 
 #[cfg(test)]
 mod tests;
@@ -43,12 +46,14 @@ pub use answer::{Appended, Books, CommitError, Progress};
 use handle::{Append, Busy, Command, QUEUE_BYTES, QUEUE_REQUESTS, Reply, size_of_event};
 pub use handle::{LogHandle, Queue, Ticket};
 use overlap::{InFlight, Seen};
+use pause::Before;
 pub use pin::{BACKUP_HOLDS, Begun};
 pub use proof::Committed;
 pub use recover::{RecoverError, decode_checkpoint, encode_checkpoint, recover};
 pub use shared::{start_shared, stepped_shared};
 use space::Held;
 pub use stepped::{Stepped, stepped};
+use woken::Waiters;
 
 use super::sizes::Sizes;
 use super::{AppendError, EventLog, LogReader, Urgency, codec};
@@ -94,6 +99,7 @@ pub fn start(log: Box<dyn EventLog>, outbox: Outbox, limits: Limits, metrics: Ar
 
 fn run_on_a_thread(mut committer: Committer) -> Result<(), RecoverError> {
     let runtime = tokio::runtime::Handle::current();
+    committer.waiters = Waiters::within(&runtime);
     std::thread::Builder::new()
         .name("committer".into())
         .spawn(move || committer.run(&runtime))
@@ -126,6 +132,7 @@ fn build(log: Box<dyn EventLog>, outbox: Outbox, limits: Limits, metrics: Arc<Me
         next_up: None,
         forming: Batch::default(),
         in_flight: None,
+        before: None,
         roll_again: None,
         metrics,
         publish,
@@ -138,6 +145,7 @@ fn build(log: Box<dyn EventLog>, outbox: Outbox, limits: Limits, metrics: Arc<Me
         too_heavy: None,
         shared: None,
         reader: Arc::clone(&handle.reader),
+        waiters: Waiters::default(),
     };
     committer.count_awaited();
     committer.publish_progress();
@@ -160,6 +168,8 @@ struct Committer {
     forming: Batch,
     /// A commit that is on its way to the disk.
     in_flight: Option<InFlight>,
+    /// The last commit.
+    before: Option<Before>,
     /// Not before this time is a new generation tried again.
     roll_again: Option<Instant>,
     metrics: Arc<Metrics>,
@@ -177,6 +187,8 @@ struct Committer {
     /// Where other instances append to the log as well.
     shared: Option<Box<shared::Shared>>,
     reader: Arc<dyn LogReader>,
+    /// Those of commits that are durable.
+    waiters: Waiters,
 }
 
 /// What one commit is made of.
@@ -252,7 +264,7 @@ impl Committer {
             if batch.is_full() || self.in_flight.as_mut().is_some_and(InFlight::is_written) {
                 break;
             }
-            next = self.inbox.try_recv().ok().or_else(|| self.let_others_on());
+            next = self.inbox.try_recv().ok().or_else(|| self.let_others_on(&batch));
         }
         self.forming = batch;
         after
@@ -260,12 +272,12 @@ impl Committer {
 
     /// Where the processors are busy, whoever is about to append stands behind this thread: let them come first, for as long as that brings something.
     /// A commit costs much the same whatever is in it. Where a processor is free this takes no time.
-    fn let_others_on(&mut self) -> Option<Command> {
+    fn let_others_on(&mut self, batch: &Batch) -> Option<Command> {
         if self.in_flight.is_some() {
             return None;
         }
         std::thread::yield_now();
-        self.inbox.try_recv().ok()
+        self.inbox.try_recv().ok().or_else(|| self.pause(batch))
     }
 
     /// Answers what is no append, as of the last commit.
@@ -416,9 +428,7 @@ impl Committer {
             Ok(()) => {
                 failpoint::reach(Point::BeforeAnswer);
                 self.publish(seen);
-                for (reply, appended) in batch.waiters {
-                    let _ = reply.send(Ok(Committed(appended)));
-                }
+                self.waiters.answer(batch.waiters);
                 self.roll_if_full();
             }
             Err(error) => {
@@ -440,8 +450,10 @@ impl Committer {
         result
     }
 
-    fn count_commit(&self, started: Instant, batch: &Batch) {
-        self.metrics.tidings_commit_seconds.observe(started.elapsed().as_secs_f64());
+    fn count_commit(&mut self, started: Instant, batch: &Batch) {
+        let took = started.elapsed();
+        self.before = Some(Before::of(&batch.events, started + took, took, self.before.take()));
+        self.metrics.tidings_commit_seconds.observe(took.as_secs_f64());
         self.metrics.tidings_commit_events.observe(batch.events.len() as f64);
         self.busy.commits.fetch_add(1, Ordering::Relaxed);
     }
@@ -499,6 +511,13 @@ impl Committer {
         let checkpoint = encode_checkpoint(&self.outbox);
         // A failure is published and stops the service; what was answered before is durable.
         let _ = self.with_log(|log, _| log.begin_generation(&checkpoint));
+    }
+
+    /// A start is to take as long whatever is pending, and wherever in a generation the log was when it was stopped.
+    fn shorten_the_next_start(&mut self) {
+        if self.shared.is_none() && self.log.as_ref().is_some_and(|log| log.is_long_to_read()) {
+            self.begin_generation();
+        }
     }
 
     fn tick(&mut self) {
@@ -576,6 +595,7 @@ impl Committer {
                 self.refuse(append, CommitError::Stopped);
             }
         }
+        self.shorten_the_next_start();
         let checkpoint = encode_checkpoint(&self.outbox);
         let result = match self.log.take() {
             Some(log) => catch_unwind(AssertUnwindSafe(|| log.close(&checkpoint)))

@@ -190,7 +190,7 @@ impl Carrier<'_> {
             return true;
         }
         let (reply, answer) = oneshot::channel();
-        let append = Append { events, bytes, is_accept: false, reply, place: None, handed_in: Instant::now() };
+        let append = Append { events, bytes, is_accept: false, reply, place: None, handed_in: Instant::now(), claim: None };
         // One piece at a time: what waits for the disk stays bounded.
         let is_done = self.commands.blocking_send(Command::Append(append)).is_ok() && matches!(answer.blocking_recv(), Ok(Ok(_)));
         failpoint::reach(Point::Carried);

@@ -52,9 +52,9 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::handle::{Append, Command};
-use super::{Batch, CommitError, Committed, Committer, Limits, LogHandle, RecoverError, Reply, Stepped, build, run_on_a_thread};
+use super::{Batch, CommitError, Committer, Limits, LogHandle, RecoverError, Reply, Stepped, build, run_on_a_thread};
 use crate::core::event::Event;
-use crate::core::outbox::Outbox;
+use crate::core::outbox::{FoldError, Outbox};
 use crate::core::types::{InstanceId, Seq};
 use crate::failpoint::{self, Point};
 use crate::log::{AppendError, EventLog};
@@ -94,6 +94,8 @@ pub(super) struct Shared {
     heard_at: Option<Instant>,
     /// Commits since the others were left a turn.
     in_a_row: u32,
+    /// Another instance has bumped the epochs since this one has started.
+    others_bumped: bool,
     /// Something has been put off until what others have appended is read.
     is_in_doubt: bool,
     kept: generations::Kept,
@@ -115,7 +117,7 @@ impl Again {
 
     fn with(self, reply: Reply) -> Append {
         let Again { events, bytes, is_accept, handed_in } = self;
-        Append { events, bytes, is_accept, reply, place: None, handed_in }
+        Append { events, bytes, is_accept, reply, place: None, handed_in, claim: None }
     }
 }
 
@@ -166,9 +168,18 @@ pub fn stepped_shared(
 
 impl Committer {
     fn share(&mut self, instance: InstanceId) {
-        let (confirmed, kept) = (self.outbox.clone(), generations::Kept::default());
-        let (read_at, reading, is_in_doubt) = (Instant::now(), Duration::ZERO, false);
-        self.shared = Some(Box::new(Shared { instance, confirmed, read_at, reading, heard_at: None, in_a_row: 0, is_in_doubt, kept }));
+        let confirmed = self.outbox.clone();
+        self.shared = Some(Box::new(Shared {
+            instance,
+            confirmed,
+            read_at: Instant::now(),
+            reading: Duration::ZERO,
+            heard_at: None,
+            in_a_row: 0,
+            others_bumped: false,
+            is_in_doubt: false,
+            kept: generations::Kept::default(),
+        }));
         self.know_generations();
     }
 
@@ -181,11 +192,12 @@ impl Committer {
         }
     }
 
-    /// Why this instance may not append these: the fence, and lanes that take no reports any more.
+    /// Why this instance may not append these: the fence, lanes that take no reports any more, and epochs of a copy that another one has bumped.
     pub(super) fn not_its_own(&self, events: &[Event]) -> Option<CommitError> {
         let shared = self.shared.as_ref()?;
         events.iter().find_map(|event| match event {
             Event::Accepted(accepted) if !self.outbox.takes_new(&accepted.lane) => Some(CommitError::LanesChanged(accepted.lane.clone())),
+            Event::EpochBumped { .. } if shared.others_bumped => Some(CommitError::ChangedMeanwhile(FoldError::AlreadyBumped)),
             event => self.outbox.check_from(shared.instance, event).err().map(CommitError::NotOwner),
         })
     }
@@ -244,6 +256,7 @@ impl Committer {
                     wrong = Some(error.to_string());
                     break 'read;
                 }
+                shared.others_bumped |= matches!(event, Event::EpochBumped { .. });
             }
         }
         let count = self.outbox.next().0 - before.0;
@@ -302,13 +315,10 @@ impl Committer {
         let others = shared.confirmed.owners().members().filter(|instance| *instance != shared.instance).count();
         let are_heard = shared.heard_at.is_some_and(|at| at.elapsed() < HEARD);
         shared.in_a_row += 1;
-        if others == 0 || (!are_heard && shared.in_a_row < IN_A_ROW) {
-            return;
+        if let Some(turn) = turn_of_others(others, are_heard, shared.in_a_row, took) {
+            shared.in_a_row = 0;
+            std::thread::sleep(turn);
         }
-        shared.in_a_row = 0;
-        // One has to read and to append in it.
-        let turn = took.saturating_mul(u32::try_from(others.max(2)).unwrap_or(u32::MAX)).min(LONGEST_WAIT);
-        std::thread::sleep(turn);
     }
 
     /// It is in the log.
@@ -328,9 +338,7 @@ impl Committer {
         let taken = batch.events.iter().filter(|event| matches!(event, Event::LaneTaken { .. })).count();
         self.metrics.tidings_cluster_takeovers_total.inc_by(taken as u64);
         self.publish_progress();
-        for (reply, appended) in batch.waiters {
-            let _ = reply.send(Ok(Committed(appended)));
-        }
+        self.waiters.answer(batch.waiters);
     }
 
     /// Admits each request of the batch again, in their order, onto what is confirmed now; those of producers too, or they are told to come again.
@@ -348,6 +356,12 @@ impl Committer {
         }
         anew
     }
+}
+
+/// How long the others are left to append, after a commit that `took` so long: one has to read and to append in it. None if it is not their turn.
+fn turn_of_others(others: usize, are_heard: bool, in_a_row: u32, took: Duration) -> Option<Duration> {
+    let is_theirs = others > 0 && (are_heard || in_a_row >= IN_A_ROW);
+    is_theirs.then(|| took.saturating_mul(u32::try_from(others.max(2)).unwrap_or(u32::MAX)).min(LONGEST_WAIT))
 }
 
 /// Half of the time is chance, so that those who met do not meet again.

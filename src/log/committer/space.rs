@@ -161,7 +161,11 @@ impl Committer {
     }
 
     /// Takes an append into the batch, or finds another place for it: it is refused, held, or comes in the next batch.
-    pub(super) fn place(&mut self, append: Append, batch: &mut Batch) -> Option<Command> {
+    pub(super) fn place(&mut self, mut append: Append, batch: &mut Batch) -> Option<Command> {
+        // Once here it can't be withdrawn any more.
+        if append.claim.take().is_some_and(|claim| !claim.is_first()) {
+            return None;
+        }
         if !self.held.is_empty() && !append.is_accept {
             self.hold(Command::Append(append));
             return None;

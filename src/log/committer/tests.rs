@@ -11,6 +11,7 @@ use crate::core::event::{Accepted, DeadReason, DeliveryRef, LanePurpose, Proof};
 use crate::core::ranges::Ranges;
 use crate::core::types::{ConnectionName, Qos};
 use crate::log::memory_log::{Disk, MemoryLog};
+use crate::log::sled_log::{self, SledLog};
 
 const LIMITS: Limits = Limits { max_size: u64::MAX, retention_ms: 0 };
 
@@ -169,6 +170,37 @@ async fn a_stop_on_a_disk_without_room_ends() {
     assert!(matches!(outcome.answer().await, Err(CommitError::Stopped)), "it was not recorded, and not taken for it");
     let pending = open(&disk).ask(|outbox| outbox.lane(&lane()).map(|lane| lane.pending())).await.unwrap().into_inner();
     assert_eq!(pending, Some(1));
+}
+
+#[tokio::test]
+async fn a_stop_leaves_little_to_read_however_far_its_generation_had_come() {
+    let store = tempfile::tempdir().unwrap();
+    let options = sled_log::Options { segment_size: 256 << 10, generation_size: 64 << 20, sled_cache: 1 << 20, page_cache: 0 };
+    let open = || {
+        let opened = SledLog::open(store.path(), options).unwrap();
+        let outbox = recover(&opened).unwrap();
+        let generations: Vec<Seq> = opened.log.generations().iter().map(|generation| generation.first).collect();
+        (start(opened.log, outbox, LIMITS, Arc::new(Metrics::new())).unwrap(), generations)
+    };
+    let (log, _) = open();
+    let connection = lane().connection;
+    log.record(vec![Event::LanesChanged { connection, first: 0, count: 1, purpose: LanePurpose::Fresh, at: Millis(0) }]).await.unwrap();
+    let mut payload = vec![0; 1 << 10];
+    for _ in 0..1_000 {
+        getrandom::fill(&mut payload).unwrap();
+        let plain = Accepted::plain(lane(), "topic", Qos::AtLeastOnce, Millis(0));
+        let accepted = Accepted { payload: Bytes::copy_from_slice(&payload), ..plain };
+        log.accept(vec![Event::Accepted(Arc::new(accepted))]).await.unwrap();
+    }
+    let next = Seq(log.durable().0 + 1);
+    log.stop().await.unwrap();
+    for _ in 0..2 {
+        let (log, generations) = open();
+        assert_eq!(generations, [Seq::FIRST, next], "one that is empty, and no other for want of anything new");
+        let pending = log.ask(|outbox| outbox.lane(&lane()).map(|lane| lane.pending())).await.unwrap().into_inner();
+        assert_eq!(pending, Some(1_000));
+        log.stop().await.unwrap();
+    }
 }
 
 #[tokio::test]

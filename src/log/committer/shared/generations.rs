@@ -160,7 +160,8 @@ impl Committer {
         let handed_in = Instant::now();
         self.follow();
         let (reply, mut answer) = oneshot::channel();
-        let append = Append { bytes: size_of_event(&event), events: vec![event], is_accept: false, reply, place: None, handed_in };
+        let append =
+            Append { bytes: size_of_event(&event), events: vec![event], is_accept: false, reply, place: None, handed_in, claim: None };
         let mut batch = Batch::default();
         // It is tried again at the next tick.
         self.admit(append, &mut batch).map_err(|_| CommitError::Overloaded)?;

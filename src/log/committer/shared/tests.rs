@@ -11,7 +11,7 @@ use crate::core::event::{Accepted, Dedupe, LanePurpose, Proof};
 use crate::core::outbox::{FoldError, Owner};
 use crate::core::ranges::Ranges;
 use crate::core::types::{LaneKey, Millis, Qos, SendNo, Seq};
-use crate::log::committer::{Appended, Ticket, decode_checkpoint, encode_checkpoint, recover};
+use crate::log::committer::{Appended, Committed, Ticket, decode_checkpoint, encode_checkpoint, recover};
 use crate::log::memory_log::{Disk, MemoryLog};
 use crate::log::{Checkpoint, Generation, LogReader, Space, StoreId};
 
@@ -209,6 +209,52 @@ fn of_two_that_take_a_lane_at_once_one_has_it() {
 }
 
 #[test]
+fn of_two_that_start_on_a_copy_at_once_one_bumps_the_epochs() {
+    inside(|| {
+        let disk = Disk::new(1 << 20);
+        let (mut a, mut b) = two(&disk);
+        let bump = || vec![Event::EpochBumped { reason: "copied".into(), at: Millis(0) }];
+        let (first, second) = (a.submit(bump()), b.submit(bump()));
+        assert!(b.answer(second).is_ok());
+        let refused = a.answer(first);
+        assert!(matches!(refused, Err(CommitError::ChangedMeanwhile(FoldError::AlreadyBumped))), "{refused:?}");
+        assert_eq!(a.outbox().lane(&lane()).unwrap().epoch, 1);
+        agree(&disk, [&mut a, &mut b]);
+    });
+}
+
+#[test]
+fn while_servers_are_silent_a_report_whose_turn_has_not_come_is_refused_and_never_stored_and_one_on_its_way_waits() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let _inside = runtime.enter();
+    let disk = Disk::new(1 << 20);
+    let (mut a, _b) = two(&disk);
+    let (reached, silent) = std::sync::mpsc::channel();
+    let (answer, answered) = std::sync::mpsc::channel::<()>();
+    let mut slow = Instance::start_hindered(&disk, InstanceId(0xc), move || {
+        let _ = reached.send(());
+        let _ = answered.recv();
+        Ok(())
+    });
+    let mut on_its_way = slow.accept(vec![accepted(10, None)]);
+    let log = slow.log.clone();
+    let stepping = std::thread::spawn(move || {
+        while slow.stepped.step() {}
+        slow
+    });
+    silent.recv().unwrap();
+    let late = runtime.block_on(log.accept(vec![accepted(11, None)]));
+    assert!(matches!(late, Err(CommitError::Overloaded)), "nobody knows how long it would take");
+    assert!(look(&mut on_its_way).is_none(), "nobody can say what becomes of it");
+    // They are back. What the late one's producer sends again would be there twice.
+    drop(answer);
+    let mut slow = stepping.join().unwrap();
+    assert!(matches!(slow.done(on_its_way), Ok(Appended::New { .. })));
+    assert_eq!(slow.outbox().lane(&lane()).unwrap().pending(), 4);
+    agree(&disk, [&mut a, &mut slow]);
+}
+
+#[test]
 fn what_is_overtaken_is_stored_behind_what_came_before_and_once() {
     inside(|| {
         let disk = Disk::new(1 << 20);
@@ -309,24 +355,28 @@ fn owners_outlive_a_checkpoint_and_a_log_without_any_has_none_in_its() {
     });
 }
 
-/// A log in which another instance is always first.
-struct NeverFirst(Box<dyn EventLog>);
+/// A log with something before each append: another instance that is first, or servers that are silent.
+struct Hindered {
+    log: Box<dyn EventLog>,
+    hinder: Box<dyn FnMut() -> Result<(), AppendError> + Send>,
+}
 
-impl EventLog for NeverFirst {
+impl EventLog for Hindered {
     fn store_id(&self) -> StoreId {
-        self.0.store_id()
+        self.log.store_id()
     }
 
     fn next_seq(&self) -> Seq {
-        self.0.next_seq()
+        self.log.next_seq()
     }
 
     fn is_shared(&self) -> bool {
         true
     }
 
-    fn append(&mut self, _: &[Event], _: &dyn Fn(&LaneKey) -> SendNo) -> Result<Seq, AppendError> {
-        Err(AppendError::Overtaken)
+    fn append(&mut self, events: &[Event], next_send: &dyn Fn(&LaneKey) -> SendNo) -> Result<Seq, AppendError> {
+        (self.hinder)()?;
+        self.log.append(events, next_send)
     }
 
     fn is_generation_full(&self) -> bool {
@@ -338,7 +388,7 @@ impl EventLog for NeverFirst {
     }
 
     fn generations(&self) -> Vec<Generation> {
-        self.0.generations()
+        self.log.generations()
     }
 
     fn drop_oldest_generation(&mut self) -> Result<(), AppendError> {
@@ -346,7 +396,7 @@ impl EventLog for NeverFirst {
     }
 
     fn space(&self) -> Space {
-        self.0.space()
+        self.log.space()
     }
 
     fn tick(&mut self) -> Result<(), AppendError> {
@@ -354,7 +404,7 @@ impl EventLog for NeverFirst {
     }
 
     fn reader(&self) -> Arc<dyn LogReader> {
-        self.0.reader()
+        self.log.reader()
     }
 
     fn adopt_copy(&mut self) -> Result<(), AppendError> {
@@ -362,7 +412,17 @@ impl EventLog for NeverFirst {
     }
 
     fn close(self: Box<Self>, checkpoint: &[u8]) -> Result<(), AppendError> {
-        self.0.close(checkpoint)
+        self.log.close(checkpoint)
+    }
+}
+
+impl Instance {
+    fn start_hindered(disk: &Disk, id: InstanceId, hinder: impl FnMut() -> Result<(), AppendError> + Send + 'static) -> Instance {
+        let opened = MemoryLog::open_shared(disk).unwrap();
+        let (outbox, metrics) = (recover(&opened).unwrap(), Arc::new(Metrics::new()));
+        let log = Box::new(Hindered { log: opened.log, hinder: Box::new(hinder) });
+        let (log, stepped) = stepped_shared(log, outbox, LIMITS, Arc::clone(&metrics), id);
+        Instance { log, stepped, metrics }
     }
 }
 
@@ -371,10 +431,8 @@ fn who_is_overtaken_for_ever_says_so_and_holds_nothing_in_its_outbox() {
     inside(|| {
         let disk = Disk::new(1 << 20);
         let (mut a, _b) = two(&disk);
-        let opened = MemoryLog::open_shared(&disk).unwrap();
-        let (outbox, metrics) = (recover(&opened).unwrap(), Arc::new(Metrics::new()));
-        let (log, stepped) = stepped_shared(Box::new(NeverFirst(opened.log)), outbox.clone(), LIMITS, Arc::clone(&metrics), B);
-        let mut unlucky = Instance { log, stepped, metrics };
+        let mut unlucky = Instance::start_hindered(&disk, B, || Err(AppendError::Overtaken));
+        let outbox = unlucky.outbox().clone();
         let (first, second) = (unlucky.accept(vec![accepted(30, None)]), unlucky.accept(vec![accepted(31, None)]));
         assert!(matches!(unlucky.done(first), Err(CommitError::Overloaded)));
         assert!(matches!(unlucky.done(second), Err(CommitError::Overloaded)));
@@ -383,4 +441,18 @@ fn who_is_overtaken_for_ever_says_so_and_holds_nothing_in_its_outbox() {
         assert!(unlucky.log.progress().borrow().failed.is_none(), "it goes on trying with what comes next");
         a.accept_now(accepted(32, None)).unwrap();
     });
+}
+
+#[test]
+fn who_appends_leaves_the_others_a_turn() {
+    let took = Duration::from_millis(3);
+    for in_a_row in 1..20 {
+        assert_eq!(turn_of_others(0, false, in_a_row, took), None, "there is nobody else");
+        assert_eq!(turn_of_others(1, true, in_a_row, took), Some(2 * took), "they append as well");
+        assert_eq!(turn_of_others(4, true, in_a_row, took), Some(4 * took));
+    }
+    // Who never had a turn has not been heard either.
+    let turns: Vec<bool> = (1..=IN_A_ROW).map(|in_a_row| turn_of_others(1, false, in_a_row, took).is_some()).collect();
+    assert_eq!(turns.iter().position(|is_theirs| *is_theirs), Some(IN_A_ROW as usize - 1));
+    assert_eq!(turn_of_others(9, true, 1, Duration::from_secs(1)), Some(LONGEST_WAIT), "servers that are slow don't stop everything");
 }
