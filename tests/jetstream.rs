@@ -6,6 +6,7 @@
 mod certificates;
 mod support;
 
+use std::collections::BTreeSet;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use certificates::{Authority, LOCAL};
 use support::ledger::{Ledger, action_for, report};
 use support::mosquitto::{IN_ORDER, Mosquitto, PERSISTENT};
 use support::nats::Nats;
+use support::scripted::ScriptedBroker;
 use support::subscriber::Subscriber;
 use support::tidings::{Client, PIPELINES, Reply, SOON, Tidings, connection};
 use support::{PATIENCE, wait_until};
@@ -275,6 +277,53 @@ fn servers_that_want_tls_certificates_and_a_password_get_them() {
     tidings.wait_until_delivered();
     let (code, shown) = command(&["check", "--config", tidings.config_file().to_str().unwrap()]);
     assert!(code == Some(0) && shown.contains("over TLS, as user ci") && !shown.contains("sesame"), "{shown}");
+}
+
+/// Says that the stream was made on other servers, as it stands in the bucket of one that was restored.
+fn make_it_a_copy(nats: &Nats) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let client = async_nats::connect(nats.address()).await.unwrap();
+        let bucket = async_nats::jetstream::new(client).get_key_value("reports").await.unwrap();
+        bucket.put("home", r#"{"cluster":"elsewhere","servers":["other-1"]}"#.into()).await.unwrap();
+    });
+}
+
+#[test]
+fn instances_that_start_on_a_restored_stream_at_once_leave_the_sessions_to_the_original_once() {
+    let nats = Nats::cluster();
+    let broker = ScriptedBroker::usual();
+    let config = connection(broker.port, "") + SOON + PIPELINES;
+    let prepare = || {
+        let mut tidings = Tidings::prepare("");
+        tidings.store_settings = store(&nats);
+        tidings.configure(&config);
+        tidings
+    };
+    let (mut original, mut ledger) = (prepare(), Ledger::default());
+    // The three have to find each other first.
+    wait_until("the cluster takes a stream", || original.try_run());
+    post(&mut ledger, &original, 0..10);
+    original.wait_until_delivered();
+    assert_eq!(original.stop(), Some(0));
+    let epochs = || -> BTreeSet<String> {
+        broker.connects().iter().map(|connect| connect.client_id.rsplit('-').nth(1).unwrap().to_owned()).collect()
+    };
+    assert_eq!(epochs(), BTreeSet::from(["0".to_owned()]));
+    make_it_a_copy(&nats[0]);
+    let mut copies = [prepare(), prepare()];
+    thread::scope(|scope| {
+        for copy in &mut copies {
+            scope.spawn(|| wait_until("it starts", || copy.try_run()));
+        }
+    });
+    for (number, copy) in (1..).zip(&copies) {
+        post(&mut ledger, copy, number * 10..number * 10 + 10);
+    }
+    copies.iter().for_each(|copy| copy.wait_until_delivered());
+    // One for the copy, and one for the server that has no session of it.
+    assert_eq!(epochs(), BTreeSet::from(["0".to_owned(), "2".to_owned()]));
+    assert!(ledger.is_complete(&broker.arrivals()));
 }
 
 #[test]

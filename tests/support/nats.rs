@@ -8,8 +8,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// Starts the server, says its process id, and ends it by that when the input ends.
-const KEEPER: &str = r#"folder=$1; keep=$2; shift 2
-nats-server "$@" >>"$folder/server.log" 2>&1 &
+const KEEPER: &str = r#"folder=$1; keep=$2; program=$3; shift 3
+"$program" "$@" >>"$folder/server.log" 2>&1 &
 server=$!
 echo $server
 while read line; do :; done
@@ -20,8 +20,15 @@ test "$keep" = keep || rm -rf "$folder""#;
 /// A server is up in a fraction of this.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Names the nats-server that clusters are made of: older ones have faults that no client gets round.
+const FOR_CLUSTERS: &str = "TIDINGS_CLUSTER_NATS_SERVER";
+
+/// The one that is installed.
+const INSTALLED: &str = "nats-server";
+
 /// A running server.
 pub struct Nats {
+    program: String,
     folder: PathBuf,
     /// Whether the folder outlives a crash of the server.
     keep: &'static str,
@@ -38,12 +45,17 @@ struct Running {
 impl Nats {
     /// Starts one.
     pub fn start() -> Nats {
-        Nats::start_as("keep", &[])
+        Nats::start_with(&[])
     }
 
     /// Starts one with these further arguments.
     pub fn start_with(more: &[&str]) -> Nats {
-        Nats::start_as("keep", more)
+        Nats::start_as(INSTALLED, "keep", more)
+    }
+
+    /// Starts one that is to be of a cluster, with these further arguments: the one that the environment names, or else the one that is installed.
+    pub fn start_one_of_several(more: &[&str]) -> Nats {
+        Nats::start_as(&std::env::var(FOR_CLUSTERS).unwrap_or_else(|_| INSTALLED.to_owned()), "keep", more)
     }
 
     /// Starts three that are one cluster.
@@ -54,22 +66,22 @@ impl Nats {
         let all = routes.join(",");
         let start = |(number, own): (usize, &String)| {
             let name = format!("nats-{number}");
-            Nats::start_with(&["--server_name", &name, "--cluster_name", "test", "--cluster", own, "--routes", &all])
+            Nats::start_one_of_several(&["--server_name", &name, "--cluster_name", "test", "--cluster", own, "--routes", &all])
         };
         routes.iter().enumerate().map(start).collect()
     }
 
     /// Starts one for a whole run of tests, which nobody drops: it ends with the process.
     pub fn for_the_process() -> Nats {
-        Nats::start_as("delete", &[])
+        Nats::start_as(INSTALLED, "delete", &[])
     }
 
-    fn start_as(keep: &'static str, more: &[&str]) -> Nats {
-        let found = Command::new("nats-server").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
-        assert!(found.is_ok(), "nats-server is missing: install the package `nats-server`");
+    fn start_as(program: &str, keep: &'static str, more: &[&str]) -> Nats {
+        let found = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+        assert!(found.is_ok(), "{program} is missing: install the package `nats-server`");
         let folder = tempfile::tempdir().unwrap().keep();
         let more = more.iter().map(|word| (*word).to_owned()).collect();
-        let mut nats = Nats { folder, keep, more, port: 0, server: None };
+        let mut nats = Nats { program: program.to_owned(), folder, keep, more, port: 0, server: None };
         nats.run();
         nats
     }
@@ -94,7 +106,7 @@ impl Nats {
         let arguments =
             ["-a", "127.0.0.1", "-p", &port, "-js", "-sd", store.to_str().unwrap(), "--ports_file_dir", ports.to_str().unwrap()];
         let mut keeper = Command::new("sh")
-            .args(["-c", KEEPER, "sh", self.folder.to_str().unwrap(), self.keep])
+            .args(["-c", KEEPER, "sh", self.folder.to_str().unwrap(), self.keep, &self.program])
             .args(arguments)
             .args(&self.more)
             .stdin(Stdio::piped())

@@ -7,6 +7,7 @@
 //! | `checkpoint.ID.PART` | a part of a checkpoint: a page ([`codec`](crate::log::codec)) | never; deleted when two newer ones are there |
 //! | `instance.ID` | an instance's sign of life ([`members`](super::members)) | once a second |
 //! | `home` | the servers that it was made on ([`home`](super::home)) | when they change |
+//! | `copy` | what a copy ended with when it was found to be one ([`home`](super::home)) | by compare-and-set, once a copy |
 //! | `moved` | where the store has moved to, if it has ([`import`](mod@super::import)) | when it moves |
 //! | `witness` | the last message that has to be there ([`watch`](super::watch)) | once a second, by compare-and-set |
 //!
@@ -25,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Duration, Instant, sleep};
 
 use super::Options;
-use super::servers::{find, let_another_lead, told};
+use super::servers::{delete, find, leader_of, let_another_lead, told};
 use crate::core::types::{Millis, Seq};
 
 /// What the bucket's stream is called.
@@ -166,7 +167,6 @@ impl Bucket {
                 num_replicas: options.replicas,
                 allow_rollup: true,
                 allow_direct: true,
-                deny_delete: true,
                 ..Config::default()
             };
             let created = context.create_stream(config).await;
@@ -223,21 +223,25 @@ impl Bucket {
         written.map(drop).map_err(|error| format!("writing `{key}` to the bucket: {}", told(&error)))
     }
 
-    /// Asks its leader to let another server lead, if it answers.
+    /// Which server leads it, if it answers and says so.
+    pub(super) async fn leader(&self) -> Option<String> {
+        self.store.stream.get_info().await.ok().as_ref().and_then(leader_of)
+    }
+
+    /// Asks its leader to let another server lead.
     pub(super) async fn let_another_lead(&self) {
-        if self.raw("identity").await.is_ok() {
-            let_another_lead(&self.context, &format!("KV_{}", self.store.name)).await;
-        }
+        let_another_lead(&self.context, &self.store.stream_name).await;
     }
 
     /// Deletes a key, without a trace.
     pub(super) async fn forget(&self, key: &str) -> Result<(), String> {
-        self.purge(format!("{}{key}", self.store.prefix)).await
-    }
-
-    async fn purge(&self, subjects: String) -> Result<(), String> {
-        let purged = self.store.stream.purge().filter(subjects).await;
-        purged.map(drop).map_err(|error| format!("deleting from the bucket: {}", told(&error)))
+        let deleting = |what: String| format!("deleting `{key}` from the bucket: {what}");
+        // By its number, and not by purging its subject: see `Pages::delete_before`.
+        match self.store.stream.get_last_raw_message_by_subject(&format!("{}{key}", self.store.prefix)).await {
+            Ok(message) => delete(&self.context, &self.store.stream_name, message.sequence).await.map_err(deleting),
+            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(()),
+            Err(error) => Err(deleting(told(&error))),
+        }
     }
 
     /// The value of a key.
@@ -282,6 +286,24 @@ impl Bucket {
         }
     }
 
+    /// As [`change`](Self::change), and deletes the checkpoints that `state` no longer names. `put` was written for it, and others may have made it
+    /// useless meanwhile.
+    pub(super) async fn change_and_clear(
+        &self,
+        put: Option<&Mark>,
+        change: impl Fn(&mut State) + Send + Sync,
+        patience: Duration,
+    ) -> Result<State, String> {
+        let before = self.read::<State>("state").await.ok().flatten().map(|read| read.value.checkpoints).unwrap_or_default();
+        let state = self.change(change, patience).await?;
+        let of_use = |mark: &&Mark| state.checkpoints.iter().any(|kept| kept.id == mark.id);
+        for mark in before.iter().chain(put).filter(|mark| !of_use(mark)) {
+            // What stays behind takes a little room, and nobody reads it.
+            let _ = self.drop_checkpoint(&mark.id).await;
+        }
+        Ok(state)
+    }
+
     async fn change_once(&self, change: &(impl Fn(&mut State) + Send + Sync)) -> Result<Option<State>, String> {
         let Read { value, revision } = self.read::<State>("state").await?.ok_or("`state` is missing from the bucket")?;
         let mut changed = value.clone();
@@ -313,7 +335,10 @@ impl Bucket {
 
     /// Deletes the parts of a checkpoint, without a trace.
     pub(super) async fn drop_checkpoint(&self, id: &str) -> Result<(), String> {
-        self.purge(format!("{}checkpoint.{id}.>", self.store.prefix)).await
+        for key in self.keys(&format!("checkpoint.{id}.")).await? {
+            self.forget(&key).await?;
+        }
+        Ok(())
     }
 }
 

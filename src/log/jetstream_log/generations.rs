@@ -5,8 +5,6 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
-
 use super::bucket::{Mark, Part, State};
 use super::{AppendError, EventLog, JetStreamLog, Kind};
 use crate::core::types::Seq;
@@ -29,14 +27,7 @@ impl JetStreamLog {
     }
 
     pub(super) fn keep(&mut self, checkpoint: Option<&[u8]>) -> Result<bool, AppendError> {
-        let mut put: Option<(Mark, Vec<Bytes>)> = None;
-        if let Some(checkpoint) = checkpoint {
-            let next = self.next_seq();
-            let pages = self.encoder.checkpoint(Kind::Checkpoint, next, checkpoint)?;
-            self.checkpoints += 1;
-            let (id, message) = (format!("{}-{}", self.run, self.checkpoints), self.scanner.resume_at(self.end + 1));
-            put = Some((Mark { next, message, id, parts: pages.len() as u64 }, pages.into_iter().map(|page| page.bytes.into()).collect()));
-        }
+        let put = checkpoint.map(|checkpoint| self.new_checkpoint(Kind::Checkpoint, checkpoint)).transpose()?;
         let size = put.as_ref().map(|(_, parts)| parts.iter().map(|part| part.len() as u64).sum());
         let (bucket, pages, known) = (self.bucket.clone(), self.pages.clone(), self.shared.parts());
         let kept = self.bridge.wait(KEEPING, async move {
@@ -47,13 +38,7 @@ impl JetStreamLog {
                 }
                 None => None,
             };
-            let before = bucket.read::<State>("state").await?.map(|read| read.value.checkpoints).unwrap_or_default();
-            let state = bucket.change(|state| state.put_together(&known, mark.as_ref()), KEEPING).await?;
-            let of_use = |id: &str| state.checkpoints.iter().any(|kept| kept.id == id);
-            for mark in before.iter().chain(&mark).filter(|mark| !of_use(&mark.id)) {
-                // What stays behind takes a little room, and nobody reads it.
-                let _ = bucket.drop_checkpoint(&mark.id).await;
-            }
+            let state = bucket.change_and_clear(mark.as_ref(), |state| state.put_together(&known, mark.as_ref()), KEEPING).await?;
             pages.purge_before(state.generations[0].message).await?;
             Ok::<_, String>(state)
         });

@@ -7,6 +7,10 @@
 //! | a cluster | another name, or none of its servers, or a server that is alone | a copy: the broker's sessions are left to the original |
 //! | anything | a server that is alone, where it was made on one | nothing can be said: such a server makes up a name at each start |
 //!
+//! Instances that start on a copy at the same time bump the epochs once: whoever finds that it is one says in `copy` which message was the last one then, unless that
+//! stands there, and only then appends the bump, and only then records the new home. So a bump behind that message is one that somebody was faster with, or could not
+//! say the end of; one that comes while another is on its way is refused by whose turn was later (`log::committer::shared`).
+//!
 //! What this can't see: disks of servers that were copied as they are, names included; and a single server's. A mirror, and a stream that was restored under another name, are
 //! refused, because their subjects are not theirs.
 
@@ -20,6 +24,9 @@ use super::bucket::{Bucket, Read};
 /// The key that says it.
 const HOME: &str = "home";
 
+/// The key that says since when a copy is known to be one.
+const COPY: &str = "copy";
+
 /// Where it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Home {
@@ -27,6 +34,17 @@ pub(super) struct Home {
     cluster: Option<String>,
     /// The servers that hold the stream, by name.
     servers: BTreeSet<String>,
+}
+
+/// What the key `copy` holds.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Copied {
+    /// The revision of `home` that it is a copy by. With another one it is about an earlier copy.
+    by: u64,
+    /// Where it was found.
+    at: Home,
+    /// The last message then.
+    last: u64,
 }
 
 impl Home {
@@ -42,13 +60,29 @@ impl Home {
         before.cluster.is_some() && (self.cluster != before.cluster || self.servers.is_disjoint(&before.servers))
     }
 
-    /// Looks whether the store is a copy. If not, where it is now is recorded.
-    pub(super) async fn is_copy(&self, bucket: &Bucket) -> Result<bool, String> {
+    /// Looks whether the store is a copy, `last` being a message that is stored. If it is one, says behind which message the epochs are bumped, or are to be; if
+    /// not, where it is now is recorded.
+    pub(super) async fn copied_at(&self, bucket: &Bucket, last: u64) -> Result<Option<u64>, String> {
         match bucket.read::<Home>(HOME).await? {
-            Some(Read { value, .. }) if value == *self => Ok(false),
-            Some(Read { value, .. }) if self.is_elsewhere(&value) => Ok(true),
-            _ if self.cluster.is_none() => Ok(false),
-            _ => self.adopt(bucket).await.map(|()| false),
+            Some(Read { value, .. }) if value == *self => Ok(None),
+            Some(Read { value, revision }) if self.is_elsewhere(&value) => self.found_at(bucket, revision, last).await.map(Some),
+            _ if self.cluster.is_none() => Ok(None),
+            _ => self.adopt(bucket).await.map(|()| None),
+        }
+    }
+
+    /// The last message of a copy, by revision `by` of `home`, as whoever found it first has it.
+    async fn found_at(&self, bucket: &Bucket, by: u64, last: u64) -> Result<u64, String> {
+        let copied = Copied { by, at: self.clone(), last };
+        loop {
+            let written = match bucket.read::<Copied>(COPY).await? {
+                Some(Read { value, .. }) if value.by == by && !self.is_elsewhere(&value.at) => return Ok(value.last),
+                Some(Read { revision, .. }) => bucket.replace(COPY, &copied, revision).await?,
+                None => bucket.create(COPY, &copied).await?,
+            };
+            if written.is_some() {
+                return Ok(last);
+            }
         }
     }
 

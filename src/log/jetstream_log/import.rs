@@ -114,7 +114,7 @@ impl Target for JetStreamLog {
     fn cut(&mut self) -> Result<(), AppendError> {
         let begun = Part { first: self.next_seq(), message: self.end + 1, newest: None, bytes: 0 };
         let before = *self.shared.parts().last().expect("there is always one that is written");
-        self.change(move |state| {
+        self.change(None, move |state| {
             if state.generations.last().is_some_and(|last| last.first < begun.first) {
                 known(state, before);
                 state.generations.push(begun);

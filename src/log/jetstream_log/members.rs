@@ -4,7 +4,7 @@
 //! before it had joined goes after an hour of the servers' time.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::bridge::Bridge;
 use super::bucket::{Bucket, Entry};
 use super::growth::Growth;
-use super::servers::LEADS_AND_STORES_NOTHING;
+use super::servers::Silence;
 use super::watch::Watched;
 use crate::core::types::InstanceId;
 use crate::log::peers::{Health, PATIENCE, Peers};
@@ -47,8 +47,8 @@ pub(super) struct Members {
     watched: Watched,
     growth: Growth,
     name: String,
-    /// Since when signs of life are not written, and other leaders were wanted last.
-    unwritten: Mutex<Option<Instant>>,
+    /// Of the bucket's leader: signs of life are not written.
+    silence: Arc<Mutex<Silence>>,
 }
 
 /// Everything that is there.
@@ -78,26 +78,35 @@ impl Members {
             watched: watched.clone(),
             growth,
             name: name.to_owned(),
-            unwritten: Mutex::default(),
+            silence: Arc::default(),
         }
     }
 
     /// The bucket's leader, too, may be one that answers and stores nothing.
     fn note(&self, is_written: bool) {
-        let mut unwritten = self.unwritten.lock().unwrap_or_else(PoisonError::into_inner);
         if is_written {
-            *unwritten = None;
-        } else if unwritten.get_or_insert_with(Instant::now).elapsed() >= LEADS_AND_STORES_NOTHING {
-            *unwritten = None;
-            let bucket = self.bucket.clone();
-            self.bridge.spawn(async move { bucket.let_another_lead().await });
+            *locked(&self.silence) = Silence::default();
+            return;
         }
+        let (bucket, silence) = (self.bucket.clone(), Arc::clone(&self.silence));
+        self.bridge.spawn(async move {
+            let leader = bucket.leader().await;
+            let is_too_long = locked(&silence).is_too_long_of(leader, Instant::now());
+            if is_too_long {
+                bucket.let_another_lead().await;
+            }
+        });
     }
 
     fn asked<T: Send + 'static>(&self, act: impl Future<Output = Result<T, String>> + Send + 'static) -> Result<T, String> {
         let limit = PATIENCE.as_millis();
         self.bridge.wait(PATIENCE, act).unwrap_or_else(|| Err(format!("the store's servers did not answer within {limit} ms")))
     }
+}
+
+fn locked(silence: &Mutex<Silence>) -> MutexGuard<'_, Silence> {
+    // It is changed by calls that don't panic.
+    silence.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Peers for Members {

@@ -270,8 +270,7 @@ impl JetStreamLog {
         let (mark, _) = self.put_checkpoint(Kind::Checkpoint, checkpoint)?;
         let written = *self.shared.parts().last().expect("there is always one that is written");
         let end = self.end;
-        let id = mark.id.clone();
-        self.change_with(id, move |state| {
+        self.change(Some(mark.clone()), move |state| {
             known(state, written);
             // Another instance may be further, and may have dropped what this one's checkpoint needs.
             if mark.next >= state.generations[0].first {
@@ -281,19 +280,20 @@ impl JetStreamLog {
         })
     }
 
-    /// Puts a checkpoint as of the next position into the bucket. Returns where it is, and its size.
-    fn put_checkpoint(&mut self, kind: Kind, checkpoint: &[u8]) -> Result<(Mark, u64), AppendError> {
+    /// A checkpoint as of the next position: what it will be called, and its parts.
+    fn new_checkpoint(&mut self, kind: Kind, checkpoint: &[u8]) -> Result<(Mark, Vec<Bytes>), AppendError> {
         let next = self.next_seq();
         let pages = self.encoder.checkpoint(kind, next, checkpoint)?;
         let parts: Vec<Bytes> = pages.into_iter().map(|page| page.bytes.into()).collect();
-        let size = parts.iter().map(|part| part.len() as u64).sum();
         self.checkpoints += 1;
-        let mark = Mark {
-            next,
-            message: self.scanner.resume_at(self.end + 1),
-            id: format!("{}-{}", self.run, self.checkpoints),
-            parts: parts.len() as u64,
-        };
+        let (message, id) = (self.scanner.resume_at(self.end + 1), format!("{}-{}", self.run, self.checkpoints));
+        Ok((Mark { next, message, id, parts: parts.len() as u64 }, parts))
+    }
+
+    /// Puts a checkpoint as of the next position into the bucket. Returns where it is, and its size.
+    fn put_checkpoint(&mut self, kind: Kind, checkpoint: &[u8]) -> Result<(Mark, u64), AppendError> {
+        let (mark, parts) = self.new_checkpoint(kind, checkpoint)?;
+        let size = parts.iter().map(|part| part.len() as u64).sum::<u64>();
         let (bucket, id) = (self.bucket.clone(), mark.id.clone());
         self.insist(move || {
             let (bucket, id, parts) = (bucket.clone(), id.clone(), parts.clone());
@@ -302,27 +302,11 @@ impl JetStreamLog {
         Ok((mark, size))
     }
 
-    /// Changes `state`, takes over what it says of generations, and deletes what it no longer names.
-    fn change(&mut self, change: impl Fn(&mut State) + Send + Sync + 'static) -> Result<(), AppendError> {
-        self.change_and_clear(None, change)
-    }
-
-    /// As [`change`](Self::change), with the checkpoint `put`, which others may have made useless meanwhile.
-    fn change_with(&mut self, put: String, change: impl Fn(&mut State) + Send + Sync + 'static) -> Result<(), AppendError> {
-        self.change_and_clear(Some(put), change)
-    }
-
-    fn change_and_clear(&mut self, put: Option<String>, change: impl Fn(&mut State) + Send + Sync + 'static) -> Result<(), AppendError> {
-        let (bucket, pages, patience) = (self.bucket.clone(), self.pages.clone(), self.patience);
-        let known: Vec<Part> = self.shared.parts();
+    /// Changes `state`, takes over what it says of generations, and deletes what it no longer names. `put` is a checkpoint that was written for this.
+    fn change(&mut self, put: Option<Mark>, change: impl Fn(&mut State) + Send + Sync + 'static) -> Result<(), AppendError> {
+        let (bucket, pages, patience, known) = (self.bucket.clone(), self.pages.clone(), self.patience, self.shared.parts());
         let state = self.done(async move {
-            let before = bucket.read::<State>("state").await.ok().flatten().map(|read| read.value.checkpoints).unwrap_or_default();
-            let state = bucket.change(change, patience).await?;
-            let of_use = |id: &String| state.checkpoints.iter().any(|kept| kept.id == *id);
-            for id in before.into_iter().map(|mark| mark.id).chain(put).filter(|id| !of_use(id)) {
-                // What stays behind takes a little room, and nobody reads it.
-                let _ = bucket.drop_checkpoint(&id).await;
-            }
+            let state = bucket.change_and_clear(put.as_ref(), change, patience).await?;
             if state.generations[0].message > known[0].message
                 && let Err(what) = pages.purge_before(state.generations[0].message).await
             {
@@ -442,7 +426,7 @@ impl EventLog for JetStreamLog {
         }
         let (mark, size) = self.put_checkpoint(Kind::OpeningCheckpoint, checkpoint)?;
         let begun = Part { first: next, message: mark.message, newest: None, bytes: 0 };
-        self.change_with(mark.id.clone(), move |state| {
+        self.change(Some(mark.clone()), move |state| {
             // Another instance may have begun it, or this one with an answer that was lost.
             if state.generations.last().is_some_and(|last| last.first < begun.first) {
                 known(state, before);
@@ -463,7 +447,7 @@ impl EventLog for JetStreamLog {
         let parts = self.shared.parts();
         let [oldest, next, ..] = parts[..] else { return Ok(()) };
         let written = *parts.last().expect("there are two");
-        self.change(move |state| {
+        self.change(None, move |state| {
             known(state, written);
             if state.generations.len() > 1 && state.generations[0].first == oldest.first {
                 state.generations.remove(0);

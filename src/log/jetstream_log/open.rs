@@ -21,10 +21,11 @@ use super::growth::Growth;
 use super::home::Home;
 use super::members::Members;
 use super::reader::Shared;
-use super::scan::Scanner;
+use super::scan::{Commit, Scanner};
 use super::servers::{AT_ONCE, Pages, connect, find, where_it_is};
 use super::watch::{self, Testimony, Watched};
 use super::{FORMAT, JetStreamLog, Options, import};
+use crate::core::event::Event;
 use crate::core::types::Seq;
 use crate::log::codec::{Decoder, Encoder, Kind, Limits, parse};
 use crate::log::sizes::Sizes;
@@ -64,7 +65,8 @@ struct Found {
     bytes: u64,
     max_bytes: u64,
     home: Home,
-    is_copy: bool,
+    /// It is a copy: the epochs are bumped behind this message, or are to be.
+    copied_at: Option<u64>,
     is_fresh: bool,
     was_clean: bool,
 }
@@ -104,6 +106,16 @@ pub(super) fn open_log(options: Options, purpose: Purpose) -> Result<(JetStreamL
         Unread::Damaged(what) => damaged(what),
     })?;
     shared.reach(Seq(scanner.next().0 - 1), found.last_message);
+    let is_copy = match found.copied_at {
+        None => false,
+        Some(at) if is_bumped_behind(&bridge, &found, &shared, at).map_err(unreachable)? => {
+            let (bucket, home) = (found.bucket.clone(), found.home.clone());
+            let adopted = bridge.wait(BATCH, async move { home.adopt(&bucket).await });
+            adopted.unwrap_or_else(|| Err("the servers don't answer".into())).map_err(unreachable)?;
+            false
+        }
+        Some(_) => true,
+    };
     let sizes = Sizes { generation: options.generation_size, ..Sizes::for_space(options.max_size) };
     // Pages are cut as on disk, with the default segments: what a page holds does not depend on where it is kept.
     let encoder = Encoder::new(tag, found.state.starts, Limits::for_segment(8 << 20)).map_err(|error| unreachable(error.to_string()))?;
@@ -142,7 +154,7 @@ pub(super) fn open_log(options: Options, purpose: Purpose) -> Result<(JetStreamL
         shared,
         bridge,
     };
-    Ok((log, checkpoint, last_stop, found.is_copy))
+    Ok((log, checkpoint, last_stop, is_copy))
 }
 
 async fn prepare(options: &Options, store: &str, purpose: Purpose) -> Result<Found, OpenError> {
@@ -234,8 +246,11 @@ async fn find_or_make(context: &Context, options: &Options, store: &str, purpose
     let max_bytes = u64::try_from(info.config.max_bytes).ok().filter(|bytes| *bytes > 0).unwrap_or(u64::MAX);
     let (last_message, bytes) = (info.state.last_sequence, info.state.bytes);
     let home = Home::of(info.cluster.as_ref());
-    let is_copy = !matches!(purpose, Purpose::Import(..)) && home.is_copy(&bucket).await.map_err(unreachable)?;
-    if is_copy && is_export {
+    let copied_at = match purpose {
+        Purpose::Import(..) => None,
+        Purpose::Serve | Purpose::Export => home.copied_at(&bucket, last_message).await.map_err(unreachable)?,
+    };
+    if copied_at.is_some() && is_export {
         return Err(unfit(
             "it was restored on other servers than it was made on, and the broker's sessions are the original's. Start a service on it once, which opens \
              sessions of its own, stop it, and move it then"
@@ -243,7 +258,7 @@ async fn find_or_make(context: &Context, options: &Options, store: &str, purpose
         ));
     }
     let was_clean = closed_at == Some(last_message);
-    Ok(Found { pages, bucket, identity, state, must_hold, last_message, bytes, max_bytes, home, is_copy, is_fresh, was_clean })
+    Ok(Found { pages, bucket, identity, state, must_hold, last_message, bytes, max_bytes, home, copied_at, is_fresh, was_clean })
 }
 
 fn random() -> Result<u64, String> {
@@ -336,4 +351,25 @@ fn read_on(bridge: &Bridge, found: &Found, shared: &Shared, scanner: &mut Scanne
         }
     }
     Ok(())
+}
+
+/// Whether another instance has bumped the epochs of a copy that was found when its last message was `at`. That is a commit of one page.
+fn is_bumped_behind(bridge: &Bridge, found: &Found, shared: &Shared, at: u64) -> Result<bool, String> {
+    let mut from = at + 1;
+    while from <= found.last_message {
+        let (pages, count) = (found.pages.clone(), AT_ONCE.min(found.last_message - from + 1));
+        let read = bridge.wait(BATCH, async move { pages.get_many(from, count, true).await });
+        let read = read.unwrap_or_else(|| Err("the servers don't answer".into()))?;
+        let is_bump = |(at, bytes)| {
+            let decoded = shared.decode_commit(&Commit { at, pages: vec![bytes] });
+            decoded.is_ok_and(|decoded| {
+                decoded.iter().any(|page| page.page.events.iter().any(|event| matches!(event, Event::EpochBumped { .. })))
+            })
+        };
+        if (from..).zip(read).any(is_bump) {
+            return Ok(true);
+        }
+        from += count;
+    }
+    Ok(false)
 }

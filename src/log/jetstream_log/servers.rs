@@ -3,15 +3,19 @@
 //! Every request has a limit of its own; what it says when it fails is told as text, because there is nothing to be done about one error that
 //! is not done about another: wait, try again up to a bound, then say it.
 
-use std::time::Duration;
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use async_nats::jetstream::context::GetStreamErrorKind;
-use async_nats::jetstream::stream::{
-    Config, DirectGetErrorKind, DiscardPolicy, Info, RawMessageErrorKind, RetentionPolicy, StorageType, Stream,
-};
+use async_nats::jetstream::response::Response;
+use async_nats::jetstream::stream::{Config, DiscardPolicy, Info, RawMessageErrorKind, RetentionPolicy, StorageType, Stream};
 use async_nats::jetstream::{self, Context, ErrorCode};
 use async_nats::{ConnectOptions, Event, ServerAddr};
 use bytes::Bytes;
+use futures_util::future::try_join_all;
+use tokio::time::timeout;
 
 use super::{Login, Options};
 
@@ -21,6 +25,12 @@ pub(super) const REQUEST: Duration = Duration::from_secs(5);
 /// One request of the work itself. Whoever gets no answer asks again, on whichever connection there is by then: what was asked on one that is gone is never
 /// answered.
 pub(super) const ANSWER: Duration = Duration::from_secs(1);
+
+/// A replica that is well answers sooner than this.
+const SOON: Duration = Duration::from_millis(100);
+
+/// So long the leader alone is asked for pages, after a replica was silent.
+const LEFT_ALONE: Duration = Duration::from_secs(10);
 
 /// A server that says nothing for three of these is left for another: one that is frozen, or behind a cut, closes no connection.
 const PING: Duration = Duration::from_millis(600);
@@ -107,10 +117,22 @@ pub(super) struct Pages {
     stream: Stream<()>,
     /// For what takes longer: with [`REQUEST`].
     slow: Stream<()>,
+    deletion: Arc<Deletion>,
+    /// When a replica that was asked for a page did not answer soon.
+    silent: Arc<Mutex<Option<Instant>>>,
+}
+
+/// The deleting of old messages one by one.
+#[derive(Default)]
+struct Deletion {
+    /// The first message that is to stay.
+    keep_from: AtomicU64,
+    /// Held by the one task that does it.
+    at_work: tokio::sync::Mutex<()>,
 }
 
 /// What a stream has to be for this log.
-fn wanted(options: &Options) -> Config {
+pub(super) fn wanted(options: &Options) -> Config {
     Config {
         name: options.stream.clone(),
         description: Some("the log of Tidings: pages of events".into()),
@@ -125,8 +147,6 @@ fn wanted(options: &Options) -> Config {
         max_message_size: -1,
         num_replicas: options.replicas,
         allow_direct: true,
-        // A single message that is gone would be damage.
-        deny_delete: true,
         ..Config::default()
     }
 }
@@ -144,6 +164,11 @@ pub(super) async fn find(context: &Context, stream: &str) -> Result<Option<Info>
             _ => Err(format!("asking for the stream: {}", told(&error))),
         },
     }
+}
+
+/// Which server leads a stream, as its state says. A server by itself leads nothing.
+pub(super) fn leader_of(info: &Info) -> Option<String> {
+    info.cluster.as_ref()?.leader.clone().filter(|name| !name.is_empty())
 }
 
 impl Pages {
@@ -166,7 +191,15 @@ impl Pages {
         let slow = context.get_stream_no_info(&options.stream).await.map_err(|error| told(&error))?;
         let context = jetstream::context::ContextBuilder::new().timeout(ANSWER).build(context.client());
         let stream = context.get_stream_no_info(&options.stream).await.map_err(|error| told(&error))?;
-        Ok(Pages { context, subject: subject(&options.stream), name: options.stream.clone(), stream, slow })
+        Ok(Pages {
+            context,
+            subject: subject(&options.stream),
+            name: options.stream.clone(),
+            stream,
+            slow,
+            deletion: Arc::default(),
+            silent: Arc::default(),
+        })
     }
 
     /// Why a stream that is there can't be this log's.
@@ -197,6 +230,11 @@ impl Pages {
         self.stream.get_info().await.map_err(|error| format!("asking for the state of the stream: {}", told(&error)))
     }
 
+    /// Which server leads the stream, if it answers and says so.
+    pub(super) async fn leader(&self) -> Option<String> {
+        self.info().await.ok().as_ref().and_then(leader_of)
+    }
+
     /// The message at `at`, as the stream's leader has it; none if it has none.
     pub(super) async fn get(&self, at: u64) -> Result<Option<Bytes>, String> {
         match self.stream.get_raw_message(at).await {
@@ -206,16 +244,30 @@ impl Pages {
         }
     }
 
-    /// The message at `at`, from whichever replica has it; none if the leader has none.
+    /// The message at `at`, from whichever replica has it; none if the leader has none. A replica may lag, or stand still, and a stream of somebody's own making may
+    /// not allow it: then the leader is asked, and who answers first counts.
     pub(super) async fn get_from_any(&self, at: u64) -> Result<Option<Bytes>, String> {
-        match self.stream.direct_get(at).await {
-            Ok(message) => Ok(Some(message.payload)),
-            // A replica may lag, and a stream of somebody's own making may not allow it.
-            Err(error) if matches!(error.kind(), DirectGetErrorKind::NotFound | DirectGetErrorKind::ErrorResponse(..)) => {
-                self.get(at).await
-            }
-            Err(error) => Err(format!("reading message {at}: {}", told(&error))),
+        if self.was_silent().is_some_and(|since| since.elapsed() < LEFT_ALONE) {
+            return self.get(at).await;
         }
+        let mut direct = pin!(self.stream.direct_get(at));
+        match timeout(SOON, &mut direct).await {
+            Ok(Ok(message)) => Ok(Some(message.payload)),
+            Ok(Err(_)) => self.get(at).await,
+            Err(_) => {
+                // What is read mostly goes on: each page would wait for it.
+                self.was_silent().replace(Instant::now());
+                tokio::select! {
+                    Ok(message) = &mut direct => Ok(Some(message.payload)),
+                    answer = self.get(at) => answer,
+                }
+            }
+        }
+    }
+
+    fn was_silent(&self) -> MutexGuard<'_, Option<Instant>> {
+        // It is changed by calls that don't panic.
+        self.silent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The messages from `from` on, `count` at most and at once, up to the first that is not there.
@@ -236,26 +288,108 @@ impl Pages {
         Ok(found)
     }
 
-    /// Deletes every message before `at`.
+    /// Deletes every message before `at`, or begins to: see [`delete_before`](Self::delete_before).
     pub(super) async fn purge_before(&self, at: u64) -> Result<(), String> {
         // Servers take "up to message 1" for "everything".
         if at <= 1 {
             return Ok(());
         }
-        self.slow.purge().sequence(at).await.map(|_| ()).map_err(|error| format!("deleting the oldest messages: {}", told(&error)))
+        let deleting = |what: String| format!("deleting the oldest messages: {what}");
+        let info = self.slow.get_info().await.map_err(|error| deleting(told(&error)))?;
+        if info.state.first_sequence >= at {
+            return Ok(());
+        }
+        if info.config.num_replicas <= 1 || replays_purges(&self.context.client().server_info().version) {
+            return self.slow.purge().sequence(at).await.map(|_| ()).map_err(|error| deleting(told(&error)));
+        }
+        self.deletion.keep_from.fetch_max(at, Ordering::Relaxed);
+        let pages = self.clone();
+        tokio::spawn(async move {
+            if let Err(what) = pages.delete_before().await {
+                tracing::warn!("{}; it is gone on with when the next generation is dropped, and at the next start", deleting(what));
+            }
+        });
+        Ok(())
+    }
+
+    /// Deletes old messages one by one, from the oldest on, where a purge is not safe: a replica of nats-server before 2.9.21 that is killed and plays a purge again
+    /// at its start deletes every message that there was at the time of the purge. This one can be played again. It takes a request a message, which nobody waits for.
+    async fn delete_before(&self) -> Result<(), String> {
+        let Ok(_alone) = self.deletion.at_work.try_lock() else { return Ok(()) };
+        let mut before = 0;
+        loop {
+            let first = self.info().await?.state.first_sequence;
+            let keep_from = self.deletion.keep_from.load(Ordering::Relaxed);
+            if first >= keep_from {
+                return Ok(());
+            }
+            if first == before {
+                return Err(format!("message {first} does not go; does the stream deny it (`deny_delete`)?"));
+            }
+            before = first;
+            let asked = (first..keep_from.min(first + AT_ONCE)).map(|at| delete(&self.context, &self.name, at));
+            try_join_all(asked).await?;
+        }
     }
 }
 
-/// After so long another leader is wanted: longer than an election takes, and a hiccup of a disk.
-pub(super) const LEADS_AND_STORES_NOTHING: Duration = Duration::from_secs(8);
+/// Whether a server plays a purge of a part again as that at its start, and not as one of everything: since 2.9.21. All of a cluster are taken to be like the one that is asked.
+fn replays_purges(version: &str) -> bool {
+    let mut numbers = version.split(['.', '-']).map(|number| number.parse::<u32>().unwrap_or(0));
+    let mut next = || numbers.next().unwrap_or(0);
+    (next(), next(), next()) >= (2, 9, 21)
+}
 
-/// Asks a stream's leader to let another server lead. There are leaders that answer and store nothing any more: nats-server 2.9.10 was seen to come to that in an
-/// election ("has high message lag" in its log), and to stay so. Where this one was only slow, an election harms nobody.
+/// Deletes one message of a stream; one that is gone already is no error. What the servers refuse has the same code for many reasons, so they are asked whether it is
+/// there.
+pub(super) async fn delete(context: &Context, stream: &str, at: u64) -> Result<(), String> {
+    // Not overwritten: that is for secrets.
+    let request = serde_json::json!({ "seq": at, "no_erase": true });
+    let answer: Result<Response<serde_json::Value>, _> = context.request(format!("STREAM.MSG.DELETE.{stream}"), &request).await;
+    match answer.map_err(|error| told(&error))? {
+        Response::Ok(_) => Ok(()),
+        Response::Err { error: refused } => {
+            let request = serde_json::json!({ "seq": at });
+            let found: Result<Response<serde_json::Value>, _> = context.request(format!("STREAM.MSG.GET.{stream}"), &request).await;
+            match found {
+                Ok(Response::Err { error }) if error.error_code() == ErrorCode::NO_MESSAGE_FOUND => Ok(()),
+                _ => Err(refused.to_string()),
+            }
+        }
+    }
+}
+
+/// After so long another leader is wanted: longer than a hiccup of a disk.
+const LEADS_AND_STORES_NOTHING: Duration = Duration::from_secs(5);
+
+/// Who leads and stores nothing, and since when.
+#[derive(Default)]
+pub(super) struct Silence(Option<(String, Instant)>);
+
+impl Silence {
+    /// Whether another leader is wanted, of which this one has stored nothing once more. Where nobody leads, time counts from when somebody does.
+    pub(super) fn is_too_long_of(&mut self, leader: Option<String>, now: Instant) -> bool {
+        let begun = match self.0.take() {
+            Some((known, since)) if leader.as_ref() == Some(&known) => since,
+            _ => now,
+        };
+        let is_too_long = leader.is_some() && now - begun >= LEADS_AND_STORES_NOTHING;
+        self.0 = leader.filter(|_| !is_too_long).map(|leader| (leader, begun));
+        is_too_long
+    }
+}
+
+/// Asks a stream's leader to let another server lead, as `nats stream cluster step-down` does. There are leaders that answer and store nothing any more
+/// ([`publish`](super::publish)). Where this one was only slow, an election harms nobody.
 pub(super) async fn let_another_lead(context: &Context, stream: &str) {
     tracing::warn!(stream, "the stream has a leader that answers and stores nothing; it is asked to let another server lead");
-    let answer: Result<serde_json::Value, _> = context.request(format!("STREAM.LEADER.STEPDOWN.{stream}"), &()).await;
-    if let Err(error) = answer {
-        tracing::debug!(%error, "it did not answer to that");
+    // Servers refuse a request that says `null`.
+    let request = serde_json::Map::<String, serde_json::Value>::new();
+    let answer: Result<Response<serde_json::Value>, _> = context.request(format!("STREAM.LEADER.STEPDOWN.{stream}"), &request).await;
+    match answer {
+        Ok(Response::Ok(_)) => {}
+        Ok(Response::Err { error }) => tracing::warn!(%error, stream, "it refuses to let another server lead"),
+        Err(error) => tracing::warn!(%error, stream, "it did not answer whether it lets another server lead"),
     }
 }
 
@@ -269,4 +403,35 @@ fn replicas_hint(options: &Options) -> String {
 /// What the store is called in messages.
 pub(super) fn where_it_is(options: &Options) -> String {
     format!("jetstream:{} at {}", options.stream, options.servers.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_purge_is_safe_with_is_known_by_its_version() {
+        let safe = ["2.9.21", "2.9.25", "2.10.0", "2.10.12-RC.1", "2.15.0-dev", "3.0.0"];
+        assert!(safe.iter().all(|version| replays_purges(version)));
+        let unsafe_ones = ["2.9.10", "2.9.20", "2.8.4", "2.9", "", "unknown"];
+        assert!(!unsafe_ones.iter().any(|version| replays_purges(version)));
+    }
+
+    #[test]
+    fn another_leader_is_wanted_once_one_has_been_silent_for_long() {
+        let (mut silence, mut now) = (Silence::default(), Instant::now());
+        let mut after = |seconds: u64, leader: Option<&str>| {
+            now += Duration::from_secs(seconds);
+            silence.is_too_long_of(leader.map(str::to_owned), now)
+        };
+        let limit = LEADS_AND_STORES_NOTHING.as_secs();
+        assert!(!after(0, Some("a")));
+        assert!(!after(limit - 1, Some("a")));
+        assert!(after(1, Some("a")));
+        assert!(!after(1, Some("a")), "it has to be silent for as long again");
+        assert!(!after(limit - 1, None), "nobody leads");
+        assert!(!after(limit, Some("a")), "an election has begun it anew");
+        assert!(!after(limit, Some("b")), "and so has another leader");
+        assert!(after(limit, Some("b")));
+    }
 }

@@ -7,13 +7,13 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use async_nats::jetstream::stream::{ClusterInfo, PeerInfo};
+use async_nats::jetstream::stream::PeerInfo;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Duration, Instant, sleep, timeout};
 
 use super::bridge::Bridge;
 use super::bucket::{Bucket, Read};
-use super::servers::Pages;
+use super::servers::{Pages, leader_of};
 use crate::log::peers::{Health, Replica};
 
 /// Between two looks.
@@ -123,8 +123,7 @@ impl Watched {
                         let max_bytes = u64::try_from(info.config.max_bytes).ok().filter(|most| *most > 0);
                         known.max_bytes.store(max_bytes.unwrap_or(u64::MAX), Ordering::Relaxed);
                         // A server that is alone names nobody: it leads.
-                        let cluster =
-                            info.cluster.unwrap_or_else(|| ClusterInfo { leader: Some(pages.server()), ..ClusterInfo::default() });
+                        let leader = if info.cluster.is_none() { Some(pages.server()) } else { leader_of(&info) };
                         let replica = |peer: PeerInfo| Replica {
                             name: peer.name,
                             is_current: peer.current,
@@ -132,8 +131,8 @@ impl Watched {
                             lag: peer.lag.unwrap_or_default(),
                         };
                         let health = Health {
-                            leader: cluster.leader.filter(|name| !name.is_empty()),
-                            replicas: cluster.replicas.into_iter().map(replica).collect(),
+                            leader,
+                            replicas: info.cluster.map(|cluster| cluster.replicas).unwrap_or_default().into_iter().map(replica).collect(),
                             age: Duration::ZERO,
                             bytes: info.state.bytes,
                             max_bytes,
