@@ -352,13 +352,8 @@ impl Control {
             let (me, asked) = (member.me, connections.to_vec());
             let known = self.log.ask_in_order(move |outbox| {
                 let owners = outbox.owners();
-                let is_in_newest = |lane: &LaneKey| {
-                    let known = outbox.connections().get(&lane.connection);
-                    let sets = [LanePurpose::Fresh, LanePurpose::Replay].into_iter().filter_map(|purpose| known?.newest_set(purpose));
-                    sets.into_iter().any(|set| (set.first..set.first + set.count).contains(&lane.lane))
-                };
                 let concerned = outbox.lanes().filter(|(lane, _)| asked.contains(&lane.connection));
-                let concerned = concerned.filter(|(lane, known)| known.pending() > 0 || is_in_newest(lane));
+                let concerned = concerned.filter(|(lane, known)| known.pending() > 0 || outbox.takes_new(lane));
                 let others = concerned.map(|(lane, _)| lane).filter(|lane| owners.of(lane).instance != Some(me));
                 let others: Vec<(LaneKey, u64)> = others.map(|lane| (lane.clone(), owners.of(&lane).term + 1)).collect();
                 (owners.is_member(me), others)

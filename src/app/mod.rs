@@ -45,6 +45,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::timeout;
 
 use control::{Command, Control};
 use members::Member;
@@ -104,7 +105,18 @@ pub enum StopError {
     /// The store could not be closed.
     #[error("closing the store failed: {0}")]
     Close(#[from] CommitError),
+    /// The store does not answer.
+    #[error(
+        "the store was not closed within {} s, and is left as it is: nothing that was accepted is lost, and the next start reads a little more; look at the disk, or at \
+         the store's servers",
+        CLOSE_TIMEOUT.as_secs()
+    )]
+    Hangs,
 }
+
+/// The store is given so long to close: a commit of it may hang for minutes where its servers are gone. A little more than these have for a
+/// checkpoint; with what requests and lanes have to finish it stays within the minute that a service manager waits.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// A running service.
 pub struct Running {
@@ -154,7 +166,8 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     };
     let admin = Arc::new(admin.with_listener(bound.as_ref().map(|bound| bound.address)));
     let backups = admin::backups::routes(log.clone(), store::folder(&config));
-    let app = http::routes(ingest, http::Limits::default()).merge(admin::routes(Arc::clone(&admin))).merge(backups);
+    let limits = http::Limits { commit_timeout: store::commit_timeout(&config), ..http::Limits::default() };
+    let app = http::routes(ingest, limits).merge(admin::routes(Arc::clone(&admin))).merge(backups);
     let app = app.merge(admin::deliveries::routes(log.clone())).merge(admin::repairs::routes(repairs));
     let (replays, asked_replays) = mpsc::channel(admin::replays::WAITING);
     let lives = admin::replays::Lives::default();
@@ -289,7 +302,7 @@ impl Running {
     /// Stops: takes no more reports, lets the lanes finish what is in flight, and closes the store. Each with a limit.
     ///
     /// # Errors
-    /// [`StopError::Close`]; nothing is lost then.
+    /// See [`StopError`]; nothing is lost then.
     pub async fn stop(mut self) -> Result<(), StopError> {
         self.stopping.send_replace(true);
         if let Err(error) = (&mut self.http).await {
@@ -307,7 +320,7 @@ impl Running {
             tracing::warn!("what is in flight was not acknowledged in time; it goes on at the next start");
         }
         while self.control.join_next().await.is_some() {}
-        self.log.stop().await?;
+        timeout(CLOSE_TIMEOUT, self.log.stop()).await.map_err(|_| StopError::Hangs)??;
         tracing::info!("stopped");
         Ok(())
     }

@@ -8,8 +8,10 @@ use super::StartError;
 use super::members::Member;
 use crate::config::{Backend, Config};
 use crate::core::event::Event;
+use crate::core::outbox::FoldError;
 use crate::core::types::InstanceId;
-use crate::log::committer::{self, Limits, LogHandle, now};
+use crate::ingest::http;
+use crate::log::committer::{self, CommitError, Limits, LogHandle, now};
 use crate::log::sled_log::{Options, SledLog};
 use crate::log::{LastStop, OpenError, Opened};
 use crate::metrics::Metrics;
@@ -25,6 +27,18 @@ pub(super) fn commit_hangs(config: &Config) -> Duration {
     match &config.store.backend {
         Backend::Sled => COMMIT_HANGS,
         Backend::JetStream(_) => remote::PATIENCE + BEYOND_PATIENCE,
+    }
+}
+
+/// So long an answer waits for a commit to servers before a producer is told that nobody knows yet: longer than an election of theirs takes as a rule, and shorter than
+/// most clients and proxies wait.
+const REMOTE_COMMIT: Duration = Duration::from_secs(15);
+
+/// How long an answer over HTTP waits for its commit.
+pub(super) fn commit_timeout(config: &Config) -> Duration {
+    match &config.store.backend {
+        Backend::Sled => http::Limits::default().commit_timeout,
+        Backend::JetStream(_) => REMOTE_COMMIT,
     }
 }
 
@@ -64,9 +78,13 @@ pub(super) async fn open(config: &Config, limits: Limits, metrics: &Arc<Metrics>
         }
     };
     if opened.is_copy {
-        let reason = "the store's folder is a copy of another".to_owned();
-        tracing::warn!("the store's folder is a copy: the broker's sessions are left to the original, and new ones are opened");
-        log.record(vec![Event::EpochBumped { reason, at: now() }]).await?;
+        let reason = "the store is a copy of another".to_owned();
+        tracing::warn!("the store is a copy: the broker's sessions are left to the original, and new ones are opened");
+        match log.record(vec![Event::EpochBumped { reason, at: now() }]).await {
+            // Another instance has started on the copy at the same time, and was first.
+            Ok(_) | Err(CommitError::ChangedMeanwhile(FoldError::AlreadyBumped)) => {}
+            Err(error) => return Err(error.into()),
+        }
         log.adopt_copy().await?;
     }
     Ok((log, member))

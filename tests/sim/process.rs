@@ -80,9 +80,7 @@ impl World {
         if is_copy {
             let (log, at) = (handle.clone(), self.wall());
             finish(&mut stepped, async move {
-                log.record(vec![Event::EpochBumped { reason: "the store's folder is a copy of another".into(), at }])
-                    .await
-                    .expect("it is durable");
+                log.record(vec![Event::EpochBumped { reason: "the store is a copy of another".into(), at }]).await.expect("it is durable");
                 log.adopt_copy().await.expect("it is adopted");
             });
         }

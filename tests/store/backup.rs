@@ -74,7 +74,7 @@ fn a_backup_taken_under_load_and_restored_elsewhere_delivers_what_was_pending_in
     let mut copy = Tidings::prepare(&config);
     std::fs::rename(&restored_store, copy.store()).unwrap();
     copy.run();
-    assert_eq!(copy.logged("the store's folder is a copy").len(), 1);
+    assert_eq!(copy.logged("the store is a copy").len(), 1);
     copy.wait_until_delivered();
     copy.assert_balanced();
 
@@ -92,7 +92,7 @@ fn a_backup_taken_under_load_and_restored_elsewhere_delivers_what_was_pending_in
     // The next start is none of a copy any more.
     assert_eq!(copy.stop(), Some(0));
     copy.run();
-    assert_eq!(copy.logged("the store's folder is a copy").len(), 1);
+    assert_eq!(copy.logged("the store is a copy").len(), 1);
 }
 
 #[test]
