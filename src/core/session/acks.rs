@@ -62,7 +62,7 @@ impl Session {
     pub(super) fn on_connection_refused(&mut self, now: Millis, reason_code: u8, reason: Option<String>) -> Result<(), String> {
         let speaks_other = reason_code == code::PROTOCOL_VERSION;
         if speaks_other && self.settings.protocol.is_none() {
-            if !self.in_flight.is_empty() {
+            if self.way.has_in_flight() {
                 self.lose_session(now, "the broker no longer speaks the protocol of this session");
             }
             self.fall_back();
@@ -81,7 +81,7 @@ impl Session {
     /// The send that a packet id stands for, if it is in flight.
     pub(super) fn find(&self, packet_id: u16) -> Option<(SendNo, Qos, Send)> {
         let send = *self.ids.get(&packet_id)?;
-        let in_flight = self.in_flight.get(&send)?;
+        let in_flight = self.way.get(send)?;
         Some((send, in_flight.qos, in_flight.state))
     }
 
@@ -115,9 +115,7 @@ impl Session {
                     }
                     0x00..=0x7f | code::ID_IN_USE => {
                         self.progress();
-                        if let Some(in_flight) = self.in_flight.get_mut(&send) {
-                            in_flight.state = Send::Recording;
-                        }
+                        self.way.change(send, |in_flight| in_flight.state = Send::Recording);
                         self.releases.push_back(send);
                         self.record.released.push(send);
                     }
@@ -136,7 +134,7 @@ impl Session {
     pub(super) fn on_pubcomp(&mut self, now: Millis, ack: Ack) -> Result<(), String> {
         match self.find(ack.packet_id) {
             Some((send, Qos::ExactlyOnce, Send::Releasing))
-                if ack.code == code::ID_NOT_FOUND && !self.in_flight.get(&send).is_some_and(|known| known.may_be_complete) =>
+                if ack.code == code::ID_NOT_FOUND && !self.way.get(send).is_some_and(|known| known.may_be_complete) =>
             {
                 self.lose_session(now, "the broker does not know what it has acknowledged before");
                 self.reconnect_at_once(now, Plan::Decide, false);
@@ -163,7 +161,7 @@ impl Session {
 
     pub(super) fn on_flushed(&mut self, sends: Vec<SendNo>) {
         for send in sends {
-            if self.in_flight.get(&send).is_some_and(|in_flight| in_flight.qos == Qos::AtMostOnce) {
+            if self.way.get(send).is_some_and(|in_flight| in_flight.qos == Qos::AtMostOnce) {
                 self.done(send, Proof::Flushed);
             }
         }

@@ -83,9 +83,7 @@ impl Session {
     /// The broker has answered a send of QoS 2 as if it were one of QoS 1: that is what it was, and there is no QoS 2 here.
     pub(super) fn has_shown_qos_1(&mut self, send: SendNo) {
         self.shown_maximum_qos = Some(Qos::AtLeastOnce);
-        if let Some(in_flight) = self.in_flight.get_mut(&send) {
-            in_flight.qos = Qos::AtLeastOnce;
-        }
+        self.way.change(send, |in_flight| in_flight.qos = Qos::AtLeastOnce);
         if let Link::Resuming { up } | Link::Serving { up } = &mut self.link {
             up.maximum_qos = up.maximum_qos.min(Qos::AtLeastOnce);
         }
@@ -138,7 +136,7 @@ impl Session {
     /// may be on the wire, and there is only so much of that.
     fn left_through(&self, delivery: &Delivery) -> SendNo {
         let own = (!delivery.is_resent).then_some(delivery.send);
-        let in_flight = self.in_flight.values().map(|in_flight| &in_flight.delivery);
+        let in_flight = self.way.in_flight().map(|in_flight| &in_flight.delivery);
         let behind = in_flight.filter(|other| !other.is_resent && other.topic == delivery.topic).map(|other| other.send);
         let before_first = || self.queue.first_fresh(&delivery.topic).map_or(delivery.send, |first| SendNo(first.0.saturating_sub(1)));
         behind.chain(own).max().unwrap_or_else(before_first)

@@ -33,7 +33,7 @@ impl Session {
     }
 
     fn is_in_doubt(&self) -> bool {
-        !self.in_flight.is_empty() || !self.finishing.is_empty()
+        !self.way.is_empty()
     }
 
     /// Before a connection is opened: which server, and under which epoch.

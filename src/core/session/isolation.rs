@@ -29,7 +29,7 @@ use super::packet::{Delivery, Note, Outgoing, Output};
 use super::{InFlight, Send, Session};
 use crate::core::event::DeadReason;
 use crate::core::retry::code;
-use crate::core::types::{Millis, Qos, SendNo, Seq};
+use crate::core::types::{Millis, SendNo, Seq};
 
 /// So many connections that die in a row, without anything acknowledged on them, begin isolation. One is an ordinary outage; and it has to begin
 /// before a session is given up because it can't be resumed, which would repeat what need not be.
@@ -133,9 +133,7 @@ impl Session {
 
     /// The connection has died. To be called while the sends on it are still as they were. True if there is a suspect.
     pub(super) fn on_death(&mut self, now: Millis, has_progressed: bool) -> bool {
-        let is_on_the_wire =
-            |in_flight: &&InFlight| matches!(in_flight.state, Send::Sent | Send::Releasing) && in_flight.qos != Qos::AtMostOnce;
-        let mut on_the_wire = self.in_flight.values().filter(is_on_the_wire);
+        let mut on_the_wire = self.way.in_flight().filter(|in_flight| in_flight.is_unanswered());
         let (first, second) = (on_the_wire.next(), on_the_wire.next());
         let alone = first.filter(|first| second.is_none() && first.state == Send::Sent);
         let (is_idle, is_probe) = (first.is_none(), matches!(self.link, Link::Probing { .. }));
@@ -180,7 +178,7 @@ impl Session {
         }
         self.failures = 0;
         let Isolation::Suspecting { suspect, mut trial, .. } = std::mem::take(&mut self.isolation) else { return };
-        let is_in_session = resumed && self.in_flight.contains_key(&suspect.send);
+        let is_in_session = resumed && self.way.contains(suspect.send);
         if is_in_session {
             trial.aside.push(suspect);
             trial.in_a_row += 1;
@@ -203,7 +201,7 @@ impl Session {
             Isolation::Alone { trial, .. } | Isolation::Suspecting { trial, .. } => &trial.aside[..],
             Isolation::Whole { .. } => &[],
         };
-        let in_flight = aside.iter().filter_map(|suspect| self.in_flight.get(&suspect.send));
+        let in_flight = aside.iter().filter_map(|suspect| self.way.get(suspect.send));
         in_flight.map(|in_flight| Arc::clone(&in_flight.delivery.topic)).collect()
     }
 

@@ -117,7 +117,7 @@ impl Session {
             _ => None,
         };
         let timed_out = timed_out.or_else(|| {
-            let oldest = self.oldest_unacknowledged().filter(|_| self.is_up())?;
+            let oldest = self.way.oldest_unanswered(now).filter(|_| self.is_up())?;
             (now.since(oldest) >= self.settings.ack_timeout_ms)
                 .then(|| format!("the broker did not acknowledge within {} ms", self.settings.ack_timeout_ms))
         });
@@ -129,16 +129,11 @@ impl Session {
         self.look_for_preferred(now);
     }
 
-    pub(super) fn oldest_unacknowledged(&self) -> Option<Millis> {
-        let is_due = |send: &&InFlight| matches!(send.state, Send::Sent | Send::Releasing) && send.qos != Qos::AtMostOnce;
-        self.in_flight.values().filter(is_due).map(|send| send.at).min()
-    }
-
     pub(super) fn on_opened(&mut self, now: Millis) {
         let Link::Opening { since, plan } = self.link else { return };
         let plan = match plan {
             // Until its outcome is durable a restart takes a delivery for one in flight, and needs the session that it was done in.
-            Plan::Decide if !self.in_flight.is_empty() || !self.finishing.is_empty() => Plan::Resume,
+            Plan::Decide if !self.way.is_empty() => Plan::Resume,
             Plan::Decide if self.settings.claims => self.purge_of_left(),
             // On MQTT 5 a session ends with its DISCONNECT; on 3.1.1 it is still there.
             Plan::Decide if self.protocol == Protocol::V311 => Plan::Purge,
@@ -199,7 +194,7 @@ impl Session {
                 self.has_connected(now);
                 let is_too_large = |send: &InFlight| send.state == Send::InDoubt && send.delivery.size > up.maximum_packet_size;
                 let is_taken_no_more = |send: &InFlight| up.manner(&send.delivery, self.settings.downgrade).is_err() || is_too_large(send);
-                if self.in_flight.values().any(is_taken_no_more) {
+                if self.way.in_flight().any(is_taken_no_more) {
                     self.lose_session(now, "the broker does not take any more what it took in this session");
                     return self.reconnect_at_once(now, Plan::Decide, !self.settings.claims);
                 }
@@ -293,13 +288,13 @@ impl Session {
 
     /// Sends again what may have been sent before, within the window; goes on clean when all of it is settled.
     pub(super) fn resend_in_doubt(&mut self, now: Millis, jitter: u32) {
-        let on_the_wire = self.in_flight.values().filter(|send| send.state != Send::InDoubt).count();
+        let on_the_wire = self.way.in_flight().filter(|send| send.state != Send::InDoubt).count();
         let room = self.window().saturating_sub(on_the_wire);
         let mut qos_before: HashMap<&Arc<str>, Qos> = HashMap::new();
         let aside = self.topics_aside();
         let waits_aside = |in_flight: &InFlight| in_flight.state == Send::InDoubt && aside.contains(&in_flight.delivery.topic);
         let mut next = Vec::new();
-        for (send, in_flight) in &self.in_flight {
+        for in_flight in self.way.in_order() {
             // What a restart takes for sent may never have been, so the rule about another QoS of the same topic holds here too.
             let delivery = &in_flight.delivery;
             if waits_aside(in_flight) {
@@ -312,16 +307,16 @@ impl Session {
             if in_flight.state == Send::InDoubt {
                 // Looked at when the session was resumed: this broker takes all of them.
                 let manner = self.manner(delivery).unwrap_or(Manner { qos: in_flight.qos, retain: delivery.retain });
-                next.push((*send, manner));
+                next.push((delivery.send, manner));
             }
         }
-        let is_settled = next.is_empty() && self.finishing.is_empty() && self.in_flight.values().all(waits_aside);
+        let is_settled = next.is_empty() && !self.way.has_finishing() && self.way.in_flight().all(waits_aside);
         for (send, Manner { qos, retain }) in next {
-            if let Some(in_flight) = self.in_flight.get_mut(&send) {
+            self.way.change(send, |in_flight| {
                 in_flight.state = Send::Sent;
                 in_flight.qos = qos;
                 in_flight.at = now;
-            }
+            });
             // At QoS 0 there is neither (MQTT 5.0 §3.3.1.1).
             let with_id = qos != Qos::AtMostOnce;
             self.send(now, Outgoing::Publish { send, packet_id: with_id.then_some(self.packet_id(send)), dup: with_id, qos, retain });
@@ -341,7 +336,7 @@ impl Session {
         self.out.push_back(Output::Send(Outgoing::Disconnect { end_session }));
         self.out.push_back(Output::Close);
         self.out.push_back(Output::Note(Note::Closed));
-        self.link = match self.is_draining && self.in_flight.is_empty() {
+        self.link = match self.is_draining && !self.way.has_in_flight() {
             // A session of 3.1.1 ends with a clean connection only.
             true if self.is_retiring && self.is_purge_due() => Link::Down { retry_at: now, plan: Plan::Purge },
             true => Link::Stopped,
@@ -356,18 +351,17 @@ impl Session {
         self.unused = Some(self.epoch);
         // At QoS 0 nobody is promised that it arrives once.
         let in_doubt: Vec<SendNo> =
-            self.in_flight.iter().filter(|(_, in_flight)| in_flight.qos != Qos::AtMostOnce).map(|(send, _)| *send).collect();
+            self.way.in_flight().filter(|in_flight| in_flight.qos != Qos::AtMostOnce).map(|in_flight| in_flight.delivery.send).collect();
         for send in &in_doubt {
             self.repeated.insert(send.0);
         }
         // What was in flight does not expire any more: it may have arrived.
-        let in_flight = std::mem::take(&mut self.in_flight).into_values();
-        let deliveries: Vec<Delivery> = in_flight.map(|send| Delivery { expires_at: None, ..send.delivery }).collect();
+        let deliveries: Vec<Delivery> =
+            self.way.take_all().into_iter().map(|send| Delivery { expires_at: None, ..send.delivery }).collect();
         for delivery in &deliveries {
             self.ids.remove(&self.packet_id(delivery.send));
         }
         self.forget_aside();
-        self.topics.clear();
         self.releases.clear();
         self.record.released.clear();
         self.queue.give_back(deliveries);
@@ -392,20 +386,17 @@ impl Session {
         self.moving_to = None;
         self.failures = if has_progressed { 1 } else { self.failures.saturating_add(1) };
         let mut unsent = Vec::new();
-        for (send, in_flight) in &mut self.in_flight {
-            match in_flight.state {
-                // At most once: what did not leave was not sent. What left is done by then. In a resumed session it keeps its place before what is in doubt.
-                Send::Sent if in_flight.qos == Qos::AtMostOnce && !was_resuming => unsent.push(*send),
-                Send::Sent => in_flight.state = Send::InDoubt,
-                Send::Releasing => (in_flight.state, in_flight.may_be_complete) = (Send::Releasable, true),
-                Send::InDoubt | Send::Recording | Send::Releasable => {}
-            }
-        }
-        let unsent: Vec<Delivery> =
-            unsent.iter().filter_map(|send| self.in_flight.remove(send)).map(|in_flight| in_flight.delivery).collect();
+        self.way.change_all(|in_flight| match in_flight.state {
+            // At most once: what did not leave was not sent. What left is done by then. In a resumed session it keeps its place before what is in doubt.
+            Send::Sent if in_flight.qos == Qos::AtMostOnce && !was_resuming => unsent.push(in_flight.delivery.send),
+            Send::Sent => in_flight.state = Send::InDoubt,
+            Send::Releasing => (in_flight.state, in_flight.may_be_complete) = (Send::Releasable, true),
+            Send::InDoubt | Send::Recording | Send::Releasable => {}
+        });
+        unsent.sort_unstable();
+        let unsent: Vec<Delivery> = unsent.iter().filter_map(|send| self.way.remove(*send)).map(|in_flight| in_flight.delivery).collect();
         for delivery in &unsent {
             self.ids.remove(&self.packet_id(delivery.send));
-            self.uncount_topic(delivery);
         }
         self.queue.give_back(unsent);
         let refused = self.connect_refused.take();
@@ -415,7 +406,7 @@ impl Session {
             stays = self.settings.protocol.is_none() && self.silent_closes < SILENT_CLOSES;
             let has_spoken_5 = self.opened.1 == Some(Protocol::V5) && self.opened.2 == self.endpoint();
             // A broker that has spoken MQTT 5 has not unlearnt it: something between here and there closes connections.
-            if self.settings.protocol.is_none() && self.in_flight.is_empty() && !has_spoken_5 && self.silent_closes >= SILENT_CLOSES {
+            if self.settings.protocol.is_none() && !self.way.has_in_flight() && !has_spoken_5 && self.silent_closes >= SILENT_CLOSES {
                 self.fall_back();
                 stays = self.protocol == Protocol::V311;
             }

@@ -51,6 +51,9 @@
 //! order and at most `doubt` of them have an outcome that is not durable; those are the first `doubt` pending ones. What has a new
 //! number (`Resent`) is named by the log. All of that is sent again, with DUP, in the resumed session before anything new.
 //!
+//! # What can wait
+//! A commit costs as much for one outcome as for a hundred, and so [`record`] gathers them; and reading an answer costs as much as reading a hundred ([`hearing`]).
+//!
 //! # Several servers
 //! Tried in their order, the first one first. A session lives at one server: while anything is in doubt, that server is given some time to come
 //! back ([`failover`]); only then is its session given up, and what was in doubt is sent again elsewhere and counted.
@@ -69,6 +72,7 @@ mod acks;
 mod capability;
 mod claim;
 mod failover;
+mod hearing;
 mod isolation;
 mod link;
 mod packet;
@@ -76,21 +80,24 @@ mod queue;
 mod record;
 mod sends;
 mod settings;
+mod way;
 
 #[cfg(test)]
 mod model;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use hearing::Hearing;
 use isolation::Isolation;
 use link::{Link, Plan};
 pub use packet::{Ack, BrokerLimits, Delivery, Incoming, Input, Note, Outgoing, Output};
 use queue::{HOLDS_NOTHING_UP, Queue};
 use record::{Effects, Record};
 pub use settings::{Settings, Start};
+use way::Way;
 
 use super::keyed::Keyed;
 use super::ranges::RangeSet;
@@ -135,16 +142,15 @@ pub struct Session {
     look: (Millis, u64),
     isolation: Isolation,
     link: Link,
+    hearing: Hearing,
+    /// Until then answers are not left to wait by a full window.
+    hurries_until: Millis,
     queue: Queue,
-    in_flight: BTreeMap<SendNo, InFlight>,
+    way: Way,
     /// Packet ids that are not free, and who has them.
     ids: Keyed<u16, SendNo>,
     /// Sends with a PUBREC, in the order of the PUBRECs.
     releases: VecDeque<SendNo>,
-    /// Done, and not yet durable.
-    finishing: Keyed<SendNo, Finishing>,
-    /// QoS and number of the deliveries in flight, per topic.
-    topics: Keyed<Arc<str>, (Qos, usize)>,
     /// Given their time for a retry, and waiting for their new numbers, in order.
     renumbering: VecDeque<Delivery>,
     record: Record,
@@ -183,6 +189,13 @@ struct InFlight {
     at: Millis,
     /// A PUBREL may have left for it on an earlier connection: only then can the broker have completed it already.
     may_be_complete: bool,
+}
+
+impl InFlight {
+    /// The broker was given it on this connection, and owes an answer.
+    fn is_unanswered(&self) -> bool {
+        matches!(self.state, Send::Sent | Send::Releasing) && self.qos != Qos::AtMostOnce
+    }
 }
 
 /// See the diagram "A send".
@@ -259,12 +272,12 @@ impl Session {
             look: (Millis(0), settings.failback_ms),
             isolation: Isolation::default(),
             link: Link::Down { retry_at: Millis(0), plan: Plan::Decide },
+            hearing: Hearing::default(),
+            hurries_until: Millis(0),
             queue: Queue::default(),
-            in_flight: BTreeMap::new(),
+            way: Way::default(),
             ids: Keyed::default(),
             releases: VecDeque::new(),
-            finishing: Keyed::default(),
-            topics: Keyed::default(),
             renumbering: VecDeque::new(),
             record: Record::default(),
             appends: VecDeque::new(),
@@ -286,11 +299,11 @@ impl Session {
             settings,
         };
         session.load(start, same_session);
-        if session.settings.protocol.is_none() && session.in_flight.is_empty() {
+        if session.settings.protocol.is_none() && !session.way.has_in_flight() {
             // Nothing holds it to the protocol of before: MQTT 5 is tried first again.
             session.protocol = Protocol::V5;
         }
-        if session.in_flight.is_empty() {
+        if !session.way.has_in_flight() {
             session.server = 0;
         }
         session
@@ -351,12 +364,11 @@ impl Session {
         for delivery in candidates {
             let state = if released.contains(&delivery.send) { Send::Releasable } else { Send::InDoubt };
             collides |= self.ids.insert(self.packet_id(delivery.send), delivery.send).is_some();
-            self.count_topic(&delivery.topic, delivery.qos);
             let may_be_complete = state == Send::Releasable;
             let qos = delivery.qos;
-            self.in_flight.insert(delivery.send, InFlight { delivery, qos, state, at: Millis(0), may_be_complete });
+            self.way.insert(InFlight { delivery, qos, state, at: Millis(0), may_be_complete });
         }
-        self.releases = start.released.into_iter().filter(|send| self.in_flight.contains_key(send)).collect();
+        self.releases = start.released.into_iter().filter(|send| self.way.contains(*send)).collect();
         if had_session && !same_session {
             self.lose_session(Millis(0), "the connection's server, port or user has changed, or the store was copied or restored");
         } else if collides {
@@ -370,7 +382,11 @@ impl Session {
             Input::Tick => self.on_tick(now, jitter),
             Input::Opened => self.on_opened(now),
             Input::Closed { reason } => self.on_closed(now, jitter, reason),
-            Input::Received(packets) => self.on_packets(now, jitter, packets),
+            Input::Received(packets) => {
+                let before = self.has_heard(now);
+                self.on_packets(now, jitter, packets);
+                self.has_waited(now, before);
+            }
             Input::Flushed(sends) => self.on_flushed(sends),
             Input::Committed { resent } => self.on_committed(now, resent),
             Input::Offer(deliveries) => deliveries.into_iter().for_each(|delivery| self.queue.offer(delivery)),
@@ -384,6 +400,7 @@ impl Session {
             Input::Retire => (self.is_draining, self.is_retiring) = (true, true),
         }
         self.pump(now, jitter);
+        self.listen(now);
     }
 
     /// What is to be done next.
@@ -402,10 +419,10 @@ impl Session {
             Link::Probing { until, is_answered: true, .. } => Some(*until),
             Link::Probing { up, .. } => Some(up.next_timer()),
             Link::Resuming { up } | Link::Serving { up } => {
-                let ack = self.oldest_unacknowledged().map(|at| at.plus(self.settings.ack_timeout_ms));
+                let ack = self.way.oldest_unanswered_bound().map(|at| at.plus(self.settings.ack_timeout_ms));
                 let paused = Some(self.paused_until).filter(|until| until.0 > 0 && self.queue.ready() > 0);
                 let look = Some(self.look.0).filter(|_| self.is_second_choice());
-                [Some(up.next_timer()), ack, paused, look].into_iter().flatten().min()
+                [Some(up.next_timer()), ack, paused, look, self.hears_at()].into_iter().flatten().min()
             }
             Link::Stopped => None,
         };
@@ -414,14 +431,17 @@ impl Session {
 
     /// How many fresh deliveries are wanted: enough that the window never waits for the disk.
     pub fn wants(&self) -> usize {
-        if self.is_draining
+        let wanted = (self.settings.doubt() as usize).saturating_sub(self.queue.ready());
+        // What takes a look at all that is there comes last.
+        if wanted == 0
+            || self.is_draining
             || self.queue.held_up() >= HELD_LIMIT
             || self.queue.ready_bytes() >= READY_BYTES
             || self.queue.held_up_bytes() >= HELD_BYTES
         {
             return 0;
         }
-        (self.settings.doubt() as usize).saturating_sub(self.queue.ready())
+        wanted
     }
 
     /// How many deliveries have been read, and could be sent.
@@ -431,7 +451,7 @@ impl Session {
 
     /// Sent, and not acknowledged.
     pub fn in_flight(&self) -> usize {
-        self.in_flight.len()
+        self.way.in_flight_count()
     }
 
     /// Refused, and waiting for a retry.
@@ -441,18 +461,13 @@ impl Session {
 
     /// When the oldest delivery that is read and not done was accepted.
     pub fn oldest_accepted_at(&self) -> Option<Millis> {
-        let in_flight = self.in_flight.values().map(|send| send.delivery.accepted_at).min();
+        let in_flight = self.way.in_flight().map(|send| send.delivery.accepted_at).min();
         [in_flight, self.queue.oldest_accepted_at()].into_iter().flatten().min()
     }
 
     /// Nothing is left in memory that is not done and durable.
     pub fn is_empty(&self) -> bool {
-        self.in_flight.is_empty()
-            && self.finishing.is_empty()
-            && self.queue.ready() == 0
-            && self.queue.held() == 0
-            && self.renumbering.is_empty()
-            && self.appends.is_empty()
+        self.way.is_empty() && self.queue.ready() == 0 && self.queue.held() == 0 && self.renumbering.is_empty() && self.appends.is_empty()
     }
 
     /// Draining is over: nothing is in flight, everything is recorded, the connection is closed.

@@ -7,12 +7,18 @@ use crate::core::event::{Event, Proof};
 use crate::core::ranges::RangeSet;
 use crate::core::types::{Millis, SendNo};
 
-/// Appends under way at once: while one is made durable the next can form.
-const APPENDS: usize = 2;
+/// Appends under way at once. While one is made durable the next forms, and what comes a little later still finds a place in that: the less a release waits
+/// for the commit that it is in, the more go through the same window.
+const APPENDS: usize = 4;
 
 /// That deliveries are done waits so long to be recorded at most, in milliseconds, for more of the kind: a commit costs as much for one as for a hundred.
 /// It is the next multiple of it by the clock, so that all lanes come at once, and share a commit.
-const OUTCOMES_EVERY_MS: u64 = 4;
+pub(super) const OUTCOMES_EVERY_MS: u64 = 4;
+
+/// Outcomes that are there at `since` are recorded then, at the latest.
+pub(super) fn next_recording(since: Millis) -> Millis {
+    Millis((since.0 / OUTCOMES_EVERY_MS + 1) * OUTCOMES_EVERY_MS)
+}
 
 /// Events to append next.
 #[derive(Debug, Default)]
@@ -53,12 +59,12 @@ impl Session {
     /// Until when what is to be recorded can wait. None if it can't, or there is nothing, or it can't be recorded yet.
     pub(super) fn record_due(&self) -> Option<Millis> {
         let since = self.record.since.filter(|_| !self.record.is_empty() && self.appends.len() < APPENDS)?;
-        let is_more_to_come = || self.in_flight.values().any(|in_flight| in_flight.state != Send::InDoubt);
+        let is_more_to_come = || self.way.in_flight().any(|in_flight| in_flight.state != Send::InDoubt);
         // At most so many that those which come meanwhile find room in what may be in doubt.
         let are_few = self.record.delivered.len() < self.settings.doubt() as usize / 3;
         let is_in_its_stride = self.is_up() && !self.is_draining && self.moving_to.is_none();
         let can_wait = self.record.is_only_outcomes() && are_few && is_in_its_stride && is_more_to_come();
-        can_wait.then(|| Millis((since.0 / OUTCOMES_EVERY_MS + 1) * OUTCOMES_EVERY_MS))
+        can_wait.then(|| next_recording(since))
     }
 
     /// Hands everything that is to be recorded to the log.
@@ -102,10 +108,8 @@ impl Session {
             self.out.push_back(Output::Note(Note::Releasable { sends: effects.released.clone() }));
         }
         for send in effects.released {
-            if let Some(in_flight) = self.in_flight.get_mut(&send)
-                && in_flight.state == Send::Recording
-            {
-                in_flight.state = Send::Releasable;
+            if self.way.get(send).is_some_and(|in_flight| in_flight.state == Send::Recording) {
+                self.way.change(send, |in_flight| in_flight.state = Send::Releasable);
                 if self.is_up() {
                     self.release(now, send);
                 }
@@ -113,7 +117,7 @@ impl Session {
         }
         let mut settled = Vec::new();
         for send in effects.settled {
-            let Some(finished) = self.finishing.remove(&send) else { continue };
+            let Some(finished) = self.way.settle(send) else { continue };
             if finished.end == End::Refused {
                 continue;
             }
@@ -133,6 +137,11 @@ impl Session {
 }
 
 impl Record {
+    /// What is put in next has waited since then, unless something has waited longer.
+    pub(super) fn waits_since(&mut self, since: Millis) {
+        self.since.get_or_insert(since);
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.is_only_outcomes() && self.delivered.is_empty()
     }

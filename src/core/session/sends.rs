@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::capability::Manner;
 use super::link::{Link, Plan};
 use super::packet::{Delivery, Note, Outgoing, Output};
+use super::way::Sums;
 use super::{DOUBT_BYTES, End, Finishing, HELD_LIMIT, InFlight, Send, Session};
 use crate::core::event::{DeadReason, DeliveryRef, Event, Proof};
 use crate::core::retry::{self, Verdict};
@@ -13,35 +14,6 @@ use crate::core::types::{Millis, Qos, SendNo};
 
 /// So many bytes are in flight on a lane at most, or one delivery: a broker that stops reading leaves no more than this to be buffered.
 const IN_FLIGHT_BYTES: usize = 8 << 20;
-
-/// What has been sent and is not done, or done and not durable.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct OnTheWay {
-    /// So many take a place in the window.
-    in_window: usize,
-    /// All that is in flight, in bytes.
-    bytes: usize,
-    /// Sends that a restart would not find as released or done: how many, and of how many bytes.
-    undurable: usize,
-    undurable_bytes: usize,
-    /// A refusal is not durable.
-    is_refusing: bool,
-    /// Nor is it that something has expired.
-    is_expiring: bool,
-}
-
-impl OnTheWay {
-    /// And this one, which is sent now.
-    fn and(self, delivery: &Delivery, qos: Qos) -> OnTheWay {
-        OnTheWay {
-            in_window: self.in_window + usize::from(qos != Qos::AtMostOnce),
-            bytes: self.bytes + delivery.size,
-            undurable: self.undurable + 1,
-            undurable_bytes: self.undurable_bytes + delivery.size,
-            ..self
-        }
-    }
-}
 
 impl Session {
     pub(super) fn pump(&mut self, now: Millis, jitter: u32) {
@@ -56,10 +28,9 @@ impl Session {
             Link::Serving { .. } => {
                 self.renumber_due(now);
                 if !self.is_draining {
-                    let mut on_the_way = None;
-                    while self.send_next(now, &mut on_the_way) {}
+                    while self.send_next(now) {}
                     self.move_if_idle(now);
-                } else if self.in_flight.is_empty() && self.finishing.is_empty() && self.appends.is_empty() && self.record.is_empty() {
+                } else if self.way.is_empty() && self.appends.is_empty() && self.record.is_empty() {
                     // Who has the lane next would find its session gone, and think that what has come meanwhile was lost with it.
                     let is_left_for_good = !self.settings.claims || self.is_retiring;
                     let end_session = is_left_for_good && self.queue.ready() == 0 && self.queue.held() == 0;
@@ -102,8 +73,8 @@ impl Session {
         }
     }
 
-    /// Sends the next delivery, if there is one and it may go. `on_the_way` is what is, if somebody has looked.
-    pub(super) fn send_next(&mut self, now: Millis, on_the_way: &mut Option<OnTheWay>) -> bool {
+    /// Sends the next delivery, if there is one and it may go.
+    pub(super) fn send_next(&mut self, now: Millis) -> bool {
         let Link::Serving { up } = &self.link else { return false };
         let (window, maximum_packet_size) = (self.isolation.window(up.window), up.maximum_packet_size);
         if self.gives_way || now < self.paused_until || self.moving_to.is_some() {
@@ -113,16 +84,15 @@ impl Session {
         let Some(next) = self.queue.peek(untried_first) else { return false };
         let manner = self.manner(next);
         let qos = manner.map_or(next.qos, |manner| manner.qos);
-        let known = on_the_way.take().unwrap_or_else(|| self.on_the_way());
-        let OnTheWay { in_window, bytes, undurable, undurable_bytes, .. } = known;
-        let is_window_full = qos != Qos::AtMostOnce && in_window >= window;
+        let sums @ Sums { bytes, undurable, undurable_bytes, refusing, expiring, .. } = self.way.sums();
+        let is_window_full = qos != Qos::AtMostOnce && sums.in_window() >= window;
         let is_too_much = bytes > 0 && bytes + next.size > IN_FLIGHT_BYTES;
         let is_doubt_full = undurable >= self.settings.doubt() as usize || (undurable > 0 && undurable_bytes + next.size > DOUBT_BYTES);
         if is_window_full || is_too_much || is_doubt_full {
             return false;
         }
         // Until a refusal is durable, a restart would not know what it holds up, and take that for what may be on the wire.
-        if !next.is_resent && known.is_refusing {
+        if !next.is_resent && refusing > 0 {
             return false;
         }
         // Likewise until a new number is durable: a restart would take what was parked for sent, under its old one, and this one for unsent.
@@ -130,11 +100,11 @@ impl Session {
             return false;
         }
         // Until it is durable that something has expired, a restart would send it, behind what comes now.
-        if !next.is_expired(now) && known.is_expiring {
+        if !next.is_expired(now) && expiring > 0 {
             return false;
         }
         // A QoS 0 could overtake a QoS 2: of one topic, another QoS waits until those before are done.
-        if self.topics.get(&next.topic).is_some_and(|(before, _)| *before != qos) {
+        if self.way.has_at_another_qos(next, qos) {
             return false;
         }
         let packet_id = self.packet_id(next.send);
@@ -162,50 +132,24 @@ impl Session {
             return true;
         }
         let send = delivery.send;
-        *on_the_way = Some(known.and(&delivery, qos));
         self.ids.insert(packet_id, send);
-        self.count_topic(&delivery.topic, qos);
         let packet_id = (qos != Qos::AtMostOnce).then_some(packet_id);
-        self.in_flight.insert(send, InFlight { delivery, qos, state: Send::Sent, at: now, may_be_complete: false });
+        self.way.insert(InFlight { delivery, qos, state: Send::Sent, at: now, may_be_complete: false });
         // Also what is sent again after a lost session is new to this one: DUP is about one session's packets (MQTT 5.0 §3.3.1.1).
         self.send(now, Outgoing::Publish { send, packet_id, dup: false, qos, retain });
         true
     }
 
-    /// Looks at everything that is on the way.
-    fn on_the_way(&self) -> OnTheWay {
-        let mut found = OnTheWay::default();
-        for InFlight { delivery, qos, state, .. } in self.in_flight.values() {
-            found.in_window += usize::from(*qos != Qos::AtMostOnce);
-            found.bytes += delivery.size;
-            if !matches!(state, Send::Releasable | Send::Releasing) {
-                found.undurable += 1;
-                found.undurable_bytes += delivery.size;
-            }
-        }
-        for Finishing { size, end, .. } in self.finishing.values() {
-            found.is_refusing |= *end == End::Refused;
-            found.is_expiring |= *end == End::Expired;
-            if *end != End::DoneReleased {
-                found.undurable += 1;
-                found.undurable_bytes += size;
-            }
-        }
-        found
-    }
-
     pub(super) fn release(&mut self, now: Millis, send: SendNo) {
-        let Some(in_flight) = self.in_flight.get_mut(&send) else { return };
-        if in_flight.state != Send::Releasable {
+        if self.way.get(send).is_none_or(|in_flight| in_flight.state != Send::Releasable) {
             return;
         }
-        in_flight.state = Send::Releasing;
-        in_flight.at = now;
+        self.way.change(send, |in_flight| (in_flight.state, in_flight.at) = (Send::Releasing, now));
         self.send(now, Outgoing::PubRel { send, packet_id: self.packet_id(send) });
     }
 
     pub(super) fn done(&mut self, send: SendNo, proof: Proof) {
-        let Some(in_flight) = self.in_flight.remove(&send) else { return };
+        let Some(in_flight) = self.way.remove(send) else { return };
         let delivery = in_flight.delivery;
         self.successes += 1;
         if proof != Proof::Flushed {
@@ -213,7 +157,6 @@ impl Session {
             self.got_through();
         }
         self.refused_at.remove(&delivery.id);
-        self.uncount_topic(&delivery);
         if proof != Proof::Flushed && proof != Proof::PubAck && self.releases.pop_front_if(|first| *first == send).is_none() {
             self.releases.retain(|released| *released != send);
         }
@@ -234,16 +177,13 @@ impl Session {
             self.queue.resent_done(&delivery.topic);
         }
         self.record.settled.push(delivery.send);
-        self.finishing.insert(
-            delivery.send,
-            Finishing { topic: Arc::clone(&delivery.topic), size: delivery.size, is_resent: delivery.is_resent, end },
-        );
+        let finishing = Finishing { topic: Arc::clone(&delivery.topic), size: delivery.size, is_resent: delivery.is_resent, end };
+        self.way.finish(delivery.send, finishing);
     }
 
     pub(super) fn refused(&mut self, now: Millis, jitter: u32, send: SendNo, reason_code: u8, reason: Option<String>) {
-        let Some(in_flight) = self.in_flight.remove(&send) else { return };
+        let Some(in_flight) = self.way.remove(send) else { return };
         let delivery = in_flight.delivery;
-        self.uncount_topic(&delivery);
         self.ids.remove(&self.packet_id(send));
         // Where so much waits behind refusals that nothing else is read any more, nobody else can succeed: then the refused ones are charged.
         let others_succeed =
@@ -287,22 +227,6 @@ impl Session {
 
     pub(super) fn reference(&self, delivery: &Delivery) -> DeliveryRef {
         DeliveryRef { lane: self.settings.lane.clone(), send: delivery.send, id: delivery.id, located: delivery.located }
-    }
-
-    pub(super) fn count_topic(&mut self, topic: &Arc<str>, qos: Qos) {
-        match self.topics.get_mut(topic) {
-            Some(entry) => *entry = (qos, entry.1 + 1),
-            None => _ = self.topics.insert(Arc::clone(topic), (qos, 1)),
-        }
-    }
-
-    pub(super) fn uncount_topic(&mut self, delivery: &Delivery) {
-        if let Some(entry) = self.topics.get_mut(&delivery.topic) {
-            entry.1 -= 1;
-            if entry.1 == 0 {
-                self.topics.remove(&delivery.topic);
-            }
-        }
     }
 
     pub(super) fn send(&mut self, now: Millis, packet: Outgoing) {

@@ -1,5 +1,7 @@
 //! Stories of the session against its [`model`](super::model): one that is drawn by chance a thousand times, and those that have a name.
 
+mod together;
+
 use std::sync::Arc;
 
 use proptest::prelude::*;
@@ -473,74 +475,4 @@ fn after_a_restart_a_report_of_qos_0_still_goes_before_a_later_one_that_may_have
     session.handle(Millis(3), 0, Input::Flushed(vec![SendNo(0)]));
     let packets = written(&mut session);
     assert!(matches!(packets[..], [Outgoing::Publish { send: SendNo(1), dup: true, .. }]), "{packets:?}");
-}
-
-/// A session that serves, and has sent so many reports of QoS 1.
-fn serving(sends: u64) -> Session {
-    let mut session = Session::new(settings(&calm()), Start::default());
-    session.handle(Millis(1), 0, Input::Tick);
-    session.handle(Millis(1), 0, Input::Opened);
-    let limits = BrokerLimits::default();
-    let connack = Incoming::ConnAck { session_present: false, code: 0, limits, reason: None, assigned_client_id: None };
-    session.handle(Millis(1), 0, Input::Received(vec![connack]));
-    session.handle(Millis(1), 0, Input::Committed { resent: Vec::new() });
-    session.handle(Millis(1), 0, Input::Offer((0..sends).map(|send| delivery(send, "t", Qos::AtLeastOnce)).collect()));
-    let published = written(&mut session).iter().filter(|packet| matches!(packet, Outgoing::Publish { .. })).count();
-    assert_eq!(published as u64, sends);
-    session
-}
-
-fn puback(send: u64) -> Incoming {
-    Incoming::PubAck(Ack { packet_id: SendNo(send).packet_id(31), code: 0, reason: None })
-}
-
-/// The sends of each append that says of deliveries that they are done.
-fn recorded(session: &mut Session) -> Vec<Vec<u64>> {
-    let appends = std::iter::from_fn(|| session.next_output()).filter_map(|output| match output {
-        Output::Append(events) => Some(events),
-        _ => None,
-    });
-    let done = |event: &Event| match event {
-        Event::Delivered { sends, .. } => sends.iter().collect(),
-        _ => Vec::new(),
-    };
-    appends.map(|events| events.iter().flat_map(done).collect()).collect()
-}
-
-#[test]
-fn what_is_done_waits_a_moment_for_more_of_the_kind_and_no_longer() {
-    let mut session = serving(6);
-    session.handle(Millis(5), 0, Input::Received(vec![puback(0), puback(1)]));
-    assert_eq!(recorded(&mut session), [[0; 0]; 0]);
-    assert_eq!(session.deadline(), Some(Millis(8)));
-    session.handle(Millis(7), 0, Input::Received(vec![puback(2)]));
-    assert_eq!(recorded(&mut session), [[0; 0]; 0]);
-    session.handle(Millis(8), 0, Input::Tick);
-    assert_eq!(recorded(&mut session), [[0, 1, 2]]);
-    session.handle(Millis(9), 0, Input::Received(vec![puback(3)]));
-    assert_eq!(recorded(&mut session), [[0; 0]; 0]);
-    // Nothing more is to come.
-    session.handle(Millis(9), 0, Input::Received(vec![puback(4), puback(5)]));
-    assert_eq!(recorded(&mut session), [[3, 4, 5]]);
-}
-
-#[test]
-fn what_is_done_is_recorded_at_once_when_the_connection_is_lost_or_the_lane_stops() {
-    for input in [Input::Closed { reason: "cut".into() }, Input::Drain] {
-        let mut session = serving(3);
-        session.handle(Millis(5), 0, Input::Received(vec![puback(0)]));
-        assert_eq!(recorded(&mut session), [[0; 0]; 0]);
-        session.handle(Millis(5), 0, input);
-        assert_eq!(recorded(&mut session), [[0]]);
-    }
-}
-
-#[test]
-fn what_arrives_behind_the_end_of_a_connection_is_of_no_connection() {
-    let mut session = serving(2);
-    let goodbye = Incoming::Disconnect { code: 0x8b, reason: None };
-    session.handle(Millis(5), 0, Input::Received(vec![puback(0), goodbye.clone(), puback(1), goodbye]));
-    assert_eq!(session.in_flight(), 1, "the second is in doubt");
-    let closed = std::iter::from_fn(|| session.next_output()).filter(|output| matches!(output, Output::Close)).count();
-    assert_eq!(closed, 1);
 }

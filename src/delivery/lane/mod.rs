@@ -306,6 +306,7 @@ impl<'a> Lane<'a> {
         if !self.is_drained && *drain.borrow_and_update() {
             return Event::Drain;
         }
+        let hears = self.session.hears();
         let tick = self.timer.until(now, deadline);
         let append = async {
             match self.appends.front_mut() {
@@ -318,7 +319,7 @@ impl<'a> Lane<'a> {
             biased;
             result = append => Event::Committed(result),
             event = reading(&mut self.feed, &mut self.progress, is_reading_wanted) => event,
-            event = network(&mut self.connection) => event,
+            event = network(&mut self.connection, hears) => event,
             found = looking(&mut self.looking) => Event::Looked(found),
             () = tick => Event::Tick,
             () = self.turn.changed(self.gives_way) => Event::Turn,

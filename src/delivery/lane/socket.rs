@@ -1,13 +1,14 @@
 //! The socket of a lane: bytes out and in. Reading and writing go on side by side, so that a broker which stops reading while it writes
-//! can't hang both.
+//! can't hang both. What arrives is left alone where the session says that it can wait.
 
 use std::collections::VecDeque;
 use std::future::Future;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{Event, Lane, LaneError};
 use crate::core::content::Content;
@@ -36,8 +37,7 @@ pub(super) enum Connection {
 
 /// A connection that is open.
 pub(super) struct Socket {
-    pub(super) reader: ReadHalf<Stream>,
-    pub(super) writer: WriteHalf<Stream>,
+    stream: Stream,
     pub(super) arrived: BytesMut,
     pub(super) outgoing: BytesMut,
     /// Since when the broker has taken nothing of what is to be written.
@@ -47,6 +47,8 @@ pub(super) struct Socket {
     queued: u64,
     taken: u64,
     written: u64,
+    /// How it has ended, behind what has arrived.
+    ended: Option<String>,
     /// Whether a packet has arrived on it.
     is_heard: bool,
     /// It is in the clear, and the broker may have expected otherwise.
@@ -58,17 +60,15 @@ pub(super) struct Socket {
 impl Socket {
     pub(super) fn new(stream: Stream) -> Self {
         let may_expect_tls = stream.may_expect_tls();
-        // Both halves are polled by one task, so neither waits for the other.
-        let (reader, writer) = tokio::io::split(stream);
         Socket {
-            reader,
-            writer,
+            stream,
             arrived: BytesMut::with_capacity(2 * ARRIVING),
             outgoing: BytesMut::with_capacity(64 << 10),
             stuck_since: None,
             queued: 0,
             taken: 0,
             written: 0,
+            ended: None,
             is_heard: false,
             may_expect_tls,
             qos_0: VecDeque::new(),
@@ -172,9 +172,9 @@ impl Lane<'_> {
         const PATIENCE: Duration = Duration::from_secs(1);
         if let Connection::Open(mut socket) = std::mem::replace(&mut self.connection, Connection::None) {
             let last = async {
-                let Socket { writer, outgoing, .. } = socket.as_mut();
-                writer.write_all_buf(outgoing).await?;
-                writer.shutdown().await
+                let Socket { stream, outgoing, .. } = socket.as_mut();
+                stream.write_all_buf(outgoing).await?;
+                stream.shutdown().await
             };
             if !matches!(tokio::time::timeout(PATIENCE, last).await, Ok(Ok(()))) {
                 tracing::debug!(lane = %self.key, "the connection was closed before everything was written");
@@ -183,44 +183,44 @@ impl Lane<'_> {
     }
 }
 
-/// What happens on the network: a connection made, bytes come or gone, or an end.
-pub(super) async fn network(connection: &mut Connection) -> Event {
+/// What happens on the network: a connection made, bytes come or gone, or an end. Of what comes, only if it is to be heard.
+pub(super) async fn network(connection: &mut Connection, hears: bool) -> Event {
     match connection {
         Connection::None => std::future::pending().await,
         Connection::Opening(opening) => match opening.await {
             Ok(stream) => Event::Opened(stream),
             Err(error) => Event::Closed(format!("the broker can't be reached: {error}")),
         },
-        Connection::Open(socket) => socket.carry().await,
+        Connection::Open(socket) => socket.carry(hears).await,
     }
 }
 
 impl Socket {
     /// Writes and reads, until something has happened that somebody waits for. May be dropped at any point.
-    async fn carry(&mut self) -> Event {
+    async fn carry(&mut self, hears: bool) -> Event {
+        if let Some(reason) = self.ended.take_if(|_| hears) {
+            return Event::Closed(reason);
+        }
+        if !hears {
+            self.stream.leave();
+        }
         loop {
             let stuck = self.stuck_since.unwrap_or_else(tokio::time::Instant::now) + WRITE_TIMEOUT;
-            let hint = self.hint();
-            let Socket { reader, writer, arrived, outgoing, stuck_since, taken, written, qos_0, .. } = self;
-            let is_writing = !outgoing.is_empty() || taken != written;
-            arrived.reserve(ARRIVING);
+            let is_writing = !self.outgoing.is_empty() || self.taken != self.written;
             tokio::select! {
                 biased;
-                wrote = pass_on(writer, outgoing, taken), if is_writing => match wrote {
-                    Ok(()) => {
-                        *written = *taken;
-                        *stuck_since = (!outgoing.is_empty()).then(tokio::time::Instant::now);
+                carried = std::future::poll_fn(|context| self.poll(context, is_writing, hears)) => match carried {
+                    Carried::Written(Ok(())) => {
+                        self.written = self.taken;
+                        self.stuck_since = (!self.outgoing.is_empty()).then(tokio::time::Instant::now);
                         // At QoS 0 that is all that there will be; otherwise the broker's answer is waited for.
-                        if !qos_0.is_empty() {
+                        if !self.qos_0.is_empty() {
                             return Event::Written;
                         }
                     }
-                    Err(error) => return last_words(reader, arrived, &error).await,
-                },
-                read = reader.read_buf(arrived) => return match read {
-                    Ok(0) => Event::Closed(format!("the broker closed the connection{hint}")),
-                    Ok(_) => Event::Arrived,
-                    Err(error) => Event::Closed(lost(&error, hint)),
+                    Carried::Written(Err(error)) => return self.last_words(&error).await,
+                    Carried::Read => return Event::Arrived,
+                    Carried::Ended(reason) => return Event::Closed(reason),
                 },
                 () = tokio::time::sleep_until(stuck), if is_writing => {
                     return Event::Closed(format!("the broker took nothing for {} s", WRITE_TIMEOUT.as_secs()));
@@ -228,24 +228,65 @@ impl Socket {
             }
         }
     }
+
+    /// Both ways are looked at each time, so neither waits for the other.
+    fn poll(&mut self, context: &mut Context<'_>, is_writing: bool, hears: bool) -> Poll<Carried> {
+        if is_writing && let Poll::Ready(wrote) = self.pass_on(context) {
+            return Poll::Ready(Carried::Written(wrote));
+        }
+        if hears { self.read(context) } else { Poll::Pending }
+    }
+
+    /// Hands a piece to the transport, and sees to it that it leaves. What was taken is counted, whatever follows.
+    fn pass_on(&mut self, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        if !self.outgoing.is_empty() {
+            self.taken += ready!(pin!(self.stream.write_buf(&mut self.outgoing)).poll(context))? as u64;
+        }
+        pin!(self.stream.flush()).poll(context)
+    }
+
+    /// Reads what has arrived: where that comes in pieces, a frame or a record for each packet, all of them.
+    fn read(&mut self, context: &mut Context<'_>) -> Poll<Carried> {
+        let before = self.arrived.len();
+        loop {
+            self.arrived.reserve(ARRIVING);
+            let read = pin!(self.stream.read_buf(&mut self.arrived)).poll(context);
+            let has_read = self.arrived.len() - before;
+            let reason = match read {
+                Poll::Pending if has_read == 0 => return Poll::Pending,
+                Poll::Ready(Ok(1..)) if has_read < ARRIVING && !self.stream.comes_whole() => continue,
+                Poll::Pending | Poll::Ready(Ok(1..)) => return Poll::Ready(Carried::Read),
+                Poll::Ready(Ok(0)) => format!("the broker closed the connection{}", self.hint()),
+                Poll::Ready(Err(error)) => lost(&error, self.hint()),
+            };
+            // A broker that closes has often said why just before.
+            return Poll::Ready(match has_read {
+                0 => Carried::Ended(reason),
+                _ => {
+                    self.ended = Some(reason);
+                    Carried::Read
+                }
+            });
+        }
+    }
+
+    /// A broker that closes has often said why just before, in a packet or an alert of TLS, and writing finds out first.
+    async fn last_words(&mut self, error: &std::io::Error) -> Event {
+        const PATIENCE: Duration = Duration::from_millis(200);
+        let Socket { stream, arrived, .. } = self;
+        match tokio::time::timeout(PATIENCE, stream.read_buf(arrived)).await {
+            Ok(Ok(1..)) => Event::Arrived,
+            Ok(Err(said)) => Event::Closed(lost(&said, "")),
+            Ok(Ok(0)) | Err(_) => Event::Closed(lost(error, "")),
+        }
+    }
 }
 
-/// Hands a piece to the transport, and sees to it that it leaves. May be dropped half-way: what was taken is counted by then.
-async fn pass_on(writer: &mut WriteHalf<Stream>, outgoing: &mut BytesMut, taken: &mut u64) -> std::io::Result<()> {
-    if !outgoing.is_empty() {
-        *taken += writer.write_buf(outgoing).await? as u64;
-    }
-    writer.flush().await
-}
-
-/// A broker that closes has often said why just before, in a packet or an alert of TLS, and writing finds out first.
-async fn last_words(reader: &mut ReadHalf<Stream>, arrived: &mut BytesMut, error: &std::io::Error) -> Event {
-    const PATIENCE: Duration = Duration::from_millis(200);
-    match tokio::time::timeout(PATIENCE, reader.read_buf(arrived)).await {
-        Ok(Ok(1..)) => Event::Arrived,
-        Ok(Err(said)) => Event::Closed(lost(&said, "")),
-        Ok(Ok(0)) | Err(_) => Event::Closed(lost(error, "")),
-    }
+/// What has happened on a connection.
+enum Carried {
+    Written(std::io::Result<()>),
+    Read,
+    Ended(String),
 }
 
 /// A PUBLISH leaves only for what is durable: the log's reader makes no other payloads.

@@ -11,9 +11,12 @@
 //! Every step is within one limit, and a step that fails is said in terms of the option to look at ([`ConnectError`]). Certificates are
 //! read anew each time; files that can't be used are no connection, never an older one's and never one in the clear.
 //!
+//! What arrives over TCP, with or without TLS, can be left where it is until somebody reads ([`clear`]).
+//!
 //! A successful write says that the stream has taken the bytes, and a flush that the operating system has: WebSocket frames wait in
 //! between, so who counts what has left flushes first.
 
+mod clear;
 mod error;
 mod tcp;
 mod tls;
@@ -28,7 +31,9 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
+use tokio_openssl::SslStream;
 
+use clear::Clear;
 use error::explain;
 pub use error::{ConnectError, Step, lost};
 
@@ -42,9 +47,16 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 /// An open way to a broker.
 pub struct Stream {
-    io: Box<dyn Io>,
+    io: Way,
     tls: Option<Encryption>,
     is_local: bool,
+}
+
+/// What the bytes go through at the end.
+enum Way {
+    Clear(Clear),
+    Tls(SslStream<Clear>),
+    Other(Box<dyn Io>),
 }
 
 /// What TLS has agreed on.
@@ -68,6 +80,20 @@ impl Stream {
     pub fn may_expect_tls(&self) -> bool {
         self.tls.is_none() && !self.is_local
     }
+
+    /// A read brings all that has arrived, or as much as was asked for.
+    pub fn comes_whole(&self) -> bool {
+        matches!(self.io, Way::Clear(_))
+    }
+
+    /// Where that can be, nobody is woken by what arrives until somebody reads and finds nothing.
+    pub fn leave(&mut self) {
+        match &mut self.io {
+            Way::Clear(stream) => stream.leave(),
+            Way::Tls(stream) => stream.get_mut().leave(),
+            Way::Other(_) => {}
+        }
+    }
 }
 
 /// What a connection that ends before its first packet may have been instead; a hint, or nothing. `arrived` is what has come of it.
@@ -89,7 +115,7 @@ pub async fn connect(address: &Address, tls: Option<&TlsConfig>, limit: Duration
     let limit = Limit { whole: limit, until: Instant::now() + limit };
     match address {
         Address::Unix { path } => {
-            Ok(Stream { io: Box::new(limit.keep(Step::Connect, unix::connect(path)).await??), tls: None, is_local: true })
+            Ok(Stream { io: Way::Other(Box::new(limit.keep(Step::Connect, unix::connect(path)).await??)), tls: None, is_local: true })
         }
         Address::Tcp { host, port } => over_tcp(host, *port, tls, limit).await,
         Address::WebSocket { host, port, path, is_secure } => {
@@ -98,8 +124,13 @@ pub async fn connect(address: &Address, tls: Option<&TlsConfig>, limit: Duration
                 return Err(ConnectError::Mismatch { address: address.written() });
             }
             let Stream { io, tls, is_local } = over_tcp(host, *port, tls, limit).await?;
-            let upgrade = websocket::upgrade(io, host, *port, path);
-            Ok(Stream { io: Box::new(limit.keep(Step::Upgrade, upgrade).await??), tls, is_local })
+            let below: Box<dyn Io> = match io {
+                Way::Clear(stream) => Box::new(stream),
+                Way::Tls(stream) => Box::new(stream),
+                Way::Other(stream) => stream,
+            };
+            let upgrade = websocket::upgrade(below, host, *port, path);
+            Ok(Stream { io: Way::Other(Box::new(limit.keep(Step::Upgrade, upgrade).await??)), tls, is_local })
         }
     }
 }
@@ -113,10 +144,10 @@ async fn over_tcp(host: &str, port: u16, tls: Option<&TlsConfig>, limit: Limit) 
     let addresses = limit.keep(Step::Resolve, tcp::resolve(host, port)).await??;
     let stream = tcp::connect(host, port, &addresses, limit).await?;
     match context {
-        None => Ok(Stream { io: Box::new(stream), tls: None, is_local: false }),
+        None => Ok(Stream { io: Way::Clear(stream), tls: None, is_local: false }),
         Some(context) => {
             let (stream, agreed) = limit.keep(Step::Handshake, tls::handshake(&context, host, stream)).await??;
-            Ok(Stream { io: Box::new(stream), tls: Some(agreed), is_local: false })
+            Ok(Stream { io: Way::Tls(stream), tls: Some(agreed), is_local: false })
         }
     }
 }
@@ -136,20 +167,36 @@ impl Limit {
 
 impl AsyncRead for Stream {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(context, buffer)
+        match &mut self.io {
+            Way::Clear(stream) => Pin::new(stream).poll_read(context, buffer),
+            Way::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
+            Way::Other(stream) => Pin::new(stream).poll_read(context, buffer),
+        }
     }
 }
 
 impl AsyncWrite for Stream {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(context, bytes)
+        match &mut self.io {
+            Way::Clear(stream) => Pin::new(stream).poll_write(context, bytes),
+            Way::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
+            Way::Other(stream) => Pin::new(stream).poll_write(context, bytes),
+        }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(context)
+        match &mut self.io {
+            Way::Clear(stream) => Pin::new(stream).poll_flush(context),
+            Way::Tls(stream) => Pin::new(stream).poll_flush(context),
+            Way::Other(stream) => Pin::new(stream).poll_flush(context),
+        }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(context)
+        match &mut self.io {
+            Way::Clear(stream) => Pin::new(stream).poll_shutdown(context),
+            Way::Tls(stream) => Pin::new(stream).poll_shutdown(context),
+            Way::Other(stream) => Pin::new(stream).poll_shutdown(context),
+        }
     }
 }

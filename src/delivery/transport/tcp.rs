@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use super::clear::Clear;
 use super::{ConnectError, Limit, Step};
 
 /// More addresses than this are not tried: the time would be up before.
@@ -22,7 +23,7 @@ pub(super) async fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, Co
 
 /// Connects to the first address that takes it. Each gets its share of the time that is left, so that one that swallows packets doesn't
 /// keep the others from being tried.
-pub(super) async fn connect(host: &str, port: u16, addresses: &[SocketAddr], limit: Limit) -> Result<TcpStream, ConnectError> {
+pub(super) async fn connect(host: &str, port: u16, addresses: &[SocketAddr], limit: Limit) -> Result<Clear, ConnectError> {
     let mut last = None;
     for (tried, address) in addresses.iter().enumerate() {
         let left = u32::try_from(addresses.len() - tried).unwrap_or(u32::MAX);
@@ -33,7 +34,7 @@ pub(super) async fn connect(host: &str, port: u16, addresses: &[SocketAddr], lim
                 if let Err(error) = stream.set_nodelay(true) {
                     tracing::debug!(%address, %error, "TCP_NODELAY could not be set");
                 }
-                return Ok(stream);
+                return Clear::new(stream).map_err(|error| ConnectError::Unreachable { host: host.to_owned(), port, error });
             }
             Ok(Err(error)) => last = Some(ConnectError::Unreachable { host: host.to_owned(), port, error }),
             Err(_) => last = last.or(Some(ConnectError::TimedOut { step: Step::Connect, limit: limit.whole })),

@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use openssl::ssl::{Ssl, SslContext, SslVerifyMode};
 use openssl::x509::verify::X509CheckFlags;
 use openssl::x509::{X509Ref, X509StoreContextRef};
-use tokio::net::TcpStream;
 use tokio_openssl::SslStream;
 
 use super::Encryption;
+use super::clear::Clear;
 use super::error::{self, ConnectError};
 use crate::config::TlsConfig;
 
@@ -54,11 +54,7 @@ pub(super) struct Refusal {
 }
 
 /// Makes sure that it is the broker which was meant, and that nobody else can listen.
-pub(super) async fn handshake(
-    context: &SslContext,
-    host: &str,
-    stream: TcpStream,
-) -> Result<(SslStream<TcpStream>, Encryption), ConnectError> {
+pub(super) async fn handshake(context: &SslContext, host: &str, stream: Clear) -> Result<(SslStream<Clear>, Encryption), ConnectError> {
     let seen = Arc::new(Mutex::new(Seen::default()));
     let ssl = expecting(context, host, Arc::clone(&seen)).map_err(|error| ConnectError::Handshake { reason: error.to_string() })?;
     let mut stream = SslStream::new(ssl, stream).map_err(|error| ConnectError::Handshake { reason: error.to_string() })?;

@@ -6,71 +6,21 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
-use proptest::prelude::*;
-
 use super::*;
 use crate::core::content::Content;
 use crate::core::event::{Accepted, Event, LanePurpose};
 use crate::core::outbox::Outbox;
-use crate::core::retry::{RetryPolicy, code};
+use crate::core::retry::code;
 use crate::core::types::{ConnectionName, LaneKey, Protocol, Seq};
 
 mod broker;
 mod owners;
 mod promises;
+mod story;
+
+pub(super) use story::{Random, Story, settings, story};
 
 pub(super) const TOPICS: u64 = 4;
-
-/// A small generator of random numbers: one seed tells the whole story.
-pub(super) struct Random(u64);
-
-impl Random {
-    pub(super) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub(super) fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-
-    pub(super) fn chance(&mut self, percent: u64) -> bool {
-        self.below(100) < percent
-    }
-}
-
-#[derive(Debug, Clone)]
-pub(super) struct Story {
-    pub(super) seed: u64,
-    pub(super) reports: u64,
-    pub(super) protocol: Protocol,
-    /// QoS 2 is passed on at PUBLISH rather than at PUBREL.
-    pub(super) delivers_at_publish: bool,
-    pub(super) cuts: u64,
-    pub(super) crashes: u64,
-    pub(super) refusals: u64,
-    pub(super) session_losses: u64,
-    pub(super) window: u16,
-    /// So many of a hundred reports make the broker hang up.
-    pub(super) poison: u64,
-    /// So many of a thousand steps take a server away, or bring it back.
-    pub(super) absences: u64,
-    pub(super) servers: usize,
-    /// What the brokers take at most.
-    pub(super) maximum_qos: Qos,
-    pub(super) downgrade: bool,
-    /// So many reports in a hundred have a time limit of a few seconds.
-    pub(super) expiring: u64,
-    /// Packets of the broker arrive several at once.
-    pub(super) together: bool,
-    /// The log is shared.
-    pub(super) claims: bool,
-    /// Then in so many of a thousand steps another one takes the lane.
-    pub(super) takeovers: u64,
-}
 
 #[derive(Debug, Default)]
 pub(super) struct BrokerSession {
@@ -150,27 +100,6 @@ pub(super) struct World {
 
 pub(super) fn lane_key() -> LaneKey {
     LaneKey { connection: ConnectionName::from("mqtt"), lane: 0 }
-}
-
-pub(super) fn settings(story: &Story) -> Settings {
-    Settings {
-        lane: lane_key(),
-        client_id: "tidings-0".into(),
-        endpoints: (0..story.servers).map(|server| format!("server-{server}:1883")).collect(),
-        failback_ms: 300,
-        protocol: Some(story.protocol),
-        keepalive_s: 60,
-        window_5: story.window,
-        window_3_1_1: story.window,
-        session_expiry_s: 1_000,
-        connect_timeout_ms: 1_000,
-        ack_timeout_ms: 5_000,
-        retry: RetryPolicy { initial_ms: 50, max_ms: 400, attempts: 3 },
-        downgrade: story.downgrade,
-        // Few enough that they come round in a story.
-        packet_ids: 31,
-        claims: story.claims,
-    }
 }
 
 pub(super) fn accepted(number: u64, random: &mut Random) -> Event {
@@ -254,7 +183,7 @@ impl World {
         let log = vec![lanes];
         let (start, fed, known) = start_of(&log, &outbox);
         World {
-            random: Random(story.seed),
+            random: Random::of(story.seed),
             session: Session::new(settings(&story), start),
             brokers: (0..story.servers).map(|_| BTreeMap::new()).collect(),
             is_away: vec![false; story.servers],
@@ -496,7 +425,7 @@ impl World {
                     self.lose_connection("the broker closed the connection");
                 }
             }
-            4..=6 if self.open && !self.to_client.is_empty() => {
+            4..=6 if self.open && !self.to_client.is_empty() && self.session.hears() => {
                 // One, or as many as the network has brought since the last look.
                 let count = if self.story.together { 1 + self.random.below(self.to_client.len() as u64) as usize } else { 1 };
                 let packets = self.to_client.drain(..count).collect();
@@ -568,51 +497,6 @@ impl World {
         }
         self
     }
-}
-
-pub(super) fn story() -> impl Strategy<Value = Story> {
-    let chances = (0u64..30, 0u64..15, prop_oneof![Just(0u64), 0u64..30], prop_oneof![4 => Just(0u64), 1 => 0u64..20]);
-    let protocol = prop_oneof![Just(Protocol::V5), Just(Protocol::V311)];
-    let troubles = (
-        prop_oneof![3 => Just(0u64), 1 => 1u64..10],
-        prop_oneof![3 => Just(0u64), 1 => 1u64..20],
-        prop_oneof![2 => Just(1usize), 1 => 2usize..4],
-        prop_oneof![6 => Just(Qos::ExactlyOnce), 1 => Just(Qos::AtLeastOnce), 1 => Just(Qos::AtMostOnce)],
-        any::<bool>(),
-        prop_oneof![2 => Just(0u64), 1 => 1u64..100],
-        any::<bool>(),
-        prop_oneof![1 => Just(0u64), 1 => 1u64..40],
-    );
-    (any::<u64>(), 1u64..80, protocol, any::<bool>(), chances, 1u16..12, troubles).prop_map(
-        |(seed, reports, protocol, at_publish, chances, window, troubles)| {
-            let (cuts, crashes, refusals, session_losses) = chances;
-            let (poison, absences, servers, maximum_qos, downgrade, expiring, together, takeovers) = troubles;
-            // A crash between the loss of a session and its discovery is the other thing that can't be known, and so is another owner then.
-            let (crashes, takeovers) = if session_losses > 0 { (0, 0) } else { (crashes, takeovers) };
-            // A 3.1.1 broker says nothing about itself.
-            let maximum_qos = if protocol == Protocol::V5 { maximum_qos } else { Qos::ExactlyOnce };
-            Story {
-                seed,
-                reports,
-                protocol,
-                delivers_at_publish: at_publish,
-                cuts,
-                crashes,
-                refusals,
-                session_losses,
-                window,
-                poison,
-                absences,
-                servers,
-                maximum_qos,
-                downgrade,
-                expiring,
-                together,
-                claims: takeovers > 0,
-                takeovers,
-            }
-        },
-    )
 }
 
 impl World {
