@@ -38,6 +38,10 @@ impl Loaded {
         self.page.content(self.at).unwrap_or_else(|| unreachable!("only made for what is accepted or carried"))
     }
 
+    fn topic(&self) -> Arc<str> {
+        self.page.topic(self.at).unwrap_or_else(|| unreachable!("only made for what is accepted or carried"))
+    }
+
     /// All that was accepted; none if it can't be decoded.
     pub fn accepted(&self) -> Option<Accepted> {
         match self.page.get(self.at)?.into_owned() {
@@ -199,7 +203,8 @@ impl Feed {
         for seq in (page.get().first().0..=page.get().last().min(through).0).map(Seq) {
             let Some(seen) = page.get().see(seq) else { break };
             match seen {
-                Seen::Accepted(lane) if *lane == self.lane => {
+                // Most are other lanes', of the same connection.
+                Seen::Accepted(lane) if lane.lane == self.lane.lane && *lane == self.lane => {
                     let send = next.ok_or_else(|| no_send(seq))?;
                     next = Some(send.next());
                     if seq < self.at || !self.is_to_send(seq, send) {
@@ -265,7 +270,7 @@ fn delivery(send: SendNo, id: Seq, located: Seq, payload: &Payload, stamped: boo
         send,
         id,
         located,
-        topic: Arc::from(content.topic),
+        topic: payload.get().topic(),
         qos: content.qos,
         retain: content.retain,
         accepted_at: content.at,
@@ -273,5 +278,65 @@ fn delivery(send: SendNo, id: Seq, located: Seq, payload: &Payload, stamped: boo
         attempts: 0,
         size: codec::publish_size(&content, stamped.then(|| payload.get().stamped(&content))),
         is_resent: false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::event::LanePurpose;
+    use crate::core::types::{InstanceId, Qos};
+    use crate::log::committer::{self, Limits, recover};
+    use crate::log::memory_log::{Disk, MemoryLog};
+    use crate::metrics::Metrics;
+
+    fn lane() -> LaneKey {
+        LaneKey { connection: "mqtt".into(), lane: 0 }
+    }
+
+    fn taken(by: u64, term: u64) -> Event {
+        Event::LaneTaken { lane: lane(), instance: InstanceId(by), term, at: Millis(0) }
+    }
+
+    fn accepted(number: u64) -> Event {
+        Event::Accepted(Arc::new(Accepted::plain(lane(), format!("topic {number}"), Qos::ExactlyOnce, Millis(number))))
+    }
+
+    async fn feed(log: &LogHandle) -> Feed {
+        let asked = log.ask(|outbox| (outbox.lane(&lane()).cloned(), outbox.next())).await.unwrap().into_inner();
+        Feed::new(log.clone(), lane(), asked.0.expect("it is there"), Seq(asked.1.0 - 1), true)
+    }
+
+    fn topics(piece: &Piece) -> Vec<&str> {
+        piece.fresh.iter().map(|(delivery, _)| &*delivery.topic).collect()
+    }
+
+    #[tokio::test]
+    async fn what_comes_after_another_took_the_lane_is_not_this_owners_to_send() {
+        let opened = MemoryLog::open(&Disk::new(1 << 20)).unwrap();
+        let outbox = recover(&opened).unwrap();
+        let limits = Limits { max_size: u64::MAX, retention_ms: 0 };
+        let log = committer::start(opened.log, outbox, limits, Arc::new(Metrics::new())).unwrap();
+        let lanes = Event::LanesChanged { connection: lane().connection, first: 0, count: 1, purpose: LanePurpose::Fresh, at: Millis(0) };
+        let joined = |id| Event::InstanceJoined { instance: InstanceId(id), name: String::new(), at: Millis(0) };
+        for event in [lanes, joined(1), joined(2), taken(1, 1)] {
+            log.record(vec![event]).await.unwrap();
+        }
+        log.accept(vec![accepted(1)]).await.unwrap();
+        let mut first = feed(&log).await;
+        log.accept(vec![accepted(2)]).await.unwrap();
+        log.record(vec![taken(2, 2)]).await.unwrap();
+        log.accept(vec![accepted(3), accepted(4)]).await.unwrap();
+
+        first.start().unwrap();
+        let piece = first.read(100).unwrap();
+        assert_eq!((topics(&piece), piece.is_at_end), (vec!["topic 1", "topic 2"], true));
+        log.accept(vec![accepted(5)]).await.unwrap();
+        let piece = first.read(100).unwrap();
+        assert_eq!((topics(&piece), piece.is_at_end), (vec![], true), "and it stays so");
+
+        let mut second = feed(&log).await;
+        second.start().unwrap();
+        assert_eq!(second.read(100).unwrap().fresh.len(), 5, "its successor has all of it, and knows what may have been sent");
     }
 }
