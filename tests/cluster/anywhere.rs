@@ -30,10 +30,14 @@ fn wait_until_delivered(small: &Small) {
     small.instances.iter().for_each(|instance| instance.tidings.wait_until_delivered());
 }
 
-/// An owner of this lane, and one that does not own it.
+/// An owner of this lane, and one that does not own it. While lanes are spread, one that moves is nobody's for a moment.
 fn owner_and_other(small: &Small, lane: u64) -> (usize, usize) {
-    let view = small.instances[0].view().unwrap();
-    let owner = view.owners[&format!("mqtt/{lane}")].clone().unwrap();
+    let mut owner = None;
+    wait_until("the lane has an owner", || {
+        owner = small.instances[0].view().and_then(|view| view.owners[&format!("mqtt/{lane}")].clone());
+        owner.is_some()
+    });
+    let owner = owner.unwrap();
     let is_owner = |instance: &&Instance| instance.view().unwrap().me == owner;
     let at = small.instances.iter().position(|instance| is_owner(&instance)).unwrap();
     (at, (at + 1) % small.instances.len())

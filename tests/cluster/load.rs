@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
-use crate::publisher::Published;
+use crate::publishing::Published;
 use crate::scene::LANES;
 use crate::support::ledger::{Arrival, Ledger, action_for, report};
 use crate::support::subscriber::Subscriber;

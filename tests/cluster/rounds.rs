@@ -13,6 +13,11 @@ use crate::watch::{Recovery, recovery};
 /// The promise.
 const OWNED_WITHIN: Duration = Duration::from_secs(5);
 
+/// And then every lane of it has to deliver. A claim, two connects and a first report of each take a quarter of a second. But of one topic a report at QoS 1 waits until
+/// those at QoS 2 before it are released, so a topic that changes between them costs a commit for each change. Some of the load's topics do: what came to these meanwhile
+/// took up to 2.7 s more in a release build that had the machine to itself, and takes longer in a debug build beside other work.
+const DELIVERING_WITHIN: Duration = Duration::from_secs(10);
+
 /// What is lost with a server is not a lane: those that had an owner keep it. But nothing is stored until the servers have elected another leader, where it
 /// led: after 4 to 9 seconds of silence (`nats-server`: `minElectionTimeout`, `maxElectionTimeout`), and once more where the votes are split.
 const ELECTED_WITHIN: Duration = Duration::from_secs(25);
@@ -112,8 +117,8 @@ fn one_round(scene: &mut Scene, load: &Load, trouble: Trouble, chance: &mut Chan
         recovery.as_ref().map(took).unwrap_or_default()
     );
     if let Some(Recovery { owned, delivering, stall }) = recovery {
-        let limit = if trouble.is_of_a_server() { ELECTED_WITHIN } else { OWNED_WITHIN } + stall;
-        assert!(owned <= limit && delivering <= limit, "{trouble:?}: {recovery:?}");
+        let (own, deliver) = if trouble.is_of_a_server() { (ELECTED_WITHIN, ELECTED_WITHIN) } else { (OWNED_WITHIN, DELIVERING_WITHIN) };
+        assert!(owned <= own + stall && delivering <= deliver + stall, "{trouble:?}: {recovery:?}");
     }
     for instance in &mut scene.instances {
         assert!(!instance.tidings.has_ended(), "{trouble:?}: an instance has ended by itself");

@@ -55,7 +55,7 @@ impl Servers {
             let (port, monitor, others) = (ports[node][0].to_string(), ports[node][2].to_string(), others.join(","));
             let known = ["--no_advertise", "--cluster_advertise", NOWHERE];
             let cluster = ["--server_name", &name, "--cluster_name", "test", "--cluster", &own, "--routes", &others];
-            Nats::start_with(&[["-p", &port, "-m", &monitor].as_slice(), &cluster, &known].concat())
+            Nats::start_one_of_several(&[["-p", &port, "-m", &monitor].as_slice(), &cluster, &known].concat())
         };
         let nodes = (0..3).map(start).collect();
         Servers { nodes, monitors: ports.iter().map(|ports| local(ports[2])).collect(), routes }
@@ -260,7 +260,7 @@ impl Drop for Scene {
 pub struct Small {
     pub instances: Vec<Instance>,
     _switch: Switch,
-    _node: Nats,
+    pub node: Nats,
     _alone: MutexGuard<'static, ()>,
 }
 
@@ -271,7 +271,7 @@ impl Small {
         let (nodes, switch) = (std::slice::from_ref(&node), Switch::start(local(broker)));
         let mut instances: Vec<Instance> = (0..instances).map(|_| Instance::prepare(nodes, &switch, lines, more)).collect();
         instances.iter_mut().for_each(Instance::run);
-        let small = Small { instances, _switch: switch, _node: node, _alone };
+        let small = Small { instances, _switch: switch, node, _alone };
         wait_until("every lane has an owner, and every instance a lane", || {
             small.instances.iter().all(|instance| {
                 let Some(view) = instance.view() else { return false };

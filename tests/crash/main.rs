@@ -43,6 +43,9 @@ mod publisher;
 mod scene;
 mod sources;
 mod watcher;
+#[allow(dead_code, reason = "the cluster's tests use the rest")]
+#[path = "../listener/window.rs"]
+mod window;
 
 fn from_environment(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |value| value.parse().unwrap_or_else(|_| panic!("{name} is not a number: {value}")))

@@ -2,19 +2,18 @@
 //!
 //! Nobody gives up, so at the end all that was sent at QoS 1 and 2 is accepted, and each number stands in the books.
 
-use std::collections::VecDeque;
 use std::io::{self, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use crate::books::{Books, Entry, SOURCE_SHIFT};
 use crate::chance::Chance;
-use crate::publisher::{Hello, publish};
+use crate::publisher::Hello;
 use crate::support::ledger::action_for;
 use crate::support::tidings::Client;
-use crate::support::wire::{self, Frame};
+use crate::window::{Heard, Window};
 
 /// What is in flight from one publisher.
 const WINDOW: usize = 10;
@@ -22,8 +21,8 @@ const WINDOW: usize = 10;
 /// Packet identifiers come round soon, so that one that is remembered too long swallows another report.
 const IDS: u16 = 40;
 
-/// The reason code of a store that is full (MQTT 5.0 §3.4.2.1).
-const QUOTA_EXCEEDED: u8 = 0x97;
+/// A service that says nothing for so long has hung.
+const SILENCE: Duration = Duration::from_secs(20);
 
 /// No report waits longer to be accepted, however often the service is killed.
 const GIVEN_UP: Duration = Duration::from_secs(120);
@@ -128,8 +127,7 @@ impl Sources {
     pub fn publish(&self, source: u64, level: u8, address: SocketAddr, chance: Chance) {
         let client = format!("source-{source}");
         let hello = if level == 5 { Hello::v5(&client) } else { Hello::v4(&client) };
-        let (next, next_id, window) = (0, 1, VecDeque::new());
-        let mut publishing = Publishing { sources: self, source, level, chance, next, next_id, window, is_known: false };
+        let mut publishing = Publishing { sources: self, source, chance, next: 0, window: Window::new(level, IDS) };
         let mut came_through = Instant::now();
         loop {
             let before = publishing.next;
@@ -146,53 +144,20 @@ impl Sources {
     }
 }
 
-/// Sent, and not done with.
-struct Sent {
-    packet_id: u16,
-    number: u64,
-    qos: u8,
-    topic: String,
-    payload: String,
-    /// PUBREC has come: from here on it is PUBREL that is sent again (MQTT 5.0 §4.3.3).
-    is_received: bool,
-}
-
-/// A publisher that sends in order, and after a reconnect sends again, in order, what was not acknowledged.
+/// A source at work.
 struct Publishing<'a> {
     sources: &'a Sources,
     source: u64,
-    level: u8,
     chance: Chance,
     next: u64,
-    next_id: u16,
-    window: VecDeque<Sent>,
-    /// Something was acknowledged, so the session is durable.
-    is_known: bool,
+    /// What is under way, by its number.
+    window: Window<u64>,
 }
 
 impl Publishing<'_> {
     /// One connection, until it breaks, or all is done and it is over.
     fn converse(&mut self, address: SocketAddr, hello: &Hello) -> io::Result<()> {
-        let mut stream = TcpStream::connect(address)?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(Duration::from_secs(20)))?;
-        stream.write_all(&hello.bytes())?;
-        let mut reader = io::BufReader::new(stream.try_clone()?);
-        let connack = read(&mut reader)?;
-        assert_eq!(connack.kind(), wire::CONNACK, "{connack:?}");
-        // The server is unavailable: its store has failed, and it is about to end.
-        if connack.body[1] == if self.level == 5 { 0x88 } else { 3 } {
-            return Err(io::ErrorKind::ConnectionRefused.into());
-        }
-        assert_eq!(connack.body[1], 0, "{connack:?}");
-        assert!(connack.body[0] == 1 || !self.is_known, "the session of source {} is lost", self.source);
-        for sent in &self.window {
-            let again = match sent.is_received {
-                true => wire::ack(wire::PUBREL, sent.packet_id, 0),
-                false => publish(self.level, &sent.topic, sent.payload.as_bytes(), sent.qos, sent.packet_id, true, &[]),
-            };
-            stream.write_all(&again)?;
-        }
+        let (mut stream, mut reader) = self.window.connect(address, hello, SILENCE)?;
         loop {
             while self.window.is_empty() && self.sources.is_paused() {
                 std::thread::sleep(Duration::from_millis(5));
@@ -207,7 +172,12 @@ impl Publishing<'_> {
                 }
                 continue;
             }
-            self.take(&read(&mut reader)?, &mut stream)?;
+            let sources = self.sources;
+            self.window.take(&mut reader, &mut stream, &mut |heard| match heard {
+                Heard::Accepted(number) => sources.books().entries.get_mut(number).unwrap().order = Some(*number),
+                Heard::Refused(topic) => _ = sources.books().refused.insert(topic.to_owned()),
+                Heard::Completed => {}
+            })?;
             std::thread::sleep(Duration::from_millis(2));
         }
     }
@@ -224,63 +194,6 @@ impl Publishing<'_> {
         let topic = format!("mqtt/{}/{name}", self.source);
         let payload = self.sources.report("success", "any", number, &mut self.chance);
         self.sources.books().entries.insert(number, self.sources.entry(&topic, qos));
-        let packet_id = if qos > 0 { self.free_id() } else { 0 };
-        let bytes = publish(self.level, &topic, payload.as_bytes(), qos, packet_id, false, &[]);
-        if qos > 0 {
-            self.window.push_back(Sent { packet_id, number, qos, topic, payload, is_received: false });
-        }
-        bytes
+        self.window.publish(topic, payload.into_bytes(), qos, number)
     }
-
-    fn free_id(&mut self) -> u16 {
-        loop {
-            let id = self.next_id;
-            self.next_id = self.next_id % IDS + 1;
-            if self.window.iter().all(|sent| sent.packet_id != id) {
-                return id;
-            }
-        }
-    }
-
-    fn take(&mut self, frame: &Frame, stream: &mut TcpStream) -> io::Result<()> {
-        if frame.kind() == wire::DISCONNECT {
-            return Err(io::ErrorKind::ConnectionAborted.into());
-        }
-        let (kind, id) = (frame.kind(), frame.packet_id());
-        let code = frame.body.get(2).copied().unwrap_or(0);
-        let place = self.window.iter().position(|sent| sent.packet_id == id);
-        let place = place.unwrap_or_else(|| panic!("{frame:?} is about nothing that was sent"));
-        let sent = &mut self.window[place];
-        let is_fitting = match kind {
-            wire::PUBACK => sent.qos == 1,
-            wire::PUBREC => sent.qos == 2,
-            wire::PUBCOMP => sent.is_received,
-            _ => false,
-        };
-        // A PUBREL is sent again where its PUBCOMP was lost, and then the packet identifier is not known any more (MQTT 5.0 §3.7.2.1).
-        if code == QUOTA_EXCEEDED && is_fitting && kind != wire::PUBCOMP {
-            // It was not taken, and what came behind it may have been: about the order of its topic nothing can be said any more.
-            self.sources.books().refused.insert(sent.topic.clone());
-            std::thread::sleep(Duration::from_millis(20));
-            return stream.write_all(&publish(self.level, &sent.topic, sent.payload.as_bytes(), sent.qos, id, false, &[]));
-        }
-        assert!(is_fitting && (code == 0 || (kind == wire::PUBCOMP && code == 0x92)), "{frame:?}");
-        self.is_known = true;
-        if kind == wire::PUBREC {
-            sent.is_received = true;
-            stream.write_all(&wire::ack(wire::PUBREL, id, 0))?;
-        }
-        if kind != wire::PUBCOMP {
-            let number = sent.number;
-            self.sources.books().entries.get_mut(&number).unwrap().order = Some(number);
-        }
-        if kind != wire::PUBREC {
-            self.window.remove(place);
-        }
-        Ok(())
-    }
-}
-
-fn read(reader: &mut impl io::Read) -> io::Result<Frame> {
-    Frame::read(reader)?.ok_or(io::ErrorKind::UnexpectedEof.into())
 }

@@ -4,15 +4,15 @@
 //! is silent may have read what nobody will ask it about again; who leaves it and goes on elsewhere may be heard twice. Such reports are noted as *in
 //! doubt*, and counted apart.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::io::{self, BufReader, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use crate::hello::{Hello, publish};
 use crate::load::{GIVEN_UP, Load};
+use crate::publisher::Hello;
 use crate::support::ledger::Arrival;
-use crate::support::wire::{self, Frame};
+use crate::window::{Heard, Window};
 
 /// In flight from one publisher.
 const WINDOW: usize = 5;
@@ -22,9 +22,6 @@ const IDS: u16 = 30;
 
 /// An instance that says nothing for so long is left.
 const SILENCE: Duration = Duration::from_secs(2);
-
-/// The reason code of what is not taken for the moment (MQTT 5.0 §3.4.2.1).
-const QUOTA_EXCEEDED: u8 = 0x97;
 
 #[derive(Debug, Clone)]
 pub struct Published {
@@ -97,34 +94,13 @@ impl Published {
     }
 }
 
-/// Sent, and not done with.
-struct Sent {
-    packet_id: u16,
-    place: u64,
-    qos: u8,
-    topic: String,
-    /// PUBREC has come: from here on it is PUBREL that is sent again (MQTT 5.0 §4.3.3).
-    is_received: bool,
-}
-
-impl Sent {
-    fn bytes(&self, source: u64, level: u8, dup: bool) -> Vec<u8> {
-        match self.is_received {
-            true => wire::ack(wire::PUBREL, self.packet_id, 0),
-            false => publish(level, &self.topic, format!("{source}-{}", self.place).as_bytes(), self.qos, self.packet_id, dup, &[]),
-        }
-    }
-}
-
+/// A source at work.
 struct Publishing<'a> {
     load: &'a Load,
     source: u64,
-    level: u8,
     next: u64,
-    next_id: u16,
-    window: VecDeque<Sent>,
-    /// Something was acknowledged, so the session is durable.
-    is_known: bool,
+    /// What is under way, by its place.
+    window: Window<u64>,
 }
 
 impl Load {
@@ -132,7 +108,7 @@ impl Load {
     pub fn publish(&self, source: u64, level: u8) {
         let client = format!("source-{source}");
         let hello = if level == 5 { Hello::v5(&client) } else { Hello::v4(&client) };
-        let mut publishing = Publishing { load: self, source, level, next: 0, next_id: 1, window: VecDeque::new(), is_known: false };
+        let mut publishing = Publishing { load: self, source, next: 0, window: Window::new(level, IDS) };
         let (mut came_through, mut at) = (Instant::now(), usize::try_from(source).expect("small"));
         loop {
             let address = {
@@ -159,29 +135,14 @@ impl Publishing<'_> {
     /// Without having heard of the end.
     fn leave(&self) {
         let mut books = self.load.books();
-        for sent in &self.window {
-            books.published.get_mut(&(self.source, sent.place)).expect("it was sent").is_in_doubt = true;
+        for place in self.window.sent() {
+            books.published.get_mut(&(self.source, *place)).expect("it was sent").is_in_doubt = true;
         }
     }
 
     /// One connection, until it breaks, or all is done and it is over.
     fn converse(&mut self, address: SocketAddr, hello: &Hello) -> io::Result<()> {
-        let mut stream = TcpStream::connect_timeout(&address, SILENCE)?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(SILENCE))?;
-        stream.write_all(&hello.bytes())?;
-        let mut reader = BufReader::new(stream.try_clone()?);
-        let connack = read(&mut reader)?;
-        assert_eq!(connack.kind(), wire::CONNACK, "{connack:?}");
-        // The server is unavailable: without a log behind it, or about to end.
-        if connack.body[1] == if self.level == 5 { 0x88 } else { 3 } {
-            return Err(io::ErrorKind::ConnectionRefused.into());
-        }
-        assert_eq!(connack.body[1], 0, "{connack:?}");
-        assert!(connack.body[0] == 1 || !self.is_known, "the session of source {} is lost", self.source);
-        for sent in &self.window {
-            stream.write_all(&sent.bytes(self.source, self.level, true))?;
-        }
+        let (mut stream, mut reader) = self.window.connect(address, hello, SILENCE)?;
         loop {
             while self.window.len() < WINDOW && !self.load.is_over() {
                 let bytes = self.new_publish();
@@ -190,8 +151,14 @@ impl Publishing<'_> {
             if self.window.is_empty() {
                 return Ok(());
             }
-            let frame = read(&mut reader)?;
-            self.take(&frame, &mut stream)?;
+            let (load, source) = (self.load, self.source);
+            self.window.take(&mut reader, &mut stream, &mut |heard| match heard {
+                Heard::Accepted(place) => {
+                    load.books().published.get_mut(&(source, *place)).expect("it was sent").is_acknowledged = true;
+                }
+                Heard::Refused(topic) => _ = load.books().refused.insert(topic.to_owned()),
+                Heard::Completed => {}
+            })?;
             std::thread::sleep(Duration::from_millis(8));
         }
     }
@@ -207,62 +174,6 @@ impl Publishing<'_> {
         let topic = format!("mqtt/{}/{name}", self.source);
         let published = Published { topic: topic.clone(), qos, is_acknowledged: false, is_in_doubt: false };
         self.load.books().published.insert((self.source, place), published);
-        let sent = Sent { packet_id: self.free_id(), place, qos, topic, is_received: false };
-        let bytes = sent.bytes(self.source, self.level, false);
-        self.window.push_back(sent);
-        bytes
+        self.window.publish(topic, format!("{}-{place}", self.source).into_bytes(), qos, place)
     }
-
-    fn free_id(&mut self) -> u16 {
-        loop {
-            let id = self.next_id;
-            self.next_id = self.next_id % IDS + 1;
-            if self.window.iter().all(|sent| sent.packet_id != id) {
-                return id;
-            }
-        }
-    }
-
-    fn take(&mut self, frame: &Frame, stream: &mut TcpStream) -> io::Result<()> {
-        if frame.kind() == wire::DISCONNECT {
-            return Err(io::ErrorKind::ConnectionAborted.into());
-        }
-        let (kind, id) = (frame.kind(), frame.packet_id());
-        let code = frame.body.get(2).copied().unwrap_or(0);
-        let place = self.window.iter().position(|sent| sent.packet_id == id);
-        let place = place.unwrap_or_else(|| panic!("{frame:?} is about nothing that was sent"));
-        let sent = &mut self.window[place];
-        let is_fitting = match kind {
-            wire::PUBACK => sent.qos == 1,
-            wire::PUBREC => sent.qos == 2,
-            wire::PUBCOMP => sent.is_received,
-            _ => false,
-        };
-        if code == QUOTA_EXCEEDED && is_fitting && kind != wire::PUBCOMP {
-            // It was not taken, and what came behind it may have been: about the order of its topic nothing can be said any more.
-            self.load.books().refused.insert(sent.topic.clone());
-            let again = sent.bytes(self.source, self.level, false);
-            std::thread::sleep(Duration::from_millis(20));
-            return stream.write_all(&again);
-        }
-        // A PUBREL is sent again where its PUBCOMP was lost, and then the packet identifier is not known any more (MQTT 5.0 §3.7.2.1).
-        assert!(is_fitting && (code == 0 || (kind == wire::PUBCOMP && code == 0x92)), "{frame:?}");
-        self.is_known = true;
-        if kind == wire::PUBREC {
-            sent.is_received = true;
-            stream.write_all(&wire::ack(wire::PUBREL, id, 0))?;
-        }
-        if kind != wire::PUBCOMP {
-            let key = (self.source, sent.place);
-            self.load.books().published.get_mut(&key).expect("it was sent").is_acknowledged = true;
-        }
-        if kind != wire::PUBREC {
-            self.window.remove(place);
-        }
-        Ok(())
-    }
-}
-
-fn read(reader: &mut impl io::Read) -> io::Result<Frame> {
-    Frame::read(reader)?.ok_or(io::ErrorKind::UnexpectedEof.into())
 }
