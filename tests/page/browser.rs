@@ -133,17 +133,19 @@ impl Browser {
         }
     }
 
-    /// What somebody can read there.
+    /// What somebody can read there: of what is hidden, nothing.
     #[track_caller]
     pub fn text(&self, selector: &str) -> String {
-        let found = self.run(&format!("return document.querySelector({})?.innerText ?? null;", json!(selector)));
+        let script = "const found = document.querySelector({}); return found && (found.checkVisibility() ? found.innerText : '');";
+        let found = self.run(&script.replace("{}", &json!(selector).to_string()));
         found.as_str().unwrap_or_else(|| panic!("there is no {selector}")).to_owned()
     }
 
     /// Waits until an element says so.
     #[track_caller]
     pub fn wait_for_text(&self, selector: &str, part: &str) {
-        let expression = format!("document.querySelector({})?.innerText.includes({})", json!(selector), json!(part));
+        let found = format!("document.querySelector({})", json!(selector));
+        let expression = format!("{found}?.checkVisibility() && {found}.innerText.includes({})", json!(part));
         self.wait_until(&format!("{selector} says {part:?}"), &expression);
     }
 

@@ -130,7 +130,7 @@ fn no_seed_breaks_a_promise() {
 #[test]
 fn an_hour_of_churn_with_outages_ends_with_nothing_left() {
     let requests = number("TIDINGS_SIM_REQUESTS").unwrap_or(10_000);
-    let story = || Story::of_an_hour(1, requests);
+    let story = || Story::of_an_hour(2, requests);
     in_runtime(|metrics| {
         let began = Instant::now();
         let world = tell(story(), 0, metrics).unwrap_or_else(|(what, _)| {

@@ -112,6 +112,8 @@ struct Shared {
 /// another QoS could overtake it, and a session that is lost takes it along.
 #[derive(Debug, Clone, Default)]
 struct Session {
+    /// The connection that works in it, or was the last to. Only its end can end the session: one that is over may be noticed late.
+    connection: usize,
     unreleased: HashMap<u16, Arrival>,
 }
 
@@ -284,7 +286,7 @@ fn serve(shared: &Mutex<Shared>, stream: TcpStream, number: usize) -> io::Result
         }
     }
     if peer.ends_clean {
-        lock(shared).sessions.remove(&peer.client_id);
+        lock(shared).end_session(&peer);
     }
     Ok(())
 }
@@ -371,7 +373,7 @@ impl Shared {
                     self.sessions.remove(&connect.client_id);
                 }
                 peer.is_resumed = self.sessions.contains_key(&connect.client_id);
-                self.sessions.entry(connect.client_id.clone()).or_default();
+                self.sessions.entry(connect.client_id.clone()).or_default().connection = peer.number;
                 answer.extend(connack(peer, self.limits));
             }
             Heard::Publish(publish) => {
@@ -401,7 +403,18 @@ impl Shared {
             }
             Heard::PingReq => answer.extend(wire::packet(wire::PINGRESP << 4, &[])),
             // Normal disconnection with a Session Expiry Interval of 0 (MQTT 5.0 §3.14.2.2.2).
-            Heard::Disconnect => peer.ends_clean |= frame.body == [0, 5, 0x11, 0, 0, 0, 0],
+            Heard::Disconnect => {
+                peer.ends_clean |= frame.body == [0, 5, 0x11, 0, 0, 0, 0];
+                if peer.ends_clean {
+                    self.end_session(peer);
+                }
+            }
+        }
+    }
+
+    fn end_session(&mut self, peer: &Peer) {
+        if self.sessions.get(&peer.client_id).is_some_and(|session| session.connection == peer.number) {
+            self.sessions.remove(&peer.client_id);
         }
     }
 }

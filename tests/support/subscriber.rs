@@ -64,6 +64,11 @@ impl Subscriber {
         self.shared.is_away.store(false, Ordering::Relaxed);
     }
 
+    /// The broker has answered its CONNECT, and no end of the connection was seen since.
+    pub fn is_connected(&self) -> bool {
+        self.shared.is_connected.load(Ordering::Relaxed)
+    }
+
     pub fn arrivals(&self) -> Vec<Arrival> {
         self.shared.arrivals.lock().unwrap().clone()
     }
@@ -88,7 +93,6 @@ impl Shared {
         let stream = TcpStream::connect(("127.0.0.1", port))?;
         stream.set_nodelay(true)?;
         *self.stream.lock().unwrap() = Some(stream.try_clone()?);
-        self.is_connected.store(true, Ordering::Relaxed);
         let mut writer = stream.try_clone()?;
         let mut reader = BufReader::new(stream);
         // Clean session off, no keepalive.
@@ -98,6 +102,7 @@ impl Shared {
             match frame.kind() {
                 wire::CONNACK => {
                     assert_eq!(frame.body[1], 0, "the broker refused the subscriber");
+                    self.is_connected.store(true, Ordering::Relaxed);
                     if frame.body[0] == 0 {
                         assert!(!self.is_subscribed.load(Ordering::Relaxed), "the broker has lost the subscriber's session");
                         let subscribe = [vec![0, 1], wire::text("#"), vec![2]].concat();
