@@ -2,7 +2,8 @@
 //! and after `kill -9`; what the service has resident; and whether it delivers as fast.
 //!
 //! The control is the service itself with the short backlog, since what is promised is that the length does not matter. A start after a kill reads
-//! the raw files of the log, at what the disk or the page cache gives. Each round delivers a part of the long backlog, and all of the short one.
+//! the raw files of the log, at what the disk or the page cache gives. Each round delivers a part of the long backlog, and as many reports that have nothing behind
+//! them: ten thousand are delivered in a moment that is too short to be a measure.
 
 use tokio::time::Duration;
 
@@ -38,7 +39,7 @@ pub async fn run(bench: &Bench) -> Result<Vec<Measured>, BenchError> {
     let mut filling = row("most resident while filling", "MiB", Better::Less).bar(Bar::AtMost(MEMORY));
     let mut waiting = row("resident after a start", "MiB", Better::Less).bar(Bar::AtMost(MEMORY));
     let mut delivering = row("most resident while delivering", "MiB", Better::Less).bar(Bar::AtMost(MEMORY));
-    let mut rate = row("delivery", "reports/s", Better::More).against(short_one).bar(Bar::AtLeast(0.9));
+    let mut rate = row("delivery", "reports/s", Better::More).against("as many with nothing behind them").bar(Bar::AtLeast(0.9));
 
     let reports = pool(plan.kind, plan.seed);
     let nobody = Settings::to(None);
@@ -71,8 +72,13 @@ pub async fn run(bench: &Bench) -> Result<Vec<Measured>, BenchError> {
         let long_rate = long.deliver(part).await?;
         delivering.note(long.process().memory()[1]);
         long.stop().await?;
+        if part > short_count {
+            short.start(nobody).await?;
+            short.fill(&reports, part - short_count).await?;
+            short.stop().await?;
+        }
         short.start(settings).await?;
-        rate.compare(long_rate, short.deliver(short_count).await?);
+        rate.compare(long_rate, short.deliver(part.max(short_count)).await?);
         short.stop().await?;
     }
     Ok(vec![clean, killed, per_gib, filling, waiting, delivering, rate])
