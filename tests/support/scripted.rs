@@ -114,6 +114,8 @@ struct Shared {
 struct Session {
     /// The connection that works in it, or was the last to. Only its end can end the session: one that is over may be noticed late.
     connection: usize,
+    /// It was asked for as clean: whoever comes next does not find it, however late the end of that connection is noticed (MQTT 3.1.1 §3.1.2.4).
+    is_clean: bool,
     unreleased: HashMap<u16, Arrival>,
 }
 
@@ -369,11 +371,12 @@ impl Shared {
         match heard {
             Heard::Connect(connect) => {
                 peer.ends_clean = connect.ends_with_connection;
-                if connect.clean {
+                if connect.clean || self.sessions.get(&connect.client_id).is_some_and(|session| session.is_clean) {
                     self.sessions.remove(&connect.client_id);
                 }
                 peer.is_resumed = self.sessions.contains_key(&connect.client_id);
-                self.sessions.entry(connect.client_id.clone()).or_default().connection = peer.number;
+                let session = self.sessions.entry(connect.client_id.clone()).or_default();
+                (session.connection, session.is_clean) = (peer.number, connect.ends_with_connection);
                 answer.extend(connack(peer, self.limits));
             }
             Heard::Publish(publish) => {

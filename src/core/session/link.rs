@@ -168,8 +168,10 @@ impl Session {
                 }
             }
             Plan::Fresh { .. } | Plan::Decide if session_present && self.settings.claims && !self.is_unused() => self.begin_anew(now),
-            Plan::Fresh { is_purged: false } | Plan::Decide if session_present && !self.settings.claims => {
-                // A lane that is retired leaves nothing behind, also where it never got to send.
+            // A lane that is retired leaves nothing behind, also where it never got to send, nor where the broker keeps what was purged.
+            Plan::Fresh { .. } | Plan::Decide
+                if session_present && !self.settings.claims && (self.is_retiring || plan != Plan::Fresh { is_purged: true }) =>
+            {
                 self.reconnect_at_once(now, Plan::Purge, self.is_retiring);
             }
             Plan::Fresh { .. } if session_present && !self.settings.claims => {

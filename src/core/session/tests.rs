@@ -76,6 +76,30 @@ fn a_retired_lane_leaves_no_session_at_the_broker() {
     }
 }
 
+/// Connects, up to the CONNACK; gives back whether the session is asked for as clean.
+fn connect(session: &mut Session, now: Millis, session_present: bool, meanwhile: Option<Input>) -> bool {
+    let connack = Incoming::ConnAck { session_present, code: 0, limits: BrokerLimits::default(), reason: None, assigned_client_id: None };
+    for input in [Input::Tick, Input::Opened].into_iter().chain(meanwhile).chain([Input::Received(vec![connack])]) {
+        session.handle(now, 0, input);
+    }
+    let outputs = std::iter::from_fn(|| session.next_output());
+    let mut asked = outputs.filter_map(|output| match output {
+        Output::Send(Outgoing::Connect { clean, session_expiry_s, .. }) => Some(clean && session_expiry_s == 0),
+        _ => None,
+    });
+    asked.next().expect("CONNECT is sent")
+}
+
+#[test]
+fn a_retired_lane_purges_what_the_broker_has_kept_though_it_was_purged() {
+    let settings = Settings { protocol: Some(Protocol::V311), ..settings(&calm()) };
+    let mut session = Session::new(settings, Start::default());
+    assert!(connect(&mut session, Millis(1_000), false, None), "purged");
+    assert!(!connect(&mut session, Millis(2_000), true, Some(Input::Retire)), "and there all the same");
+    assert!(connect(&mut session, Millis(3_000), false, None), "purged once more");
+    assert!(session.is_drained());
+}
+
 #[test]
 fn a_drained_lane_disconnects_and_stops() {
     assert_eq!(ended_by(Input::Drain, calm()), (true, 0));
