@@ -69,7 +69,8 @@ impl Lane<'_> {
             self.give(Input::OfferWaiting { delivery, retry_at }).await?;
         }
         if piece.fresh.is_empty() {
-            return Ok(());
+            // What tells a retired lane that it has nothing to do may be this alone.
+            return self.end_if_retired().await;
         }
         let mut fresh = Vec::with_capacity(piece.fresh.len());
         for (delivery, payload) in piece.fresh {
