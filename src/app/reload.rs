@@ -87,23 +87,25 @@ impl Control {
     }
 
     fn succeeded(&self, changes: &Changes) {
-        self.metrics.tidings_config_reloads_total.with_label_values(&["ok"]).inc();
-        self.metrics.tidings_config_last_reload_successful.set(1);
         let Changes { added, changed, removed, restart_needed } = changes;
         tracing::info!(added = names(added), changed = names(changed), removed = names(removed), "the configuration was reloaded");
         if !restart_needed.is_empty() {
             tracing::warn!("a restart is needed for: {}; until then these settings keep their old values", restart_needed.join(", "));
         }
+        // At last: who sees it counted finds all of it.
+        self.metrics.tidings_config_last_reload_successful.set(1);
+        self.metrics.tidings_config_reloads_total.with_label_values(&["ok"]).inc();
     }
 
     fn refused(&self, mistakes: &str) {
-        self.metrics.tidings_config_reloads_total.with_label_values(&["refused"]).inc();
-        self.metrics.tidings_config_last_reload_successful.set(0);
         for mistake in mistakes.lines() {
             tracing::error!("{mistake}");
         }
         let refused = Refused { at: now(), mistakes: mistakes.to_owned() };
         self.settings.send_modify(|settings| settings.refused = Some(refused));
+        // At last, as above.
+        self.metrics.tidings_config_last_reload_successful.set(0);
+        self.metrics.tidings_config_reloads_total.with_label_values(&["refused"]).inc();
     }
 
     async fn put_in_force(&mut self, mut config: Config) -> Result<Changes, ReloadError> {
