@@ -309,6 +309,10 @@ impl Shared {
         if let Heard::Connect(connect) = &heard {
             (peer.level, peer.client_id) = (connect.level, connect.client_id.clone());
         }
+        // Another connection works in its session now: this one is over (MQTT 5.0 §3.1.4), and what it still had to say was never heard.
+        if self.sessions.get(&peer.client_id).is_some_and(|session| session.connection > peer.number) {
+            return (Vec::new(), Next::Close);
+        }
         self.watch_manners(peer, &heard, frame);
         let packet = Packet { connection: peer.number, heard };
         let acts = (self.script)(&packet);
