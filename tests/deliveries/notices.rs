@@ -28,6 +28,8 @@ fn what_is_given_up_is_told_once_on_the_topic_for_it_also_when_the_service_is_ki
     let reports: Vec<String> = (0..150).map(|number| report(action_for(2), "one", number)).collect();
     ledger.post_many(&tidings.client(), &reports);
     let ask = json!({ "filter": { "topic": "zuul/one" }, "state": "pending", "by": "ops", "reason": "wrong branch" }).to_string();
+    // Otherwise the first commit of the next run may be about its session.
+    wait_until("it is connected", || tidings.status("told")["lanes"][0]["state"] == "connected");
     // It dies when the commit is durable, and nobody has been answered.
     tidings.stop();
     tidings.environment = vec![("TIDINGS_CRASH_AT", "before-answer:1".to_owned())];

@@ -105,7 +105,7 @@ fn a_replay_delivers_what_fits_once_more_in_order_and_marked_and_nothing_else() 
     };
     assert_eq!(broker.count(marked), 400);
     assert_eq!((tidings.total("replayed"), tidings.total("created"), tidings.total("acknowledged")), (400, 1_600, 1_600));
-    assert_eq!(tidings.metric("tidings_replayed_total{connection=\"mqtt\"}"), 400.0);
+    wait_until("it is counted", || tidings.metric("tidings_replayed_total{connection=\"mqtt\"}") == 400.0);
     tidings.assert_balanced();
     let list = tidings.get("/v1/deliveries?limit=1").unwrap().json();
     let story = tidings.get(&format!("/v1/deliveries/{}", list["deliveries"][0]["id"].as_str().unwrap())).unwrap().json();

@@ -29,8 +29,9 @@ success.mqtt = { topic = "{tenant}/zuul/{pipeline}/{project}/{branch}/{change}",
     tidings.wait_until_delivered();
     assert_eq!(tidings.total("acknowledged"), 1);
     assert_eq!(tidings.metric(r#"tidings_deliveries_total{connection="mqtt",qos="2",result="acknowledged"}"#), 1.0);
-    let lanes = tidings.status("mqtt")["lanes"].clone();
-    assert!(lanes.as_array().unwrap().iter().all(|lane| lane["protocol"] == protocol), "{lanes}");
+    wait_until("all lanes have that protocol", || {
+        tidings.status("mqtt")["lanes"].as_array().unwrap().iter().all(|lane| lane["protocol"] == protocol)
+    });
 }
 
 #[test]

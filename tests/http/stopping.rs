@@ -101,7 +101,7 @@ fn a_disk_that_hangs_is_admitted_to_and_the_same_key_learns_what_came_of_it() {
     service.disk.let_go();
     wait_until("the disk has answered", || post(&service, "k1").status == 202);
     assert_eq!(service.disk.payloads().len(), 1);
-    assert_eq!(service.metric(r#"tidings_reports_accepted_total{source="http"}"#), 1.0);
+    wait_until("it is counted", || service.metric(r#"tidings_reports_accepted_total{source="http"}"#) == 1.0);
 }
 
 #[test]

@@ -94,6 +94,7 @@ fn certificates_that_were_renewed_on_disk_are_used_at_the_next_connect() {
     assert_eq!(broker.subscriber.count(), 0);
     site.write(&renewed, "client");
     tidings.wait_until_delivered();
+    wait_until("it arrives", || ledger.is_complete(&broker.subscriber.arrivals()));
     ledger.assert_kept(&broker.subscriber.arrivals());
     // The broker's was seen at the handshake, and is good for a month.
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();

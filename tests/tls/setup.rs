@@ -123,8 +123,8 @@ pub fn assert_says(config: &str, text: &str) {
     wait_until("the lane has tried", || !said().is_empty());
     let first = said()[0]["reason"].as_str().or(said()[0]["fields"]["reason"].as_str()).unwrap().to_owned();
     assert!(first.contains(text), "{text:?} is not what is said: {first}");
-    let lanes = tidings.status("mqtt")["lanes"].to_string();
-    assert!(lanes.contains(&text.replace('"', "\\\"")), "{lanes}");
+    let shown = text.replace('"', "\\\"");
+    wait_until(&format!("the status says {text:?}"), || tidings.status("mqtt")["lanes"].to_string().contains(&shown));
     assert_eq!(tidings.total("pending"), 1);
     let checked = check(&tidings, &[]);
     let said = String::from_utf8(checked.stdout).unwrap();
