@@ -32,7 +32,7 @@ use tokio::task::JoinHandle;
 use super::disk::Disk;
 
 /// Nothing that works takes so long; what takes longer has hung.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The store is full beyond this.
 pub const MAX_SIZE: u64 = 1 << 30;

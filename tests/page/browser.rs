@@ -3,12 +3,11 @@
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::support::{PATIENCE, wait_within};
+use crate::support::{PATIENCE, wait_until};
 
 /// How WebDriver writes keys that are no letters.
 pub const ENTER: &str = "\u{E007}";
@@ -127,7 +126,7 @@ impl Browser {
             last = self.try_ask("POST", "/execute/sync", &json!({ "script": script, "args": [] })).unwrap_or_else(Value::String);
             last == json!(true)
         };
-        let waited = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| wait_within(Duration::from_secs(30), what, is_so)));
+        let waited = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| wait_until(what, is_so)));
         if waited.is_err() {
             panic!("{what}: the last answer was {last}; the page shows:\n{}\n{:#?}", self.text("body"), self.logged());
         }
