@@ -27,6 +27,12 @@ impl Scene {
         Publisher::connect(self.tidings.listener(), hello)
     }
 
+    /// The only connection vanishes, and the service has seen it: what a live one has stored is nobody else's repetition.
+    fn cut(&self, publisher: Publisher) {
+        publisher.cut();
+        wait_until("its end is noticed", || self.tidings.metric("tidings_listener_connections") == 0.0);
+    }
+
     /// What arrived at the broker, once as much has arrived as was accepted.
     fn arrived(&self) -> Vec<String> {
         self.tidings.wait_until_delivered();
@@ -157,7 +163,7 @@ fn what_a_clean_session_sends_again_after_a_cut_is_not_stored_again_also_after_a
                 publisher.publish("t", &format!("{qos} {id}"), qos, id, true);
                 publisher.expect_ack(ack, id);
             }
-            publisher.cut();
+            scene.cut(publisher);
         }
     }
     wait_until("the last has arrived", || scene.subscriber.arrivals().iter().any(|arrival| arrival.payload == b"2 4"));
@@ -175,7 +181,7 @@ fn equal_reports_that_are_meant_both_count() {
     let (mut publisher, _) = scene.connect(&Hello::v4(""));
     publisher.publish("t", "same", 2, 1, false);
     publisher.expect_ack(wire::PUBREC, 1);
-    publisher.cut();
+    scene.cut(publisher);
     // Of two equal ones only the first was stored when the connection broke.
     let (mut publisher, _) = scene.connect(&Hello::v4(""));
     for id in [1, 2] {
@@ -194,7 +200,7 @@ fn a_publish_that_is_stored_stands_for_one_repetition_on_a_connection() {
     let (mut publisher, _) = scene.connect(&Hello::v4(""));
     publisher.publish("t", "same", 1, 1, false);
     publisher.expect_ack(wire::PUBACK, 1);
-    publisher.cut();
+    scene.cut(publisher);
     let (mut publisher, _) = scene.connect(&Hello::v4(""));
     // The first is the repetition. The second has an id that was acknowledged just before: it is another report.
     for _ in 0..2 {

@@ -1,6 +1,10 @@
 //! A store that is full: nothing is acknowledged, nothing is lost, and it goes on by itself.
 
 use std::fs::File;
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::listener;
@@ -8,7 +12,8 @@ use crate::publisher::{Hello, Publisher, publish};
 use crate::support::mosquitto::{IN_ORDER, Mosquitto, PERSISTENT};
 use crate::support::subscriber::Subscriber;
 use crate::support::tidings::{SOON, Tidings, connection};
-use crate::support::{wait_until, wire};
+use crate::support::wait_until;
+use crate::support::wire::{self, Frame};
 
 /// Housekeeping comes about once a second: what is full for so long is full.
 const STAYS: Duration = Duration::from_secs(3);
@@ -75,6 +80,27 @@ impl Scene {
     }
 }
 
+/// Keeps a connection alive while the test waits for something else.
+fn ping_on(publisher: &Publisher, is_over: &Arc<AtomicBool>) -> JoinHandle<()> {
+    let (mut stream, is_over) = (publisher.stream.try_clone().unwrap(), Arc::clone(is_over));
+    std::thread::spawn(move || {
+        // If the connection ends, whoever reads from it says so.
+        while !is_over.load(Ordering::Relaxed) && stream.write_all(&[wire::PINGREQ << 4, 0]).is_ok() {
+            std::thread::sleep(Duration::from_millis(500));
+        }
+    })
+}
+
+/// The next packet that does not answer a ping.
+fn next_but_for_pings(publisher: &mut Publisher) -> Frame {
+    let mut next = None;
+    wait_until("what waited is answered", || {
+        next = Some(publisher.next().expect("the connection is open")).filter(|frame| frame.kind() != wire::PINGRESP);
+        next.is_some()
+    });
+    next.unwrap()
+}
+
 #[test]
 fn a_full_store_acknowledges_nothing_answers_pings_and_goes_on_by_itself() {
     let mut scene = Scene::new();
@@ -96,6 +122,8 @@ fn a_full_store_acknowledges_nothing_answers_pings_and_goes_on_by_itself() {
         std::thread::sleep(Duration::from_millis(500));
     }
     waiting.expect_silence();
+    let is_over = Arc::new(AtomicBool::new(false));
+    let pinging = ping_on(&waiting, &is_over);
     // Who can't wait takes what was not acknowledged along, and brings it again.
     let (mut impatient, _) = Publisher::connect(scene.tidings.listener(), &Hello::v4(""));
     impatient.publish("full", "impatient", 2, 1, false);
@@ -108,8 +136,11 @@ fn a_full_store_acknowledges_nothing_answers_pings_and_goes_on_by_itself() {
     scene.broker.run();
     let subscriber = &scene.subscriber;
     for id in 1..=20 {
-        waiting.expect_ack(if id % 2 == 0 { wire::PUBACK } else { wire::PUBREC }, id);
+        let answer = next_but_for_pings(&mut waiting);
+        assert_eq!((answer.kind(), answer.packet_id()), (if id % 2 == 0 { wire::PUBACK } else { wire::PUBREC }, id), "{answer:?}");
     }
+    is_over.store(true, Ordering::Relaxed);
+    pinging.join().unwrap();
     impatient.expect_ack(wire::PUBREC, 1);
     filler.publish("full", "there is room", 1, 3, false);
     assert_eq!(filler.expect_ack(wire::PUBACK, 3), 0);
