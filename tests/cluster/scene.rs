@@ -46,19 +46,19 @@ pub struct Servers {
 impl Servers {
     /// Three that are one cluster.
     pub fn start() -> Servers {
-        let ports: Vec<[u16; 3]> = (0..3).map(|_| [free_port(), free_port(), free_port()]).collect();
-        let relay = |from: usize, to: usize| (from != to).then(|| Relay::start(local(ports[to][1])));
+        let ports: Vec<[u16; 2]> = (0..3).map(|_| [free_port(), free_port()]).collect();
+        let relay = |from: usize, to: usize| (from != to).then(|| Relay::start(local(ports[to][0])));
         let routes: Vec<Vec<Option<Relay>>> = (0..3).map(|from| (0..3).map(|to| relay(from, to)).collect()).collect();
         let start = |node: usize| {
             let others: Vec<String> = routes[node].iter().flatten().map(|relay| format!("nats://{}", relay.address)).collect();
-            let (name, own) = (name_of(node), format!("nats://127.0.0.1:{}", ports[node][1]));
-            let (port, monitor, others) = (ports[node][0].to_string(), ports[node][2].to_string(), others.join(","));
+            let (name, own) = (name_of(node), format!("nats://127.0.0.1:{}", ports[node][0]));
+            let (monitor, others) = (ports[node][1].to_string(), others.join(","));
             let known = ["--no_advertise", "--cluster_advertise", NOWHERE];
             let cluster = ["--server_name", &name, "--cluster_name", "test", "--cluster", &own, "--routes", &others];
-            Nats::start_one_of_several(&[["-p", &port, "-m", &monitor].as_slice(), &cluster, &known].concat())
+            Nats::start_one_of_several(&[["-m", &monitor].as_slice(), &cluster, &known].concat())
         };
         let nodes = (0..3).map(start).collect();
-        Servers { nodes, monitors: ports.iter().map(|ports| local(ports[2])).collect(), routes }
+        Servers { nodes, monitors: ports.iter().map(|ports| local(ports[1])).collect(), routes }
     }
 
     /// Waits until they have agreed on their leaders, nobody is behind, and it has stayed so for a while: who comes back from a cut has counted elections

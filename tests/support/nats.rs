@@ -3,8 +3,10 @@
 //! It runs under a shell that waits for its input to end. So it ends with the test's process too, however that ends, and the folder goes with it.
 
 use std::io::{BufRead, BufReader};
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 /// Starts the server, says its process id, and ends it by that when the input ends.
@@ -18,7 +20,7 @@ wait $server 2>/dev/null
 test "$keep" = keep || rm -rf "$folder""#;
 
 /// A server is up in a fraction of this.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Names the nats-server that clusters are made of: older ones have faults that no client gets round.
 const FOR_CLUSTERS: &str = "TIDINGS_CLUSTER_NATS_SERVER";
@@ -55,20 +57,21 @@ impl Nats {
 
     /// Starts one that is to be of a cluster, with these further arguments: the one that the environment names, or else the one that is installed.
     pub fn start_one_of_several(more: &[&str]) -> Nats {
-        Nats::start_as(&std::env::var(FOR_CLUSTERS).unwrap_or_else(|_| INSTALLED.to_owned()), "keep", more)
+        Nats::start_as(&for_clusters(), "keep", more)
     }
 
     /// Starts three that are one cluster.
     pub fn cluster() -> Vec<Nats> {
-        let bound: Vec<_> = (0..3).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-        let routes: Vec<String> = bound.iter().map(|port| format!("nats://{}", port.local_addr().unwrap())).collect();
-        drop(bound);
-        let all = routes.join(",");
-        let start = |(number, own): (usize, &String)| {
+        let routes: Vec<String> = (0..3).map(|_| format!("nats://127.0.0.1:{}", free_port())).collect();
+        let (program, all) = (for_clusters(), routes.join(","));
+        let prepare = |(number, own): (usize, &String)| {
             let name = format!("nats-{number}");
-            Nats::start_one_of_several(&["--server_name", &name, "--cluster_name", "test", "--cluster", own, "--routes", &all])
+            Nats::prepare(&program, "keep", &["--server_name", &name, "--cluster_name", "test", "--cluster", own, "--routes", &all])
         };
-        routes.iter().enumerate().map(start).collect()
+        let mut servers: Vec<Nats> = routes.iter().enumerate().map(prepare).collect();
+        servers.iter_mut().for_each(Nats::launch);
+        servers.iter().for_each(Nats::wait_until_it_listens);
+        servers
     }
 
     /// Starts one for a whole run of tests, which nobody drops: it ends with the process.
@@ -77,13 +80,18 @@ impl Nats {
     }
 
     fn start_as(program: &str, keep: &'static str, more: &[&str]) -> Nats {
+        let mut nats = Nats::prepare(program, keep, more);
+        nats.run();
+        nats
+    }
+
+    /// One that has its port and does not run yet.
+    fn prepare(program: &str, keep: &'static str, more: &[&str]) -> Nats {
         let found = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
         assert!(found.is_ok(), "{program} is missing: install the package `nats-server`");
         let folder = tempfile::tempdir().unwrap().keep();
         let more = more.iter().map(|word| (*word).to_owned()).collect();
-        let mut nats = Nats { program: program.to_owned(), folder, keep, more, port: 0, server: None };
-        nats.run();
-        nats
+        Nats { program: program.to_owned(), folder, keep, more, port: free_port(), server: None }
     }
 
     /// Where clients connect.
@@ -98,13 +106,13 @@ impl Nats {
 
     /// Starts it again, at the same address, with what it holds.
     pub fn run(&mut self) {
-        let ports = self.folder.join("ports");
-        let _ = std::fs::remove_dir_all(&ports);
-        std::fs::create_dir_all(&ports).unwrap();
-        let port = if self.port == 0 { "-1".to_owned() } else { self.port.to_string() };
-        let store = self.folder.join("store");
-        let arguments =
-            ["-a", "127.0.0.1", "-p", &port, "-js", "-sd", store.to_str().unwrap(), "--ports_file_dir", ports.to_str().unwrap()];
+        self.launch();
+        self.wait_until_it_listens();
+    }
+
+    fn launch(&mut self) {
+        let (port, store) = (self.port.to_string(), self.folder.join("store"));
+        let arguments = ["-a", "127.0.0.1", "-p", &port, "-js", "-sd", store.to_str().unwrap()];
         let mut keeper = Command::new("sh")
             .args(["-c", KEEPER, "sh", self.folder.to_str().unwrap(), self.keep, &self.program])
             .args(arguments)
@@ -116,16 +124,19 @@ impl Nats {
         let mut line = String::new();
         BufReader::new(keeper.stdout.take().unwrap()).read_line(&mut line).unwrap();
         self.server = Some(Running { keeper, id: line.trim().parse().unwrap() });
+    }
+
+    /// It takes clients when all else of it is in place.
+    fn wait_until_it_listens(&self) {
+        let server = self.server.as_ref().expect("it runs");
+        let log = || std::fs::read_to_string(self.log_file()).unwrap_or_default();
         let until = Instant::now() + PATIENCE;
-        self.port = loop {
-            if let Some(port) = written(&ports) {
-                break port;
+        loop {
+            assert!(!server.has_ended(), "the server ended at once:\n{}", log());
+            if TcpStream::connect(("127.0.0.1", self.port)).is_ok() {
+                return;
             }
-            assert!(Instant::now() < until, "{}", std::fs::read_to_string(self.folder.join("server.log")).unwrap_or_default());
-            std::thread::sleep(Duration::from_millis(20));
-        };
-        while std::net::TcpStream::connect(("127.0.0.1", self.port)).is_err() {
-            assert!(Instant::now() < until, "the server does not answer");
+            assert!(Instant::now() < until, "the server does not answer:\n{}", log());
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -146,12 +157,32 @@ impl Nats {
     }
 }
 
-/// The port that the server says it has.
-fn written(ports: &Path) -> Option<u16> {
-    let file = std::fs::read_dir(ports).ok()?.next()?.ok()?.path();
-    let text = std::fs::read_to_string(file).ok()?;
-    let after = text.split("127.0.0.1:").nth(1)?;
-    after.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+impl Running {
+    /// Whether the server has ended by itself, as far as the system tells: some shells have waited for it by then, and with others it is a zombie.
+    fn has_ended(&self) -> bool {
+        match std::fs::read_to_string(format!("/proc/{}/stat", self.id)) {
+            Ok(stat) => stat.rsplit_once(')').is_some_and(|(_, after)| after.starts_with(" Z")),
+            Err(_) => Path::new("/proc/self/stat").exists(),
+        }
+    }
+}
+
+fn for_clusters() -> String {
+    std::env::var(FOR_CLUSTERS).unwrap_or_else(|_| INSTALLED.to_owned())
+}
+
+/// A port that nobody listens on, and that the system gives to nobody else (as `mosquitto::free_port`, from other ones).
+fn free_port() -> u16 {
+    const PORTS: std::ops::Range<u16> = 12_000..20_000;
+    static TAKEN: AtomicU16 = AtomicU16::new(0);
+    loop {
+        // Processes that run at the same time begin apart.
+        let offset = u64::from(std::process::id()) * 97 + u64::from(TAKEN.fetch_add(1, Ordering::Relaxed));
+        let port = PORTS.start + u16::try_from(offset % PORTS.len() as u64).expect("below the number of ports");
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 impl Drop for Nats {
