@@ -38,7 +38,7 @@ fn owner_and_other(small: &Small, lane: u64) -> (usize, usize) {
         owner.is_some()
     });
     let owner = owner.unwrap();
-    let is_owner = |instance: &&Instance| instance.view().unwrap().me == owner;
+    let is_owner = |instance: &&Instance| instance.seen().me == owner;
     let at = small.instances.iter().position(|instance| is_owner(&instance)).unwrap();
     (at, (at + 1) % small.instances.len())
 }
@@ -105,8 +105,8 @@ fn a_replay_that_is_asked_for_at_any_instance_delivers_once_more_and_once_only()
     let mut ledger = Ledger::default();
     ledger.post_many(&small.instances[0].tidings.client(), &reports(0..120));
     wait_until_delivered(&small);
-    let view = small.instances[0].view().unwrap();
-    let asked = small.instances.iter().position(|instance| Some(&instance.view().unwrap().me) != view.leader.as_ref()).unwrap();
+    let view = small.instances[0].seen();
+    let asked = small.instances.iter().position(|instance| Some(&instance.seen().me) != view.leader.as_ref()).unwrap();
     let job = post(&small.instances[asked], "/v1/replays", &json!({ "filter": { "topic": "zuul/p1" }, "by": "ops" }));
     let id = job["id"].as_str().unwrap();
     for instance in &small.instances {

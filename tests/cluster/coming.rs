@@ -19,10 +19,10 @@ fn instances_come_and_go_and_are_restarted_one_by_one_and_nothing_is_lost_or_rep
         load.learn_lanes(|path| Some(ask(asked, path)?.json()));
         // One more.
         load.pass_over(scene.subscriber.count());
-        let before = scene.instances[0].view().unwrap();
+        let before = scene.instances[0].seen();
         scene.add();
         scene.wait_for_shares();
-        let after = scene.instances[0].view().unwrap();
+        let after = scene.instances[0].seen();
         let moved = before.owners.iter().filter(|(lane, owner)| after.owners.get(*lane) != Some(*owner)).count();
         assert!(moved <= LANES / 4 + 1, "no more move than have to: {before:?} {after:?}");
         load.wait_until_all_lanes_deliver(&scene.subscriber, LANES);

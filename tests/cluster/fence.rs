@@ -28,7 +28,7 @@ fn an_owner_that_was_stopped_with_pubrecs_in_its_socket_does_no_harm_when_it_com
     let other = scene.instances[1].tidings.client();
     ledger.post_many(&other, &reports(0..100));
     wait_until("all arrive", || ledger.is_complete(&scene.subscriber.arrivals()));
-    let me = scene.instances[0].view().unwrap().me;
+    let me = scene.instances[0].seen().me;
     for round in 1..=2u64 {
         let owner = &scene.instances[0];
         // What the broker says is on its way, and the owner is stopped before it comes.

@@ -157,6 +157,16 @@ impl Instance {
         }
         View::of(self.tidings.address())
     }
+
+    /// The same of one that runs and is well, which says it sooner or later.
+    pub fn seen(&self) -> View {
+        let mut view = None;
+        wait_until("the instance says how it is", || {
+            view = self.view();
+            view.is_some()
+        });
+        view.unwrap()
+    }
 }
 
 pub struct Scene {

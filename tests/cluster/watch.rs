@@ -78,13 +78,13 @@ const WORK: Duration = Duration::from_millis(750);
 
 /// How much longer work takes than it would on an idle machine: a thread that works a little all the time, and is told by the system how long it ran
 /// and how long it waited for its turn.
-struct Slowness {
+pub struct Slowness {
     is_over: Arc<AtomicBool>,
     measuring: JoinHandle<f64>,
 }
 
 impl Slowness {
-    fn start() -> Slowness {
+    pub fn start() -> Slowness {
         let is_over = Arc::new(AtomicBool::new(false));
         let stop = Arc::clone(&is_over);
         let measuring = spawn(move || {
@@ -109,6 +109,11 @@ impl Slowness {
     fn end(self) -> f64 {
         self.is_over.store(true, Ordering::Relaxed);
         self.measuring.join().unwrap()
+    }
+
+    /// How much longer the machine has made what was watched.
+    pub fn stall(self) -> Duration {
+        WORK.mul_f64(self.end() - 1.0)
     }
 }
 
@@ -151,6 +156,6 @@ pub fn recovery(scene: &Scene, load: &Load, began: Instant, well: &[usize]) -> R
         sleep(LOOK);
         stall += slept.elapsed().saturating_sub(LOOK);
     }
-    stall += WORK.mul_f64(slowness.end() - 1.0);
+    stall += slowness.stall();
     Recovery { owned: owned.unwrap_or_default(), delivering: all_deliver.unwrap_or_default(), stall }
 }
