@@ -176,14 +176,14 @@ mod tests {
     async fn a_process_is_gone_with_its_value_and_says_why_it_failed() {
         let folder = tempfile::tempdir().unwrap();
         let said = folder.path().join("said");
-        let mut sleeping = Process::start("sleep", Command::new("sh").args(["-c", "echo ready; exec sleep 60"]), &said).unwrap();
-        sleeping.until_said(Duration::from_secs(10), |said| said.contains("ready").then_some(())).await.unwrap();
+        let mut sleeping = Process::start("sleep", Command::new("sh").args(["-c", "echo ready; exec sleep 600"]), &said).unwrap();
+        sleeping.until_said(Duration::from_secs(60), |said| said.contains("ready").then_some(())).await.unwrap();
         assert!(sleeping.memory()[1] > 0.0 && !sleeping.has_ended());
         let proc = format!("/proc/{}", sleeping.child.id());
         drop(sleeping);
         assert!(!Path::new(&proc).exists());
         let mut failing = Process::start("a shell", Command::new("sh").args(["-c", "echo no disk >&2; exit 3"]), &said).unwrap();
-        let error = failing.end(Duration::from_secs(10)).await.unwrap_err().to_string();
+        let error = failing.end(Duration::from_secs(60)).await.unwrap_err().to_string();
         assert!(error.starts_with("a shell failed") && error.ends_with("no disk"), "{error}");
     }
 }

@@ -352,7 +352,7 @@ impl From<Garbled> for Ended {
 mod tests {
     use super::*;
 
-    const LIMIT: Duration = Duration::from_secs(10);
+    const LIMIT: Duration = Duration::from_secs(60);
     const PUBLISH: &[u8] = &[0x34, 5, 0, 1, b'a', 0, 7];
     const PUBREC: &[u8] = &[0x50, 2, 0, 7];
 

@@ -17,6 +17,12 @@ mod nats;
 
 use nats::Nats;
 
+/// Nothing that works takes so long, on a busy machine either.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What has such patience itself has ended by then.
+const LONG: Duration = Duration::from_secs(120);
+
 /// The server of the whole run.
 fn address() -> String {
     static SERVER: OnceLock<Nats> = OnceLock::new();
@@ -108,7 +114,7 @@ struct Torn {
 impl Torn {
     /// Publishes the rest.
     fn end(self) -> Result<(), NotStored> {
-        self.bridge.wait(Duration::from_secs(20), self.rest.store()).expect("it ends")
+        self.bridge.wait(LONG, self.rest.store()).expect("it ends")
     }
 }
 
@@ -118,7 +124,7 @@ fn tear(log: &dyn EventLog, options: &Options, count: usize, of: u64) -> Torn {
     let asked = options.clone();
     let next = log.next_seq().0;
     let events: Vec<Event> = (next..next + of).map(|n| with_payload(n, vec![9; 50_000])).collect();
-    let rest = bridge.wait(Duration::from_secs(20), async move {
+    let rest = bridge.wait(LONG, async move {
         let context = servers::connect(&asked).await.unwrap();
         let info = servers::find(&context, &asked.stream).await.unwrap();
         let bucket = Bucket::open(&context, &asked, true).await.unwrap();
@@ -132,7 +138,7 @@ fn tear(log: &dyn EventLog, options: &Options, count: usize, of: u64) -> Torn {
         let rest = messages.split_off(count);
         let publication = |messages: Vec<Bytes>, base| {
             let pages = stream.clone();
-            Publication { pages, id: "torn".into(), base, messages, patience: Duration::from_secs(5) }
+            Publication { pages, id: "torn".into(), base, messages, patience: PATIENCE }
         };
         publication(messages, base).store().await.unwrap();
         publication(rest, base + count as u64)
@@ -249,7 +255,7 @@ fn meddle<F: Future<Output = ()> + Send + 'static>(
     act: impl FnOnce(async_nats::jetstream::Context) -> F + Send + 'static,
 ) {
     let (bridge, options) = (Bridge::new().unwrap(), options.clone());
-    bridge.wait(Duration::from_secs(10), async move { act(servers::connect(&options).await.unwrap()).await }).expect("it is done");
+    bridge.wait(PATIENCE, async move { act(servers::connect(&options).await.unwrap()).await }).expect("it is done");
 }
 
 #[test]
@@ -323,7 +329,7 @@ fn there_is_no_room_before_the_stream_refuses() {
     // Dropping makes room.
     log.begin_generation(b"c").unwrap();
     log.drop_oldest_generation().unwrap();
-    let until = std::time::Instant::now() + Duration::from_secs(20);
+    let until = std::time::Instant::now() + PATIENCE;
     while !log.make_room(60_000, Urgency::LastResort).unwrap() {
         assert!(std::time::Instant::now() < until, "there is no room though everything was dropped");
         std::thread::sleep(Duration::from_millis(50));

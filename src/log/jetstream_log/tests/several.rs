@@ -6,9 +6,9 @@ use super::*;
 use crate::core::types::InstanceId;
 
 fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let until = Instant::now() + Duration::from_secs(60);
+    let until = Instant::now() + PATIENCE;
     while !is_so() {
-        assert!(Instant::now() < until, "not within 60 s: {what}");
+        assert!(Instant::now() < until, "not within {} s: {what}", PATIENCE.as_secs());
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -156,7 +156,7 @@ fn a_page_that_came_too_early_is_stored_when_it_comes_again(options: &Options) {
         messages: vec![rest.messages[1].clone()],
         patience: Duration::ZERO,
     };
-    let refused = bridge.wait(Duration::from_secs(20), early.store()).unwrap();
+    let refused = bridge.wait(PATIENCE, early.store()).unwrap();
     assert!(matches!(&refused, Err(NotStored::Unknown(_))), "{refused:?}");
     assert_eq!(Torn { bridge, rest }.end(), Ok(()));
     assert_eq!(opened(options).log.next_seq(), Seq(4));
@@ -218,12 +218,13 @@ fn what_a_replica_does_not_give_is_read_from_the_leader() {
     let bridge = Bridge::new().unwrap();
     // A stream that gives nothing but through its leader, and somebody who takes what replicas are asked for, and does not answer: one that is frozen.
     let asked = options.clone();
-    let silent = bridge.wait(Duration::from_secs(10), async move {
+    let silent = bridge.wait(PATIENCE, async move {
         let context = servers::connect(&asked).await.unwrap();
         let config = async_nats::jetstream::stream::Config { allow_direct: false, ..servers::wanted(&asked) };
         context.create_stream(config).await.unwrap();
         context.client().subscribe(format!("$JS.API.DIRECT.GET.{}.>", asked.stream)).await.unwrap()
     });
+    assert!(silent.is_some(), "it takes what replicas are asked for");
     let mut log = opened(&options).log;
     for n in 1..=3 {
         log.append(&reports(n..=n), &sends).unwrap();
@@ -239,11 +240,16 @@ fn a_leader_that_answers_and_stores_nothing_lets_another_one_lead() {
     // What is published here comes to no stream, and the leader says that nothing stands at its place.
     let mut pages = log.pages.clone();
     pages.subject = "nowhere".into();
-    let (id, messages, patience) = ("test".to_owned(), vec![Bytes::from_static(b"a page")], Duration::from_secs(20));
+    let (id, messages, patience) = ("test".to_owned(), vec![Bytes::from_static(b"a page")], PATIENCE);
     let publication = Publication { pages, id, base: log.end, messages, patience };
     let pages = log.pages.clone();
-    let led = log.bridge.wait(Duration::from_secs(60), async move {
-        let before = pages.leader().await.expect("somebody leads");
+    let led = log.bridge.wait(LONG, async move {
+        let before = loop {
+            if let Some(leader) = pages.leader().await {
+                break leader;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        };
         let another = async {
             while pages.leader().await.is_none_or(|leader| leader == before) {
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -284,7 +290,12 @@ fn a_server_that_was_killed_after_old_pages_were_deleted_has_all_the_others_when
         let pages = pages.clone();
         log.bridge.wait(Duration::from_secs(5), async move { pages.leader().await }).flatten()
     };
-    let led = leader().expect("somebody leads");
+    let mut led = None;
+    wait_until("somebody leads", || {
+        led = leader();
+        led.is_some()
+    });
+    let led = led.unwrap();
     let at = (0..3).find(|at| led != format!("nats-{at}")).expect("there are three");
     servers[at].kill();
     servers[at].run();
@@ -389,16 +400,16 @@ fn a_page_that_is_taken_for_another_of_its_id_is_stored_under_a_new_one() {
     let options = options();
     let (log, ..) = open::open_log(options, open::Purpose::Serve).unwrap();
     let (pages, base) = (log.pages.clone(), log.end + 1);
-    let stored = log.bridge.wait(Duration::from_secs(20), async move {
+    let stored = log.bridge.wait(LONG, async move {
         let mut known = async_nats::HeaderMap::new();
         known.insert(async_nats::header::NATS_MESSAGE_ID, format!("test-{base}-0"));
         let ack = pages.context.publish_with_headers(pages.subject.clone(), known, "another".into()).await.unwrap().await.unwrap();
         assert_eq!(ack.sequence, base);
-        let (id, messages, patience) = ("test".to_owned(), vec![Bytes::from_static(b"a page")], Duration::from_secs(5));
+        let (id, messages, patience) = ("test".to_owned(), vec![Bytes::from_static(b"a page")], PATIENCE);
         Publication { pages: pages.clone(), id, base, messages, patience }.store().await.map(|()| pages)
     });
     let pages = stored.expect("it ends").expect("it is stored");
-    let found = log.bridge.wait(Duration::from_secs(20), async move { pages.get(base + 1).await });
+    let found = log.bridge.wait(PATIENCE, async move { pages.get(base + 1).await });
     assert_eq!(found, Some(Ok(Some(Bytes::from_static(b"a page")))));
 }
 
