@@ -45,10 +45,13 @@ fn an_outage_under_load_is_seen_in_status_in_prometheus_and_by_an_alert_and_so_i
         let json = tidings.get("/v1/status").unwrap().json();
         assert_eq!((&json["verdict"]["flow"], &json["verdict"]["reasons"][0]["code"]), (&"not_flowing".into(), &"broker_away".into()));
         assert_eq!(tidings.get("/readyz").unwrap().status, 200, "that is what it is for");
-        waited.set(value(&prometheus, "tidings_backlog_deliveries{connection=\"mqtt\"}"));
-        assert!(waited.get() > 0.0, "the backlog is seen");
-        assert!(value(&prometheus, "tidings_oldest_pending_age_seconds{connection=\"mqtt\"}") > 0.0);
-        assert_eq!(prometheus.firing(), ["TidingsBrokerAway"], "one thing is wrong, and one alert fires");
+        wait_until("the backlog is seen", || {
+            waited.set(value(&prometheus, "tidings_backlog_deliveries{connection=\"mqtt\"}"));
+            waited.get() > 0.0
+        });
+        let age = "tidings_oldest_pending_age_seconds{connection=\"mqtt\"}";
+        wait_until("the age of the oldest is seen", || value(&prometheus, age) > 0.0);
+        wait_until("one thing is wrong, and one alert fires", || prometheus.firing() == ["TidingsBrokerAway"]);
 
         mosquitto.run();
         wait_until("the alert ends", || prometheus.firing().is_empty());
