@@ -20,6 +20,9 @@
 //! | with PUBRECs in its socket | their `Released` is refused |
 //! | with PUBLISH or PUBREL in its buffer | read before B's CONNECT, they are as if B had sent them; behind it nobody reads them |
 //!
+//! Only the server that A is connected to can end its connection. Where B goes on at another one, it takes for lost and says to be repeated what A may have sent at QoS 1 and 2;
+//! at QoS 0, where nobody asks what became of anything, what is in A's buffer may still come, behind what B sends.
+//!
 //! No connection is opened while an append is under way: who may have lost the lane hears of it before it ends another's connection, and a
 //! log that does not answer has a few claims to store later, and not one for each attempt.
 //!

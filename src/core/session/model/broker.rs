@@ -92,6 +92,9 @@ impl World {
                 }
                 let Some(packet_id) = packet_id else {
                     self.left.push(send);
+                    if !self.is_owner() && self.story.servers > 1 {
+                        self.strays.insert(id);
+                    }
                     return self.arrive(id);
                 };
                 let (client, _) = self.client.clone().expect("CONNECT comes first");

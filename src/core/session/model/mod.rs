@@ -74,6 +74,8 @@ pub(super) struct World {
     pub(super) arrived: Vec<Seq>,
     /// Every PUBLISH that was written: packet id and DUP.
     pub(super) published: Vec<(Option<u16>, bool)>,
+    /// Those of QoS 0 that came from who has lost the lane and may be at another server: nobody can end that connection, so they may come late.
+    pub(super) strays: BTreeSet<Seq>,
     pub(super) refused: BTreeSet<Seq>,
     pub(super) expired: BTreeSet<Seq>,
     /// Reports that may arrive twice, because Tidings has said so in the log: it gave up their session, or charged them.
@@ -213,6 +215,7 @@ impl World {
             in_window: BTreeSet::new(),
             arrived: Vec::new(),
             published: Vec::new(),
+            strays: BTreeSet::new(),
             refused: BTreeSet::new(),
             expired: BTreeSet::new(),
             repeated: BTreeSet::new(),
@@ -473,13 +476,12 @@ impl World {
             if self.is_at_rest() {
                 break;
             }
-            if !self.calm && self.random.chance(1) {
+            if !self.calm && !self.must_hear && self.random.chance(1) {
                 self.calm = self.random.chance(3);
                 if self.calm {
                     // Whatever was wrong with the brokers is mended, but for what is wrong with reports.
                     self.is_away.fill(false);
                     self.story.maximum_qos = Qos::ExactlyOnce;
-                    self.must_hear = false;
                     self.cut();
                 }
             }

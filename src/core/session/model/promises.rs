@@ -67,7 +67,7 @@ impl World {
         let is_downgraded = self.story.downgrade && self.maximum_qos < Qos::ExactlyOnce;
         if self.refused.is_empty() && self.poisoned.is_empty() && !is_downgraded && self.repeated.is_empty() && !self.has_broker_forgotten {
             let mut seen = BTreeSet::new();
-            for id in self.arrived.iter().filter(|id| seen.insert(**id)) {
+            for id in self.arrived.iter().filter(|id| !self.strays.contains(id) && seen.insert(**id)) {
                 let Event::Accepted(accepted) = &self.log[id.0 as usize - 1] else { continue };
                 let before = last.insert(&accepted.topic, *id);
                 assert!(before.is_none_or(|before| before < *id), "report {id} of {} arrived after {before:?}", accepted.topic);
