@@ -187,7 +187,7 @@ impl Session {
         self.isolation = Isolation::Alone { window: 1, trial };
         if blames_session {
             self.lose_session(now, "the broker hangs up at whatever is sent in the resumed session; this broker can't resume it");
-            return self.reconnect_at_once(now, Plan::Decide, !self.settings.claims);
+            return self.reconnect_at_once(now, Plan::Decide, false);
         }
         self.confirm(now, up, resumed);
         if !is_in_session && self.charge(now, jitter, suspect) {
@@ -216,7 +216,7 @@ impl Session {
         // Each of them is charged, also where one of them suspends the lane.
         let suspensions = aside.into_iter().filter(|suspect| self.charge(now, jitter, *suspect)).count();
         match suspensions {
-            0 => self.reconnect_at_once(now, Plan::Decide, true),
+            0 => self.reconnect_at_once(now, Plan::Decide, false),
             _ => self.suspend(now),
         }
         true

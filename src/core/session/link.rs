@@ -198,7 +198,7 @@ impl Session {
                 let is_taken_no_more = |send: &InFlight| up.manner(&send.delivery, self.settings.downgrade).is_err() || is_too_large(send);
                 if self.way.in_flight().any(is_taken_no_more) {
                     self.lose_session(now, "the broker does not take any more what it took in this session");
-                    return self.reconnect_at_once(now, Plan::Decide, !self.settings.claims);
+                    return self.reconnect_at_once(now, Plan::Decide, false);
                 }
                 if !self.probe_if_suspecting(now, up, true) {
                     self.confirm(now, up, true);
@@ -347,7 +347,8 @@ impl Session {
     }
 
     /// The broker's session is gone, or of no use. All that may have arrived is sent again, under another client id. The log says so at
-    /// once: a restart that still believed in the old session would take the empty one, which asking for it has made, for the real one.
+    /// once: a restart that still believed in the old session would take the empty one, which asking for it has made, for the real one. For the same reason a
+    /// session that is still there is left to its expiry: a restart before that is durable goes on in it.
     pub(super) fn lose_session(&mut self, now: Millis, reason: &str) {
         self.epoch += 1;
         self.unused = Some(self.epoch);

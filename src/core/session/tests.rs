@@ -124,6 +124,21 @@ fn what_is_sent_again_in_its_session_has_its_packet_id_and_dup() {
 }
 
 #[test]
+fn a_session_that_is_given_up_is_there_until_the_log_says_so() {
+    let (mut world, id) = cut_in_flight();
+    world.story.maximum_qos = Qos::AtMostOnce;
+    let is_given_up = |event: &Event| matches!(event, Event::SessionOpened { epoch: 1, .. });
+    world.steps_until("it is given up", |world| world.appending.iter().flatten().any(is_given_up));
+    world.story.maximum_qos = Qos::ExactlyOnce;
+    world.crash();
+    // The CONNACK that would tell of a lost session is lost itself.
+    world.steps_until("the broker has read CONNECT", |world| world.client.is_some());
+    world.cut();
+    world.steps_until("its outcome is durable", |world| world.pending() == 0);
+    assert_eq!(world.arrived_times(id), 1);
+}
+
+#[test]
 fn an_outage_is_no_attempt() {
     let (mut world, id) = cut_in_flight();
     // Away for much longer than its attempts would take.
