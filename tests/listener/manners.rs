@@ -275,9 +275,10 @@ fn who_connects_while_systemd_holds_the_port_is_answered_once_the_service_is_the
 fn the_status_shows_the_listener() {
     let tidings = alone();
     let (publisher, _) = Publisher::connect(tidings.listener(), &Hello::v4(""));
+    // It has its CONNACK a moment before it is counted.
+    wait_until("it is counted", || tidings.metric("tidings_listener_connections") == 1.0);
     let status = tidings.get("/v1/status").unwrap().json();
     assert_eq!(status["listener"], serde_json::json!({"address": tidings.listener().to_string(), "connections": 1}));
-    assert_eq!(tidings.metric("tidings_listener_connections"), 1.0);
     publisher.disconnect();
     wait_until("it is gone", || tidings.metric("tidings_listener_connections") == 0.0);
 }
