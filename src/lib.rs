@@ -48,6 +48,9 @@
 //! [`log`] and [`log::committer`] for what "durable" means; [`core::session`] for what "delivered" means; [`app`] for how it is put
 //! together. Each opens with its states and its tables.
 
+// Where standard error can't be written (a full disk, a pipe that is closed) `eprintln!` panics; what is said there is not worth a thread.
+#![cfg_attr(not(test), warn(clippy::print_stderr))]
+
 pub mod admin;
 pub mod app;
 pub mod cli;

@@ -52,6 +52,8 @@ pub fn start(format: Option<LogFormat>, default_filter: &str) -> Result<(), Tele
     let filter = filter_of(filter.as_deref().unwrap_or(default_filter))?;
     let is_terminal = io::stderr().is_terminal();
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(is_terminal);
+    // What becomes of a line that can't be written would go to standard error as well, and panic: a full disk there must not end what the line is about.
+    let lines = lines.log_internal_errors(false);
     let started = match format.unwrap_or(if is_terminal { LogFormat::Pretty } else { LogFormat::Json }) {
         LogFormat::Pretty => lines.with_target(false).try_init(),
         LogFormat::Json => lines.json().flatten_event(true).with_ansi(false).try_init(),

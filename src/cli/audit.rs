@@ -43,7 +43,7 @@ pub fn run(args: &AuditArgs) -> ExitCode {
         Ok(found) => {
             let code = output::print(&shown(&found));
             if let Some(cursor) = &found.next_cursor {
-                eprintln!("there may be more: --cursor {}", plain(cursor));
+                output::tell(&format!("there may be more: --cursor {}", plain(cursor)));
             }
             code
         }

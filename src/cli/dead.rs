@@ -2,7 +2,7 @@
 //!
 //! A request of the service's is one commit and bounded; the command asks until nothing is left. So a command that was interrupted is simply run again.
 
-use std::io::{self, BufRead, IsTerminal, Write};
+use std::io::{self, BufRead, IsTerminal};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -178,9 +178,7 @@ fn confirmed(client: &Client, body: &Map<String, Value>, words: Words) -> Result
     dry.insert("dry_run".to_owned(), json!(true));
     let found = ask(client, &dry, words).map_err(|error| output::complain(&error.to_string()))?;
     let more = if found.remaining > 0 { " or more" } else { "" };
-    eprint!("{} {}{more}? [y/N] ", words.verb, output::count(found.done, words.one, words.many));
-    // A prompt that can't be written is not answered either.
-    let _ = io::stderr().flush();
+    output::ask(&format!("{} {}{more}? [y/N] ", words.verb, output::count(found.done, words.one, words.many)));
     let mut line = String::new();
     let is_read = io::stdin().lock().read_line(&mut line).is_ok();
     Ok(is_read && ["y", "yes"].contains(&line.trim().to_ascii_lowercase().as_str()))

@@ -60,7 +60,7 @@ pub(super) fn list(args: &ListArgs, state: Option<&str>, show: fn(&[crate::admin
                 false => output::print(&show(&found.deliveries)),
             };
             if let Some(cursor) = &found.next_cursor {
-                eprintln!("there may be more: --cursor {}", shown::plain(cursor));
+                output::tell(&format!("there may be more: --cursor {}", shown::plain(cursor)));
             }
             code
         }

@@ -71,7 +71,7 @@ pub fn run(args: &MoveStoreArgs) -> ExitCode {
     let config = match config::load(file) {
         Ok(config) => config,
         Err(mistakes) => {
-            eprintln!("{mistakes}");
+            output::tell(&mistakes.to_string());
             return ExitCode::from(WRONG_USAGE);
         }
     };

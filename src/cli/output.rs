@@ -23,6 +23,17 @@ pub fn complain(what: &str) -> ExitCode {
     ExitCode::from(FAILED)
 }
 
+/// Says something on standard error beside what is printed. Nobody has to be there to read it.
+pub fn tell(what: &str) {
+    let _ = writeln!(io::stderr(), "{what}");
+}
+
+/// Asks on standard error, and leaves the cursor behind the question. One that can't be written is not answered either.
+pub fn ask(question: &str) {
+    let mut stderr = io::stderr().lock();
+    let _ = stderr.write_all(question.as_bytes()).and_then(|()| stderr.flush());
+}
+
 /// Rows under a heading, in columns that are as wide as they need to be.
 pub fn table(heading: &[&str], rows: &[Vec<String>]) -> String {
     let heading: Vec<String> = heading.iter().map(|name| (*name).to_owned()).collect();

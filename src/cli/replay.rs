@@ -2,7 +2,7 @@
 //!
 //! The command asks for the job, and then only looks at it: it may end, or be ended, and the job goes on.
 
-use std::io::{self, BufRead, IsTerminal, Write};
+use std::io::{self, BufRead, IsTerminal};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -170,9 +170,7 @@ fn replay(args: &ReplayArgs, client: &Client) -> Result<ExitCode, ClientError> {
             );
             return Ok(ExitCode::from(WRONG_USAGE));
         }
-        eprint!("replay {}? [y/N] ", in_words(&ask_count(client, &body)?));
-        // A prompt that can't be written is not answered either.
-        let _ = io::stderr().flush();
+        output::ask(&format!("replay {}? [y/N] ", in_words(&ask_count(client, &body)?)));
         let mut line = String::new();
         let is_read = io::stdin().lock().read_line(&mut line).is_ok();
         if !is_read || !["y", "yes"].contains(&line.trim().to_ascii_lowercase().as_str()) {
@@ -275,7 +273,7 @@ fn leave_at_interrupt(bar: ProgressBar, id: String) {
     std::thread::spawn(move || {
         if runtime.block_on(tokio::signal::ctrl_c()).is_ok() {
             bar.finish_and_clear();
-            eprintln!("replay {} goes on\n{}", shown::plain(&id), hint(&id).trim_end());
+            output::tell(&format!("replay {} goes on\n{}", shown::plain(&id), hint(&id).trim_end()));
             std::process::exit(INTERRUPTED);
         }
     });

@@ -112,7 +112,7 @@ fn post(client: &Client, body: &[u8], content_type: &str) -> Result<Reply, Clien
             return Err(error);
         }
         let pause = asked.unwrap_or(wait).clamp(wait, LONGEST_WAIT);
-        eprintln!("{error}\ntrying again in {} s ({tried} of {TRIES} tries done)", pause.as_secs_f32());
+        output::tell(&format!("{error}\ntrying again in {} s ({tried} of {TRIES} tries done)", pause.as_secs_f32()));
         thread::sleep(pause);
         wait = (wait * 2).min(LONGEST_WAIT);
     }

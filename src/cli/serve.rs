@@ -13,7 +13,7 @@ use sd_notify::NotifyState;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::{FAILED, WRONG_USAGE};
+use super::{FAILED, WRONG_USAGE, output};
 use crate::app::{self, Running};
 use crate::config::{self, Config};
 
@@ -50,7 +50,7 @@ pub fn run(args: &ServeArgs) -> ExitCode {
     match read_config(args) {
         Ok(config) => serve(runtime, config, signals),
         Err(mistakes) => {
-            eprintln!("{mistakes}");
+            output::tell(&mistakes.to_string());
             ExitCode::from(WRONG_USAGE)
         }
     }

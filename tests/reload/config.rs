@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::support::ledger::{Ledger, action_for, report};
-use crate::support::mosquitto::{IN_ORDER, Mosquitto, PERSISTENT};
+use crate::support::mosquitto::{IN_ORDER, Mosquitto, PERSISTENT, free_port};
 use crate::support::scripted::ScriptedBroker;
 use crate::support::subscriber::Subscriber;
 use crate::support::tidings::{SOON, Tidings, connection};
@@ -198,6 +198,25 @@ fn a_sighup_at_the_start_is_heeded_after_it_and_one_at_the_stop_does_no_harm() {
     }
     assert_eq!(next, None, "not logged");
     assert_eq!(wait_for_end(&mut child, "the service ends"), Some(0));
+}
+
+#[test]
+fn where_its_log_cannot_be_written_it_accepts_reloads_delivers_and_stops_as_ever() {
+    let broker = ScriptedBroker::usual();
+    let config = connection(broker.port, "workers = 1") + &pipelines("mqtt");
+    let mut tidings = Tidings::prepare(&config);
+    tidings.listen = format!("127.0.0.1:{}", free_port());
+    tidings.configure(&config);
+    tidings.run_without_a_log();
+    let mut ledger = Ledger::default();
+    ledger.post(&tidings, 2, "one", 1);
+    assert!(!tidings.reload("window = 0"), "each mistake is a line");
+    assert!(tidings.reload(&config));
+    broker.hang_up();
+    ledger.post(&tidings, 2, "one", 2);
+    tidings.wait_until_delivered();
+    ledger.assert_kept_exactly(&broker.arrivals());
+    assert_eq!(tidings.stop(), Some(0));
 }
 
 #[test]

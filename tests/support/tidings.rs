@@ -151,6 +151,14 @@ impl Tidings {
         true
     }
 
+    /// Starts it where no line of its log can be written, as on a full disk, and waits until it takes reports. `listen` has to name the port.
+    pub fn run_without_a_log(&mut self) {
+        let nowhere = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let child = self.spawn(nowhere.into());
+        self.running = Some(Process { child, address: self.listen.parse().unwrap(), listener: None });
+        wait_within(PATIENCE, "the service is ready", || self.get("/readyz").is_some_and(|reply| reply.status == 200));
+    }
+
     /// Whether it has ended by itself.
     pub fn has_ended(&mut self) -> bool {
         self.running.as_mut().is_some_and(|process| process.child.try_wait().unwrap().is_some())

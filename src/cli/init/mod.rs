@@ -75,7 +75,7 @@ pub fn run(args: &InitArgs) -> ExitCode {
     match init(args, &|variable| std::env::var(variable).ok()) {
         Ok(report) => output::print(&report),
         Err(NotWritten::Mistakes(mistakes)) => {
-            eprintln!("{mistakes}");
+            output::tell(&mistakes.to_string());
             ExitCode::from(WRONG_USAGE)
         }
         Err(error) => output::complain(&error.to_string()),
