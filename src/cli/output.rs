@@ -34,17 +34,23 @@ pub fn ask(question: &str) {
     let _ = stderr.write_all(question.as_bytes()).and_then(|()| stderr.flush());
 }
 
+/// A column is no wider than this, in characters: a cell that is longer (a topic may have 65,535) stands over the columns to its right, and costs the other
+/// rows no spaces.
+const WIDEST: usize = 120;
+
 /// Rows under a heading, in columns that are as wide as they need to be.
 pub fn table(heading: &[&str], rows: &[Vec<String>]) -> String {
     let heading: Vec<String> = heading.iter().map(|name| (*name).to_owned()).collect();
     let width = |column: usize| {
         let cells = rows.iter().chain([&heading]).filter_map(|row| row.get(column));
-        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+        cells.map(|cell| cell.chars().count()).max().unwrap_or(0).min(WIDEST)
     };
+    // Not by `{cell:width$}`, which panics beyond 65,535.
+    let padded = |cell: &String, width: usize| format!("{cell}{}", " ".repeat(width.saturating_sub(cell.chars().count())));
     let widths: Vec<usize> = (0..heading.len()).map(width).collect();
     let mut text = String::new();
     for row in [&heading].into_iter().chain(rows) {
-        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| padded(cell, *width)).collect();
         text.push_str(cells.join("  ").trim_end());
         text.push('\n');
     }
@@ -81,6 +87,15 @@ mod tests {
     fn columns_are_as_wide_as_their_widest_cell() {
         let rows = [vec!["1".into(), "é".into(), "x".into()], vec!["1000".into(), "b".into(), String::new()]];
         assert_eq!(table(&["ID", "TOPIC", "Z"], &rows), "ID    TOPIC  Z\n1     é      x\n1000  b\n");
+    }
+
+    #[test]
+    fn a_cell_of_any_length_is_shown_and_costs_the_other_rows_little() {
+        let long = "t".repeat(70_000);
+        let text = table(&["ID", "TOPIC", "Z"], &[vec!["1".into(), long.clone(), "x".into()], vec!["2".into(), "b".into(), "y".into()]]);
+        assert!(text.contains(&format!("1   {long}  x\n")), "it is whole");
+        let shorter = text.lines().last().unwrap();
+        assert!(shorter.starts_with("2   b ") && shorter.ends_with(" y") && shorter.len() <= WIDEST + 10, "{shorter}");
     }
 
     #[test]
