@@ -8,9 +8,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use serde_json::Value;
 
 use super::client::{Client, ClientError, ServiceArgs};
-use super::{WRONG_USAGE, output};
+use super::{WRONG_USAGE, output, shown};
 use crate::admin::status::Status;
 use described::{Before, describe};
 
@@ -54,11 +55,26 @@ fn ask(client: &Client, is_json: bool, before: &mut Option<Before>) -> Result<St
     if is_json {
         return Ok(String::from_utf8_lossy(&reply.body).into_owned() + "\n");
     }
-    let status: Status = serde_json::from_slice(&reply.body)
-        .map_err(|error| format!("the answer can't be read: {error}; are service and command of one version?"))?;
+    let status =
+        read(&reply.body).map_err(|error| format!("the answer can't be read: {error}; are service and command of one version?"))?;
     let text = describe(&status, before.as_ref());
     *before = Some(Before { at: Instant::now(), status });
     Ok(text)
+}
+
+/// The status in an answer. A broker's words stand in it, of which nothing reaches the terminal as a control character.
+fn read(body: &[u8]) -> serde_json::Result<Status> {
+    fn spell_out(value: &mut Value) {
+        match value {
+            Value::String(text) => *text = shown::plain(text),
+            Value::Array(items) => items.iter_mut().for_each(spell_out),
+            Value::Object(fields) => fields.values_mut().for_each(spell_out),
+            _ => {}
+        }
+    }
+    let mut status: Value = serde_json::from_slice(body)?;
+    spell_out(&mut status);
+    serde_json::from_value(status)
 }
 
 /// Shows it again and again, also while the service is away: that is when somebody watches. Ends when nobody reads it any more.
@@ -83,5 +99,22 @@ fn watch(client: &Client, is_json: bool, every: Duration, first: String, mut bef
             Err(error) if is_json => serde_json::json!({ "error": { "message": error } }).to_string() + "\n",
             Err(error) => format!("NO ANSWER: {error}\n"),
         };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_a_broker_says_is_spelled_out() {
+        let mut status = described::example();
+        status["connections"][0]["lanes"][0]["last_error"]["message"] = json!("no\u{1b}[2J");
+        status["connections"][0]["lanes"][0]["server"] = json!("a\nb");
+        let text = describe(&read(status.to_string().as_bytes()).unwrap(), None);
+        assert!(text.contains("no\\u{1b}[2J") && text.contains("a\\u{a}b"), "{text}");
+        assert!(!text.chars().any(|c| c.is_control() && c != '\n'), "{text:?}");
     }
 }

@@ -20,6 +20,9 @@ use crate::core::types::{Millis, Protocol, Qos, Seq};
 /// The largest packet that is taken from a broker, in bytes: a publisher gets only acknowledgements, with a reason string at most.
 const LARGEST_INCOMING: usize = 64 << 10;
 
+/// So much is kept of what a broker says beside a code, in characters: it is stored with the delivery, and shown.
+const WORDS: usize = 200;
+
 /// Why bytes of a broker make no packet. The connection is of no use after that.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
@@ -230,15 +233,15 @@ fn read5(arrived: &mut BytesMut, frame: Frame, code: u8) -> Result<Incoming, Dec
             Ok(Incoming::ConnAck { session_present: packet.session_present, code, limits, reason, assigned_client_id })
         }
         v5::Packet::PubAck(packet) => {
-            let reason = packet.properties.and_then(|known| known.reason_string);
+            let reason = packet.properties.and_then(|known| words(known.reason_string.as_deref(), None));
             Ok(Incoming::PubAck(Ack { packet_id: packet.pkid, code, reason }))
         }
         v5::Packet::PubRec(packet) => {
-            let reason = packet.properties.and_then(|known| known.reason_string);
+            let reason = packet.properties.and_then(|known| words(known.reason_string.as_deref(), None));
             Ok(Incoming::PubRec(Ack { packet_id: packet.pkid, code, reason }))
         }
         v5::Packet::PubComp(packet) => {
-            let reason = packet.properties.and_then(|known| known.reason_string);
+            let reason = packet.properties.and_then(|known| words(known.reason_string.as_deref(), None));
             Ok(Incoming::PubComp(Ack { packet_id: packet.pkid, code, reason }))
         }
         v5::Packet::PingResp(_) => Ok(Incoming::PingResp),
@@ -265,9 +268,16 @@ fn refusal_of_another_kind(frame: Frame, bytes: &[u8], code: u8) -> Option<Incom
 /// The broker's words: Reason String and Server Reference (MQTT 5.0 §3.2.2.3.9, §3.2.2.3.16). Which server to use is the operator's to decide,
 /// so the reference is told and not followed.
 fn words(reason: Option<&str>, server_reference: Option<&str>) -> Option<String> {
-    let referred = server_reference.map(|server| format!("it refers to the server {server}"));
-    let words: Vec<String> = reason.map(str::to_owned).into_iter().chain(referred).collect();
+    let referred = server_reference.map(|server| format!("it refers to the server {}", short(server)));
+    let words: Vec<String> = reason.map(short).into_iter().chain(referred).collect();
     (!words.is_empty()).then(|| words.join("; "))
+}
+
+/// The beginning of what a broker says, in one line.
+fn short(text: &str) -> String {
+    let plain = |c: char| if c.is_control() { ' ' } else { c };
+    let more = text.chars().nth(WORDS).map(|_| '…');
+    text.chars().take(WORDS).map(plain).chain(more).collect()
 }
 
 fn malformed4(error: mqttbytes::Error) -> DecodeError {
@@ -375,6 +385,23 @@ mod tests {
             assert!(decode(Protocol::V5, &[0x70, 3, 0, 7, code]).is_err(), "a PUBCOMP can't refuse");
         }
         assert!(decode(Protocol::V5, &[0x40, 3, 0, 7, 0x11]).is_err());
+    }
+
+    #[test]
+    fn of_a_brokers_words_the_beginning_is_kept_in_one_line() {
+        let refusal = |reason: &str| {
+            let length = u16::try_from(reason.len()).unwrap().to_be_bytes();
+            let property = [&[0x1f][..], &length, reason.as_bytes()].concat();
+            let variable = |number: usize| [u8::try_from(number % 128).unwrap() | 0x80, u8::try_from(number / 128).unwrap()];
+            let body = [&[0, 7, 0x87][..], &variable(property.len()), &property].concat();
+            let bytes = [&[0x40][..], &variable(body.len()), &body].concat();
+            match decode(Protocol::V5, &bytes) {
+                Ok(Some(Incoming::PubAck(Ack { packet_id: 7, code: 0x87, reason }))) => reason,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(refusal("no\u{1b}[2J\nmore").as_deref(), Some("no [2J more"));
+        assert_eq!(refusal(&"é".repeat(5_000)), Some("é".repeat(WORDS) + "…"));
     }
 
     #[test]

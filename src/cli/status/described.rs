@@ -233,12 +233,15 @@ fn lanes(status: &Status, connection: &Connection) -> Vec<Vec<String>> {
 }
 
 #[cfg(test)]
+pub(super) use tests::status as example;
+
+#[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
 
     use super::*;
 
-    fn status() -> Value {
+    pub(in crate::cli::status) fn status() -> Value {
         json!({
             "version": "0.1.0", "store_id": "00000000000000ab", "now": "2026-01-01T00:03:05.000Z", "uptime_seconds": 3_700, "stopping": false,
             "store": { "bytes": 1_536, "free_bytes": 1u64 << 30, "reserved_bytes": 128 << 20, "max_bytes": 10u64 << 30,

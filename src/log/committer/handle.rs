@@ -388,10 +388,14 @@ pub(super) fn size_of_event(event: &Event) -> usize {
         Event::Carried(carried) => {
             OVERHEAD + size_of_accepted(&carried.accepted) + carried.history.iter().map(|line| line.len() + 8).sum::<usize>()
         }
+        Event::DeadLettered { reason, .. } => OVERHEAD + reason.code.len() + reason.message.len(),
+        Event::Requeued { by, .. } => OVERHEAD + by.len(),
         Event::Audit { who, what, .. } => OVERHEAD + who.len() + what.len(),
         Event::ReplayStarted { by, filter, .. } => OVERHEAD + by.len() + filter.len(),
         Event::Released { sends, .. } => OVERHEAD + sends.len() * 10,
-        Event::Delivered { sends, .. } | Event::Discarded { sends, .. } | Event::Expired { sends, .. } => OVERHEAD + sends.0.len() * 20,
+        Event::Delivered { sends, .. } | Event::Expired { sends, .. } => OVERHEAD + sends.0.len() * 20,
+        Event::Discarded { sends, by, reason, .. } => OVERHEAD + sends.0.len() * 20 + by.len() + reason.len(),
+        Event::Received { client, .. } | Event::ReleasedIn { client, .. } => OVERHEAD + client.len(),
         Event::SessionOpened { repeated, .. } => OVERHEAD + repeated.0.len() * 20,
         _ => OVERHEAD,
     }
@@ -400,4 +404,28 @@ pub(super) fn size_of_event(event: &Event) -> usize {
 fn size_of_accepted(accepted: &Accepted) -> usize {
     let names = [&accepted.user, &accepted.tenant, &accepted.pipeline, &accepted.action, &accepted.project, &accepted.change];
     names.iter().map(|name| name.len()).sum::<usize>() + accepted.topic.len() + accepted.payload.len() + accepted.properties.size()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::event::{DeadReason, DeliveryRef};
+    use crate::core::ranges::Ranges;
+    use crate::core::types::{LaneKey, Millis, SendNo, Seq};
+
+    #[test]
+    fn an_event_counts_as_large_as_the_words_in_it() {
+        let (lane, words, at) = (LaneKey { connection: "mqtt".into(), lane: 0 }, "w".repeat(10_000), Millis(1));
+        let delivery = DeliveryRef { lane: lane.clone(), send: SendNo(1), id: Seq(7), located: Seq(7) };
+        let reason = DeadReason { code: "refused".into(), broker_code: Some(0x87), message: words.clone() };
+        let events = [
+            Event::DeadLettered { delivery: delivery.clone(), reason, attempts: 1, at },
+            Event::Requeued { delivery, by: words.clone(), at },
+            Event::Discarded { lane, sends: Ranges::one(1), dead: true, by: String::new(), reason: words.clone(), at },
+            Event::Received { client: words, packet_id: 1, at },
+        ];
+        for event in events {
+            assert!(size_of_event(&event) >= 10_000, "{event:?}");
+        }
+    }
 }
