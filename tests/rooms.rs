@@ -10,8 +10,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("core", &[]),
     ("metrics", &[]),
     ("telemetry", &[]),
-    // A role and the hash of a token: plain types that the configuration reads, and the door compares.
-    ("server", &["core::access"]),
+    // A role and the hash of a token: plain types that the configuration reads, and the door compares. A span of time is read in one way everywhere.
+    ("server", &["core::access", "core::span"]),
     ("failpoint", &[]),
     ("config", &["core"]),
     ("migrations", &["core"]),

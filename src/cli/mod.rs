@@ -64,9 +64,11 @@ pub mod store;
 pub mod tail;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
+use crate::core::span;
 use crate::telemetry::{self, LogFormat};
 
 /// Exit code: it could not be done.
@@ -186,6 +188,11 @@ pub fn run(command: &Command) -> ExitCode {
     }
 }
 
+/// A span of time in an argument.
+fn span_of(text: &str) -> Result<Duration, String> {
+    span::parse(text).ok_or_else(|| "expected a span of time like 3s or 1m 30s".to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -195,6 +202,13 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn a_span_that_is_too_long_is_wrong_usage() {
+        let of = |idle: &str| Arguments::try_parse_from(["tidings", "bench", "--idle", idle]);
+        assert!(of("1m 30s").is_ok());
+        assert!(of("18446744073709551615s 1000ms").unwrap_err().to_string().contains("expected a span of time"));
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::core::span;
+
 /// Units of sizes with their bytes, largest first within each kind. Binary ones are what is shown.
 const SIZE_UNITS: [(&str, u64); 9] = [
     ("TiB", 1 << 40),
@@ -32,8 +34,7 @@ pub fn format_size(bytes: u64) -> String {
 
 /// The milliseconds of a text such as `30s` or `7d`.
 pub(super) fn parse_duration_ms(text: &str) -> Option<u64> {
-    let duration = humantime::parse_duration(text).ok()?;
-    u64::try_from(duration.as_millis()).ok()
+    u64::try_from(span::parse(text)?.as_millis()).ok()
 }
 
 /// A number of milliseconds, as humantime writes it.
@@ -55,6 +56,14 @@ mod tests {
         assert_eq!(parse_size("0B"), Some(0));
         for wrong in ["", "10", "GiB", "1.5GiB", "-1B", "10gib", "10G", "99999999999TiB", "1MiB 2KiB"] {
             assert_eq!(parse_size(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_duration_beyond_all_numbers_is_none() {
+        assert_eq!(parse_duration_ms("1h 30m"), Some(5_400_000));
+        for wrong in ["", "30", "18446744073709551615s 1000ms"] {
+            assert_eq!(parse_duration_ms(wrong), None, "{wrong}");
         }
     }
 

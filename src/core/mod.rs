@@ -25,6 +25,7 @@
 //! | [`decision`] | what an operator decides about deliveries: the events of one commit |
 //! | [`replay`] | what was delivered, created again: the events of one commit |
 //! | [`session`] | the MQTT publisher session as a state machine |
+//! | [`span`] | spans of time, as people write them |
 //! | [`retry`] | backoff, and what a refusal means |
 
 pub mod access;
@@ -46,5 +47,6 @@ pub mod retry;
 pub mod route;
 pub mod search;
 pub mod session;
+pub mod span;
 pub mod topic;
 pub mod types;

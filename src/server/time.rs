@@ -2,13 +2,15 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::core::span;
+
 /// A moment: RFC 3339 in UTC, or how long before `now_ms` (`2h`, `1d 12h`); in milliseconds since the Unix epoch.
 ///
 /// # Errors
 /// Says what was expected.
 pub fn moment(text: &str, now_ms: u64) -> Result<u64, String> {
     let text = text.trim();
-    if let Ok(span) = humantime::parse_duration(text) {
+    if let Some(span) = span::parse(text) {
         return Ok(now_ms.saturating_sub(u64::try_from(span.as_millis()).unwrap_or(u64::MAX)));
     }
     let at = humantime::parse_rfc3339_weak(text).map_err(|_| {
@@ -31,7 +33,9 @@ mod tests {
         assert_eq!(moment("2018-04-27T03:52:59.855Z", now), Ok(now));
         assert_eq!(moment("2018-04-27 03:52:59", now), Ok(now - 855));
         assert_eq!(moment("1000000d", now), Ok(0), "before all times is all of it");
-        for wrong in ["", "yesterday", "2018-04-27T03:52:59+02:00", "-2h", "2 parsecs", "99999999999999999999d"] {
+        for wrong in
+            ["", "yesterday", "2018-04-27T03:52:59+02:00", "-2h", "2 parsecs", "99999999999999999999d", "18446744073709551615s 1000ms"]
+        {
             assert!(moment(wrong, now).unwrap_err().contains("like 2018-04-27T03:52:59Z"), "{wrong:?}");
         }
     }

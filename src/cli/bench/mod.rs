@@ -110,7 +110,7 @@ pub struct BenchArgs {
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub seed: u64,
     /// How long an idle service is watched
-    #[arg(long, default_value = "10s", value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, default_value = "10s", value_name = "TIME", value_parser = super::span_of)]
     pub idle: Duration,
     /// A broker to deliver to [default: mosquitto is started, on a free port]
     #[arg(long, value_name = "HOST:PORT")]

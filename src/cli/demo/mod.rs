@@ -57,7 +57,7 @@ pub struct DemoArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub rate: Option<u32>,
     /// How long the broker is away
-    #[arg(long, default_value = "3s", value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, default_value = "3s", value_name = "TIME", value_parser = super::span_of)]
     pub outage: Duration,
     /// Go on serving afterwards, until Ctrl-C
     #[arg(long)]
