@@ -28,7 +28,8 @@ const CLOSES_WITHIN: Duration = Duration::from_secs(30);
 
 /// An open database. It is closed when this is dropped, so nobody else may hold one.
 pub(super) struct Database {
-    trees: Trees,
+    /// None once it is closed.
+    trees: Option<Trees>,
 }
 
 impl Database {
@@ -43,17 +44,34 @@ impl Database {
             // Pages are compressed already, and have to be found verbatim in the file.
             .use_compression(false);
         remove_unfinished(folder)?;
-        guarded(|| Trees::of(config.open().map_err(|error| error.to_string())?, segment_size)).map(|trees| Database { trees })
+        guarded(|| Trees::of(config.open().map_err(|error| error.to_string())?, segment_size)).map(|trees| Database { trees: Some(trees) })
+    }
+
+    /// Closes it, which syncs its file: sled panics where the disk does not let it. A thread of sled's may hold the file for a moment longer.
+    pub(super) fn close(mut self) -> Result<(), String> {
+        self.let_go_of_it()
+    }
+
+    fn let_go_of_it(&mut self) -> Result<(), String> {
+        let trees = self.trees.take();
+        guarded(|| {
+            drop(trees);
+            Ok(())
+        })
+    }
+
+    fn trees(&self) -> &Trees {
+        self.trees.as_ref().expect("only what ends it takes them")
     }
 
     /// Writes the pages of a commit, and returns once they are durable in `file`, the database's own file. A kill leaves the first few of them, or none, or all.
     pub(super) fn commit(&self, pages: &[StoredPage], file: &File) -> Result<(), String> {
-        self.make_durable(|| pages.iter().try_for_each(|page| self.trees.add(page)), file)
+        self.make_durable(|| pages.iter().try_for_each(|page| self.trees().add(page)), file)
     }
 
     /// Takes out pages whose keys are given in order, durably: the last ones first, so that a kill leaves no gap.
     pub(super) fn remove(&self, keys: &[sled::IVec], file: &File) -> Result<(), String> {
-        self.make_durable(|| keys.iter().rev().try_for_each(|key| self.trees.remove(key)), file)
+        self.make_durable(|| keys.iter().rev().try_for_each(|key| self.trees().remove(key)), file)
     }
 
     fn make_durable(&self, change: impl FnOnce() -> sled::Result<()>, file: &File) -> Result<(), String> {
@@ -61,7 +79,7 @@ impl Database {
             failpoint::pass(Point::BeforeBatch).map_err(|error| error.to_string())?;
             change().map_err(|error| error.to_string())?;
             failpoint::pass(Point::AfterBatch).map_err(|error| error.to_string())?;
-            self.trees.flush().map_err(|error| error.to_string())
+            self.trees().flush().map_err(|error| error.to_string())
         })?;
         failpoint::pass(Point::AfterFlush).and_then(|()| file.sync_data()).map_err(|error| format!("fdatasync: {error}"))?;
         failpoint::reach(Point::AfterSync);
@@ -70,7 +88,7 @@ impl Database {
 
     /// Waits until sled has written all that it was given. As long as nobody calls it again, it writes nothing more.
     pub(super) fn stand_still(&self) -> Result<(), String> {
-        guarded(|| self.trees.flush().map_err(|error| error.to_string()))?;
+        guarded(|| self.trees().flush().map_err(|error| error.to_string()))?;
         Ok(())
     }
 
@@ -86,7 +104,7 @@ impl Database {
     /// Goes through all pages in the order of their keys, with those that are none.
     pub(super) fn each(&self, tag: u64, mut seen: impl FnMut(&sled::IVec, Result<Parsed<'_>, String>)) -> Result<(), String> {
         guarded(|| {
-            for entry in self.trees.iter() {
+            for entry in self.trees().iter() {
                 let (key, value) = entry.map_err(|error| error.to_string())?;
                 seen(&key, parse(tag, &value).map_err(|error| error.to_string()));
             }
@@ -107,16 +125,24 @@ impl Database {
     }
 
     fn last_before(&self, end: &[u8]) -> Result<Option<(sled::IVec, sled::IVec)>, String> {
-        self.trees.last_before(end).map_err(|error| error.to_string())
+        self.trees().last_before(end).map_err(|error| error.to_string())
     }
 
     fn all_parts(&self, key: PageKey, parts: u32) -> Result<Vec<sled::IVec>, String> {
         (0..parts)
             .map(|part| {
-                let value = self.trees.get(&PageKey { part, ..key }.to_bytes()).map_err(|error| error.to_string())?;
+                let value = self.trees().get(&PageKey { part, ..key }.to_bytes()).map_err(|error| error.to_string())?;
                 value.ok_or_else(|| format!("part {part} of {parts} is missing"))
             })
             .collect()
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        if let Err(what) = self.let_go_of_it() {
+            tracing::error!("{what}, while it was closed");
+        }
     }
 }
 

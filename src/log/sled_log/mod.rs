@@ -199,10 +199,8 @@ impl SledLog {
         for thread in self.background.drain(..) {
             if !thread.is_finished() {
                 still.push(thread);
-            } else if let Ok(Err(what)) = thread.join()
-                && self.failed.is_none()
-            {
-                self.failed = Some(what);
+            } else if let Err(what) = outcome_of(thread) {
+                self.failed.get_or_insert(what);
             }
         }
         self.background = still;
@@ -325,7 +323,7 @@ impl SledLog {
 
     fn join_background(&mut self) {
         for thread in self.background.drain(..) {
-            if let Ok(Err(what)) = thread.join() {
+            if let Err(what) = outcome_of(thread) {
                 self.failed.get_or_insert(what);
             }
         }
@@ -575,6 +573,14 @@ impl Active {
             measures: MEASURES,
         }
     }
+}
+
+/// What came of work in the background. A panic in it leaves a folder in a state that nobody knows.
+fn outcome_of(thread: JoinHandle<Result<(), String>>) -> Result<(), String> {
+    let name = thread.thread().name().unwrap_or_default().to_owned();
+    thread
+        .join()
+        .unwrap_or_else(|_| Err(format!("the thread `{name}` of the store panicked, which is a fault in Tidings: please report it")))
 }
 
 fn bytes_of(pages: &[StoredPage]) -> u64 {

@@ -108,9 +108,14 @@ impl Generation {
     /// Closes the database and seals the folder, unless that has been done or the generation is gone.
     pub(super) fn seal(&self, tag: u64, next: Seq) -> Result<(), String> {
         let mut state = write(&self.state);
-        let State::Active(database) = std::mem::replace(&mut *state, State::Dropped) else { return Ok(()) };
-        drop(database);
-        let outcome = wait_until_closed(&self.folder).and_then(|()| {
+        if !matches!(*state, State::Active(_)) {
+            return Ok(());
+        }
+        // What is said of it should anything go wrong here: it is there, and what is in it is not gone.
+        let unsealed = State::Unreadable(format!("{} was not sealed", self.folder.display()));
+        let State::Active(database) = std::mem::replace(&mut *state, unsealed) else { return Ok(()) };
+        let closed = database.close().map_err(|what| format!("closing {}: {what}", self.folder.display()));
+        let outcome = closed.and_then(|()| wait_until_closed(&self.folder)).and_then(|()| {
             // What fails here is given back when the folder is deleted.
             let _ = room::give_back(&self.folder);
             let made = seal::make(&self.folder, tag, self.first, next);

@@ -239,6 +239,15 @@ fn a_failure_is_final_also_when_its_cause_is_gone() {
 }
 
 #[test]
+fn a_panic_in_the_background_is_a_failure_of_the_store() {
+    let work = |name: &str, work: fn() -> Result<(), String>| std::thread::Builder::new().name(name.into()).spawn(work).unwrap();
+    assert_eq!(outcome_of(work("seal", || Ok(()))), Ok(()));
+    assert_eq!(outcome_of(work("seal", || Err("sealing".into()))), Err("sealing".into()));
+    let what = outcome_of(work("seal", || panic!("the disk does not sync"))).unwrap_err();
+    assert!(what.starts_with("the thread `seal` of the store panicked"), "{what}");
+}
+
+#[test]
 fn opening_a_sealed_generation_with_sled_would_write_to_it() {
     let sample = Sample::killed();
     let before = content(&sample.folder(0));
