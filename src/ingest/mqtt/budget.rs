@@ -1,6 +1,10 @@
 //! How much may be read ahead: bytes that have come and are not durable, of one connection and of all.
+//!
+//! A packet gets what it needs in one piece or waits for it. Who waits holds whole packets, which go to the store, and of the one that has begun what came with
+//! its first bytes. So those that have room use it or are closed, and hardly anybody waits for somebody who waits as well; where many hundreds do, the wait has an end.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -41,11 +45,16 @@ impl Lease {
         is_taken
     }
 
-    /// Waits for what is missing for `usage` bytes.
-    pub fn wait_for(&self, usage: usize) -> impl Future<Output = Option<OwnedSemaphorePermit>> + Send + 'static {
+    /// Whether what is held is enough for `usage` bytes.
+    pub fn has(&self, usage: usize) -> bool {
+        self.missing(usage) == 0
+    }
+
+    /// Waits for what is missing for `usage` bytes, but no longer than `patience`: none then.
+    pub fn wait_for(&self, usage: usize, patience: Duration) -> impl Future<Output = Option<OwnedSemaphorePermit>> + Send + 'static {
         let missing = u32::try_from(self.missing(usage)).unwrap_or(u32::MAX);
         let budget = Arc::clone(&self.budget);
-        async move { budget.acquire_many_owned(missing).await.ok() }
+        async move { tokio::time::timeout(patience, budget.acquire_many_owned(missing)).await.ok()?.ok() }
     }
 
     /// Takes what was waited for.
@@ -82,5 +91,17 @@ mod tests {
         assert!(other.covers(FREE + 90));
         drop((one, other));
         assert_eq!(budget.available_permits(), 100);
+    }
+
+    #[tokio::test]
+    async fn two_that_hold_all_and_wait_for_more_do_not_wait_for_each_other_for_ever() {
+        let budget = Arc::new(Semaphore::new(100));
+        let (mut one, mut other) = (Lease::new(Arc::clone(&budget)), Lease::new(Arc::clone(&budget)));
+        assert!(one.covers(FREE + 50) && other.covers(FREE + 50));
+        assert!(one.wait_for(FREE + 60, Duration::from_millis(10)).await.is_none(), "there is nothing to be had");
+        let waiting = other.wait_for(FREE + 60, Duration::from_secs(600));
+        drop(one);
+        other.add(waiting.await);
+        assert!(other.has(FREE + 60), "who is left goes on with what the first one had");
     }
 }

@@ -31,6 +31,9 @@ use crate::server::timers::Timers;
 /// A packet that has begun has to be whole after so long: a sender that is slower holds what others could use.
 const PACKET_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// For the room that it needs a packet waits so long: until those that have it and do not use it have been closed, and a few more times that.
+const ROOM_TIMEOUT: Duration = Duration::from_secs(240);
+
 /// A client that takes nothing of its answers for so long is let go.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -238,8 +241,10 @@ impl Conversation {
             place.progress.note(self.taken, self.taken - (self.machine.held() as u64).min(self.taken));
             place.remember(self.machine.received());
         }
-        let usage = self.arrived.len() + self.machine.held_bytes();
-        self.lease.shrink_to(usage);
+        let held = self.arrived.len() + self.machine.held_bytes();
+        let whole = held + self.missing();
+        // Who has room for all of a packet keeps it, and who waits for that gives back what it does not use.
+        self.lease.shrink_to(if self.lease.has(whole) { whole } else { held });
         if self.arrived.is_empty() {
             self.packet_since = None;
             if self.arrived.capacity() > READ_AT_MOST.min(self.next_read * TOO_ROOMY) {
@@ -363,22 +368,29 @@ impl Conversation {
         }
     }
 
+    /// What a packet that has begun needs of the budget to become whole, beyond what has arrived of it. It is taken in one piece: with a part of it, many that
+    /// have begun could each wait for what the others hold. Of who has not said yet who it is, nothing is kept: its time is short.
+    fn missing(&self) -> usize {
+        let begun = Frame::begin(&self.arrived, usize::MAX).ok().flatten();
+        begun.filter(|_| self.claim.is_some()).map_or(0, |frame| frame.length.saturating_sub(self.arrived.len()))
+    }
+
     /// How many bytes may be read now; none if nothing may.
     fn room_to_read(&mut self) -> Option<usize> {
         if self.is_gone || !self.machine.wants_packets() || self.outgoing.len() >= WRITE_AHEAD || self.budget.is_some() {
             return None;
         }
-        let begun = Frame::begin(&self.arrived, usize::MAX).ok().flatten();
-        let missing = begun.map_or(0, |frame| frame.length.saturating_sub(self.arrived.len()));
-        let least = missing.clamp(READ_AT_LEAST, READ_AT_MOST);
+        let missing = self.missing();
+        // Of a packet that has begun no byte more than it needs: that much it has.
+        let least = if missing > 0 { missing.min(READ_AT_MOST) } else { READ_AT_LEAST };
         let held = self.arrived.len() + self.machine.held_bytes();
         for chunk in [least.max(self.next_read), least] {
-            if self.lease.covers(held + chunk) {
+            if self.lease.covers(held + chunk.max(missing)) {
                 return Some(chunk);
             }
         }
-        let usage = held + least;
-        let waiting = self.lease.wait_for(usage);
+        let usage = held + least.max(missing);
+        let waiting = self.lease.wait_for(usage, ROOM_TIMEOUT);
         self.budget = Some(Box::pin(async move { Event::Budget(waiting.await) }));
         None
     }
@@ -408,6 +420,7 @@ impl Conversation {
                 let message = format!("it took nothing of its answers for {} s", WRITE_TIMEOUT.as_secs());
                 self.give(Input::End(Close::new("never_reads", 0, message)));
             }
+            Event::Budget(None) => self.no_room(),
             Event::Budget(permit) => self.lease.add(permit),
             Event::Greeted(Ok((claim, admission))) => {
                 self.claim = Some(claim);
@@ -432,6 +445,18 @@ impl Conversation {
             true => self.give(Input::End(Close::new("slow_packet", code::BUSY, "a packet was not whole in time"))),
             false => self.give(Input::Tick),
         }
+    }
+
+    /// There was no room for the rest of a packet in all that time. Unless everybody waits for the store, there are more beginnings of packets than there is room
+    /// for, and none of them becomes whole before some are given up.
+    fn no_room(&mut self) {
+        let is_full = self.shared.store.log.progress().borrow().full.is_some();
+        if is_full || self.arrived.is_empty() {
+            return;
+        }
+        let message =
+            format!("there was no room for the rest of its packet within {} s: too many others have begun one", ROOM_TIMEOUT.as_secs());
+        self.give(Input::End(Close::new("read_ahead_full", code::BUSY, message)));
     }
 
     fn stored(&mut self, result: Result<Committed<()>, CommitError>) {

@@ -14,7 +14,7 @@
 //! | connections | [`MAX_CONNECTIONS`] | a further one is closed at once |
 //! | a packet | `http.max_report` and a topic | closed, MQTT 5: 0x95 |
 //! | bytes read and not durable, of one | [`READ_AHEAD`] and one packet | not read until there is room |
-//! | of all | [`BUDGET`] | the same; [`budget::FREE`] of each are always read |
+//! | of all, and what is to come of packets that have begun | [`BUDGET`] | the same, for 240 s at most; [`budget::FREE`] of each are always read |
 //! | answers that nobody reads | 64 KiB, 30 s | not read; closed |
 //! | packet ids of QoS 2 that wait for PUBREL | [`MAX_RECEIVED`], in all [`MAX_RECEIVED_IN_ALL`] | closed, MQTT 5: 0x97 |
 //! | sessions that outlive their connections | [`sessions::MAX_SESSIONS`], [`sessions::SESSION_EXPIRY_S`] | the idlest is ended |
@@ -39,6 +39,9 @@ pub mod registry;
 pub mod sessions;
 pub mod store;
 pub mod wills;
+
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::net::SocketAddr;
@@ -158,38 +161,15 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 /// # Errors
 /// [`CommitError`] if the log can't say which sessions there are.
 pub async fn serve(listener: TcpListener, settings: Settings, around: Surroundings) -> Result<(), CommitError> {
-    let Surroundings { log, routing, metrics, mut stopping } = around;
-    let registry = Arc::new(Registry::default());
-    let sessions = Sessions::recover(log.clone(), Arc::clone(&registry), now).await?;
-    let largest_packet = AtomicUsize::new(routing.current().await.max_report + MAX_TOPIC);
-    let shared = Arc::new(Shared {
-        limits: Limits {
-            connect_timeout_ms: u64::try_from(CONNECT_TIMEOUT.as_millis()).unwrap_or(u64::MAX),
-            receive_maximum: RECEIVE_MAXIMUM,
-            topic_alias_maximum: TOPIC_ALIAS_MAXIMUM,
-            session_expiry_s: sessions::SESSION_EXPIRY_S,
-            read_ahead: READ_AHEAD,
-            // What an event has besides: the names in a report, its lane.
-            largest: MAX_EVENT - (128 << 10),
-        },
-        largest_packet,
-        access: settings.access,
-        store: Store { log, connection: settings.connection, routing, metrics, clock: now },
-        sessions,
-        registry,
-        wills: Wills::default(),
-        budget: Arc::new(Semaphore::new(BUDGET)),
-        clock: Clock::start(),
-        stopping: stopping.clone(),
-        lines: Mutex::default(),
-        will_tasks: Mutex::default(),
-    });
+    let Settings { connection, access, tls } = settings;
+    let mut stopping = around.stopping.clone();
+    let shared = Arc::new(Shared::new(connection, access, around, BUDGET).await?);
     let sweeping = Arc::clone(&shared);
     let mut sweeper = JoinSet::new();
     sweeper.spawn(async move { sweeping.sessions.sweep().await });
     let following = Arc::clone(&shared);
     sweeper.spawn(async move { following.follow_limits().await });
-    let acceptor = settings.tls.map(Acceptor::new);
+    let acceptor = tls.map(Acceptor::new);
     let mut conversations = JoinSet::new();
     loop {
         tokio::select! {
@@ -235,6 +215,35 @@ async fn told_to_stop(stopping: &mut watch::Receiver<bool>) {
 }
 
 impl Shared {
+    async fn new(connection: ConnectionName, access: Access, around: Surroundings, budget: usize) -> Result<Shared, CommitError> {
+        let Surroundings { log, routing, metrics, stopping } = around;
+        let registry = Arc::new(Registry::default());
+        let sessions = Sessions::recover(log.clone(), Arc::clone(&registry), now).await?;
+        let largest_packet = AtomicUsize::new(routing.current().await.max_report + MAX_TOPIC);
+        Ok(Shared {
+            limits: Limits {
+                connect_timeout_ms: u64::try_from(CONNECT_TIMEOUT.as_millis()).unwrap_or(u64::MAX),
+                receive_maximum: RECEIVE_MAXIMUM,
+                topic_alias_maximum: TOPIC_ALIAS_MAXIMUM,
+                session_expiry_s: sessions::SESSION_EXPIRY_S,
+                read_ahead: READ_AHEAD,
+                // What an event has besides: the names in a report, its lane.
+                largest: MAX_EVENT - (128 << 10),
+            },
+            largest_packet,
+            access,
+            store: Store { log, connection, routing, metrics, clock: now },
+            sessions,
+            registry,
+            wills: Wills::default(),
+            budget: Arc::new(Semaphore::new(budget)),
+            clock: Clock::start(),
+            stopping,
+            lines: Mutex::default(),
+            will_tasks: Mutex::default(),
+        })
+    }
+
     fn take(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr, acceptor: Option<&Acceptor>, conversations: &mut JoinSet<()>) {
         if conversations.len() >= MAX_CONNECTIONS {
             let close = Close::new("too_many_connections", 0, format!("there are {MAX_CONNECTIONS} connections already"));
