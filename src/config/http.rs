@@ -10,8 +10,9 @@ use super::tokens::{self, TokenConfig};
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 
-/// A report of a start is about half a KiB. A report is one MQTT packet and is held whole in memory, on both sides.
-const MAX_REPORT: RangeInclusive<u64> = KIB..=16 * MIB;
+/// A report of a start is about half a KiB. A report is one MQTT packet and is held whole in memory, on both sides. What is stored with it, and its history
+/// when it is carried forward, takes the last of the 16 MiB that an event may have.
+const MAX_REPORT: RangeInclusive<u64> = KIB..=15 * MIB;
 /// A body is one commit, and everything that waits, waits for it.
 const MAX_BATCH: RangeInclusive<u64> = KIB..=64 * MIB;
 /// More than a hundred thousand requests a second no machine answers; 0 is no limit.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use crate::listener;
 use crate::publisher::{Hello, Publisher, publish};
 use crate::support::mosquitto::{Mosquitto, free_port};
+use crate::support::scripted::ScriptedBroker;
 use crate::support::subscriber::Subscriber;
 use crate::support::tidings::{Tidings, connection};
 use crate::support::{signal, wait_for_end, wait_until, wire};
@@ -281,4 +282,18 @@ fn the_status_shows_the_listener() {
     assert_eq!(status["listener"], serde_json::json!({"address": tidings.listener().to_string(), "connections": 1}));
     publisher.disconnect();
     wait_until("it is gone", || tidings.metric("tidings_listener_connections") == 0.0);
+}
+
+#[test]
+fn a_report_whose_names_are_as_long_as_itself_is_taken_and_delivered() {
+    let broker = ScriptedBroker::usual();
+    let limits = "max_report = \"15MiB\"\nmax_batch = \"15MiB\"\n";
+    let tidings = Tidings::start(&(limits.to_owned() + &listener("") + &connection(broker.port, "workers = 1")));
+    let change = "7".repeat(9 << 20);
+    let report = format!(r#"{{"action":"success","tenant":"t","pipeline":"p","change":"{change}"}}"#);
+    let (mut publisher, _) = Publisher::connect(tidings.listener(), &Hello::v4("long"));
+    publisher.publish("topic", &report, 1, 1, false);
+    publisher.expect_ack(wire::PUBACK, 1);
+    tidings.wait_until_delivered();
+    assert_eq!(broker.arrivals().iter().map(|arrival| arrival.payload.len()).collect::<Vec<_>>(), [report.len()]);
 }

@@ -94,8 +94,8 @@ impl Publisher {
         match (wrong, ack_of(publish.qos)) {
             (None, _) => open.hold(Held::Publish(publish)),
             (Some(close), Some(kind)) if open.is_5() => {
-                // PUBACK knows no 0x95 (MQTT 5.0 §3.4.2.1).
-                let code = if close.reason_code == code::TOPIC { code::TOPIC } else { code::QUOTA };
+                // PUBACK knows no 0x95 (MQTT 5.0 §3.4.2.1), and 0x97 would say that it may be taken another time.
+                let code = if close.reason_code == code::TOPIC { code::TOPIC } else { code::NOT_SERVED };
                 open.hold(Held::Refused(Refused { kind, packet_id: publish.packet_id, code }));
             }
             (Some(close), _) => self.end(close),

@@ -212,6 +212,20 @@ fn an_mqtt_5_client_is_told_that_the_store_is_full_and_its_qos_0_waits() {
 }
 
 #[test]
+fn a_publish_that_no_store_takes_is_refused_as_such_and_not_as_one_that_comes_too_soon() {
+    let large = || Publish { payload: vec![b'x'; LIMITS.largest].into(), ..publish(Qos::AtLeastOnce, 1, "") };
+    let mut scene = Scene::open(connect(Protocol::V5, "a", 0), &[]);
+    scene.give(Input::Received(Incoming::Publish(Box::new(large()))));
+    scene.give(Input::Stored);
+    let refused = Refused { kind: AckKind::PubAck, packet_id: 1, code: code::NOT_SERVED };
+    assert_eq!(scene.said(), [Output::Store, Output::Acknowledge(vec![Answer::Refused(refused)])]);
+    // Of MQTT 3.1.1 there is no other way to say it.
+    let mut scene = Scene::open(connect(Protocol::V311, "a", 0), &[]);
+    scene.give(Input::Received(Incoming::Publish(Box::new(large()))));
+    assert_eq!(scene.ended().close.code, "too_large");
+}
+
+#[test]
 fn reading_stops_when_too_much_is_held_and_its_silence_is_not_the_clients() {
     let mut scene = Scene::open(connect(Protocol::V311, "a", 0), &[]);
     scene.publish(Qos::AtLeastOnce, 1, "x");

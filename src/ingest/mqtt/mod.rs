@@ -227,8 +227,8 @@ impl Shared {
                 topic_alias_maximum: TOPIC_ALIAS_MAXIMUM,
                 session_expiry_s: sessions::SESSION_EXPIRY_S,
                 read_ahead: READ_AHEAD,
-                // What an event has besides: the names in a report, its lane.
-                largest: MAX_EVENT - (128 << 10),
+                // What an event has besides: the names in a report, its user, its lane.
+                largest: MAX_EVENT - (256 << 10),
             },
             largest_packet,
             access,
@@ -301,7 +301,11 @@ impl Shared {
     }
 
     fn count_refusal(&self, reason_code: u8) {
-        self.count_rejected(if reason_code == code::TOPIC { "invalid_topic" } else { "store_full" });
+        self.count_rejected(match reason_code {
+            code::TOPIC => "invalid_topic",
+            code::NOT_SERVED => "too_large",
+            _ => "store_full",
+        });
     }
 
     /// Something waits, unacknowledged, because the store is full.

@@ -13,6 +13,10 @@ use crate::ingest::routing::InForce;
 use crate::log::committer::{CommitError, Committed, LogHandle};
 use crate::metrics::Metrics;
 
+/// What a report is found by takes so many bytes at most. It stands in an event beside the payload that it is from, and an event has a limit; nobody looks
+/// for a longer one.
+const NAMES: usize = 64 << 10;
+
 /// What turns packets into events, for all connections.
 #[derive(Clone)]
 pub struct Store {
@@ -53,6 +57,12 @@ pub struct Planned {
 /// Which repetitions a connection has recognised: each stored PUBLISH stands for one.
 pub type Recognised = Arc<Mutex<HashSet<(u64, u16)>>>;
 
+/// The bytes of what a report is found by.
+fn names(report: &Report) -> usize {
+    let names = [Some(report.tenant()), Some(report.pipeline()), Some(report.action()), report.project(), report.change()];
+    names.iter().flatten().map(|name| name.len()).sum()
+}
+
 impl Store {
     /// The events of some packets. Their lanes are known when they are stored.
     pub fn plan(&self, steps: &[Step], publisher: &Publisher, connection: u64) -> Vec<Planned> {
@@ -79,10 +89,10 @@ impl Store {
         planned
     }
 
-    /// A PUBLISH as an event. What is a report of Zuul's can be found by its names later; all else is none of our business.
+    /// A PUBLISH as an event. What is a report of Zuul's, with names of some length, can be found by these later; all else is none of our business.
     fn accepted(&self, publish: &Publish, user: &str, key: Option<PublishKey>, at: Millis) -> Event {
         let looks_like_one = publish.payload.trim_ascii_start().first() == Some(&b'{');
-        let report = looks_like_one.then(|| Report::parse(publish.payload.clone()).ok()).flatten();
+        let report = looks_like_one.then(|| Report::parse(publish.payload.clone()).ok()).flatten().filter(|report| names(report) <= NAMES);
         let named = |name: fn(&Report) -> Option<&str>| report.as_ref().and_then(name).unwrap_or_default().to_owned();
         Event::Accepted(Arc::new(Accepted {
             at,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
 use super::handle::{Append, Command, size_of_event};
-use super::{Committer, history, now};
+use super::{CommitError, Committer, history, now};
 use crate::core::event::{Accepted, Carried, Event};
 use crate::core::outbox::Straggler;
 use crate::core::types::{LaneKey, SendNo, Seq};
@@ -192,7 +192,16 @@ impl Carrier<'_> {
         let (reply, answer) = oneshot::channel();
         let append = Append { events, bytes, is_accept: false, reply, place: None, handed_in: Instant::now(), claim: None };
         // One piece at a time: what waits for the disk stays bounded.
-        let is_done = self.commands.blocking_send(Command::Append(append)).is_ok() && matches!(answer.blocking_recv(), Ok(Ok(_)));
+        let is_sent = self.commands.blocking_send(Command::Append(append)).is_ok();
+        let is_done = match answer.blocking_recv() {
+            Ok(Ok(_)) => is_sent,
+            // Nobody is there any more: it is done after the next start.
+            Ok(Err(CommitError::Stopped)) | Err(_) => false,
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "what is left in the oldest generation could not be carried forward; the generation stays");
+                false
+            }
+        };
         failpoint::reach(Point::Carried);
         is_done
     }
