@@ -53,6 +53,28 @@ struct Idle {
     heard: Millis,
 }
 
+/// An idle session whose end is on its way to the log. Dropped without [`done`](Ending::done), it is idle as before, and its end is tried again.
+struct Ending<'a> {
+    sessions: &'a Sessions,
+    key: String,
+    idle: Option<Idle>,
+}
+
+impl Ending<'_> {
+    /// The log has its end.
+    fn done(mut self) {
+        self.idle = None;
+    }
+}
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        if let Some(idle) = self.idle.take() {
+            self.sessions.idle().entry(std::mem::take(&mut self.key)).or_insert(idle);
+        }
+    }
+}
+
 /// When a session expires of which nothing more is known than when it was heard of. It may have been used for an hour since, and a clock that was
 /// set back keeps nothing for ever.
 fn longest(heard: Millis, now: Millis) -> Millis {
@@ -96,7 +118,7 @@ impl Sessions {
         let (now, client) = ((self.clock)(), key.to_owned());
         // It has to be seen elsewhere that it goes on, whatever clocks say there.
         let at = known.as_ref().filter(|_| self.log.is_shared()).map_or(now, |session| now.max(session.at.plus(1)));
-        let mut events = Vec::new();
+        let (mut events, mut ending) = (Vec::new(), None);
         let going_on = known.as_ref().filter(|_| !clean);
         if known.is_some() && clean {
             events.push(Event::ReleasedIn { client: client.clone(), packet_id: 0, at });
@@ -104,7 +126,12 @@ impl Sessions {
         let is_due = going_on.is_none_or(|session| self.log.is_shared() || at.since(session.at) >= TOUCH_MS);
         if lasts && is_due {
             if going_on.is_none() {
-                events.extend(self.room_for_one().await?);
+                ending = self.room_for_one().await?;
+                events.extend(ending.as_ref().map(|ending| Event::ReleasedIn {
+                    client: ending.key.clone(),
+                    packet_id: 0,
+                    at: (self.clock)(),
+                }));
             }
             events.push(Event::Received { client, packet_id: 0, at });
         }
@@ -116,23 +143,30 @@ impl Sessions {
         if !events.is_empty() {
             self.log.record(events).await?;
         }
+        if let Some(ending) = ending {
+            tracing::warn!(session = ending.key, "there are too many MQTT sessions; the one that has been idle for longest was ended");
+            ending.done();
+        }
         Ok(admission)
     }
 
-    /// The end of the session that has been idle for longest, if there are as many as may be.
-    async fn room_for_one(&self) -> Result<Option<Event>, CommitError> {
+    /// The session that has been idle for longest, if there are as many as may be: it is to end.
+    async fn room_for_one(&self) -> Result<Option<Ending<'_>>, CommitError> {
         let count = self.log.ask(|outbox| outbox.publisher_sessions().len()).await?.into_inner();
         if count < MAX_SESSIONS {
             return Ok(None);
         }
-        let oldest = {
-            let mut idle = self.idle();
-            let oldest = idle.iter().min_by_key(|(_, idle)| idle.expires).map(|(key, _)| key.clone());
-            oldest.inspect(|key| _ = idle.remove(key))
+        let oldest = self.idle().iter().min_by_key(|(_, idle)| idle.expires).map(|(key, _)| key.clone());
+        let Some(ending) = oldest.and_then(|key| self.take_idle(&key)) else {
+            return Err(CommitError::Full(format!("{MAX_SESSIONS} MQTT sessions are in use")));
         };
-        let Some(client) = oldest else { return Err(CommitError::Full(format!("{MAX_SESSIONS} MQTT sessions are in use"))) };
-        tracing::warn!(session = client, "there are too many MQTT sessions; the one that has been idle for longest was ended");
-        Ok(Some(Event::ReleasedIn { client, packet_id: 0, at: (self.clock)() }))
+        Ok(Some(ending))
+    }
+
+    /// Takes a session that is to end; none if it is not idle any more.
+    fn take_idle(&self, key: &str) -> Option<Ending<'_>> {
+        let idle = self.idle().remove(key)?;
+        Some(Ending { sessions: self, key: key.to_owned(), idle: Some(idle) })
     }
 
     /// The connection of a session has ended; it is kept for `expiry_s` seconds, or not at all.
@@ -144,7 +178,10 @@ impl Sessions {
         let known = self.log.ask(move |outbox| outbox.publisher_sessions().get(&asked).map(|session| session.at)).await?.into_inner();
         let (Some(heard), at, client) = (known, (self.clock)(), key.to_owned()) else { return Ok(()) };
         if expiry_s == 0 {
+            // Idle until its end is in the log, so that it ends later where that fails now.
+            let ending = Ending { sessions: self, key: client.clone(), idle: Some(Idle { expires: at, heard }) };
             self.log.record(vec![Event::ReleasedIn { client, packet_id: 0, at }]).await?;
+            ending.done();
             return Ok(());
         }
         let is_due = at.since(heard) >= TOUCH_MS;
@@ -176,8 +213,9 @@ impl Sessions {
             if self.log.is_shared() && self.is_elsewhere(&key, at).await? {
                 continue;
             }
-            if self.idle().remove(&key).is_some() {
+            if let Some(ending) = self.take_idle(&key) {
                 self.log.record(vec![Event::ReleasedIn { client: key.clone(), packet_id: 0, at }]).await?;
+                ending.done();
                 tracing::info!(session = key, "an MQTT session has expired");
             }
         }
@@ -221,6 +259,25 @@ impl Sessions {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ingest::mqtt::tests::log;
+    use crate::metrics::Metrics;
+
+    #[tokio::test]
+    async fn a_session_whose_end_could_not_be_stored_is_still_to_end() {
+        let log = log(&Arc::new(Metrics::new())).await;
+        let mut sessions = Sessions::recover(log.clone(), Arc::new(Registry::default()), || Millis(1_000)).await.unwrap();
+        for key in ["one", "other"] {
+            assert!(!sessions.open(key, false, true).await.unwrap().session_present);
+            sessions.close(key, 1).await.unwrap();
+        }
+        sessions.clock = || Millis(1_999);
+        sessions.sweep_once().await.unwrap();
+        assert_eq!(sessions.idle().len(), 2, "it is not time yet");
+        sessions.clock = || Millis(2_000);
+        log.stop().await.unwrap();
+        assert!(matches!(sessions.sweep_once().await, Err(CommitError::Stopped)));
+        assert_eq!(sessions.idle().len(), 2, "the next sweep finds them");
+    }
 
     #[test]
     fn no_two_owners_share_a_key() {
