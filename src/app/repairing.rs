@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::control::Control;
-use crate::admin::deliveries::story;
+use crate::admin::deliveries::{budget::Budget, story};
 use crate::admin::repairs::{Act, Decision, RepairError, Repaired, SHOWN_IDS, Which};
 use crate::core::decision::{self, Chosen};
 use crate::core::event::{Accepted, Event};
@@ -354,8 +354,10 @@ fn choose_dead(log: &LogHandle, snapshot: &Snapshot, decision: &Decision) -> Res
 fn concerned(log: &LogHandle, snapshot: &Snapshot, decision: &Decision) -> Result<(Vec<ConnectionName>, Vec<Seq>), ReadError> {
     let Which::Ids(ids) = &decision.which else { return Ok((snapshot.with_pending(), Vec::new())) };
     let (mut connections, mut skipped) = (BTreeSet::new(), Vec::new());
+    // One for all of them: what it is spent on are copies of deliveries that are done, and those are skipped in any case.
+    let mut budget = Budget::of_a_request();
     for id in ids {
-        match story::find(log, snapshot, *id) {
+        match story::find(log, snapshot, *id, &mut budget) {
             Ok(held) if !decision.may_touch(&held.accepted) => skipped.push(*id),
             Ok(held) if snapshot.standing(*id, &held.accepted.lane, held.send).state == State::Pending => {
                 connections.insert(held.accepted.lane.connection);

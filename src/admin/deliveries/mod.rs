@@ -151,7 +151,7 @@ async fn payload(
     let answer = async {
         let id = read_id(id)?;
         let find = move |log: &LogHandle, snapshot: &Snapshot| {
-            let accepted = story::find(log, snapshot, id)?.accepted;
+            let accepted = story::find(log, snapshot, id, &mut Budget::of_a_request())?.accepted;
             // What belongs to others is as if it were not there.
             if caller.may_see(&accepted.tenant) { Ok(accepted) } else { Err(NoStory::Unknown(id).into()) }
         };

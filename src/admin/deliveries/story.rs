@@ -77,11 +77,12 @@ impl std::str::FromStr for Mark {
     }
 }
 
-/// Finds a delivery where it is held now. Blocks on the disk.
+/// Finds a delivery where it is held now. Blocks on the disk. Looking for the copy of one that was carried forward and is done costs of the budget; where
+/// that is used up, such a one counts as gone.
 ///
 /// # Errors
 /// See [`NoStory`].
-pub fn find(log: &LogHandle, snapshot: &Snapshot, id: Seq) -> Result<Held, NoStory> {
+pub fn find(log: &LogHandle, snapshot: &Snapshot, id: Seq, budget: &mut Budget) -> Result<Held, NoStory> {
     if id == Seq(0) || id >= snapshot.next {
         return Err(NoStory::Unknown(id));
     }
@@ -105,7 +106,7 @@ pub fn find(log: &LogHandle, snapshot: &Snapshot, id: Seq) -> Result<Held, NoSto
     {
         return Ok(held);
     }
-    match carried_copy(log, snapshot, id, &mut Budget::of_a_request())?.map(held_at).transpose()?.flatten() {
+    match carried_copy(log, snapshot, id, budget)?.map(held_at).transpose()?.flatten() {
         Some(held) => Ok(held),
         None => Err(NoStory::Gone { id, oldest: snapshot.oldest }),
     }
@@ -138,7 +139,7 @@ fn within<T: PartialOrd>(span: Option<(T, T)>, value: T) -> bool {
 /// # Errors
 /// See [`NoStory`].
 pub fn tell(log: &LogHandle, snapshot: &Snapshot, id: Seq, from: Option<Mark>, mut budget: Budget) -> Result<Story, NoStory> {
-    let held = find(log, snapshot, id)?;
+    let held = find(log, snapshot, id, &mut Budget::of_a_request())?;
     let lane = held.accepted.lane.clone();
     let standing = snapshot.standing(id, &lane, held.send);
     let mut teller = Teller { id, lane, send: from.map_or(held.send, |mark| mark.send), chapters: Vec::new(), state: None };

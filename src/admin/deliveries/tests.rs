@@ -10,7 +10,7 @@ use super::answers::Story;
 use super::budget::Budget;
 use super::scan::{Wanted, list};
 use super::seek::{Copies, Limits, seek};
-use super::story::{Mark, NoStory, tell};
+use super::story::{Mark, NoStory, find, tell};
 use crate::core::event::{Accepted, DeadReason, DeliveryRef, Event, LanePurpose, Proof};
 use crate::core::ranges::Ranges;
 use crate::core::search::{Filter, Snapshot, State, TopicFilter};
@@ -353,5 +353,12 @@ fn what_was_carried_forward_is_listed_once_and_shown_and_what_is_past_its_retent
         assert!(sought(&later, &Copies { from: Seq(1), ..copies }).is_empty(), "its original was there when the search began");
         let gone = tell(&log, &snapshot, Seq(5), None, Budget::of(1_000, 1_000)).unwrap_err();
         assert_eq!(gone, NoStory::Gone { id: Seq(5), oldest: snapshot.oldest });
+        // Looking for many that are gone costs what one may cost.
+        let mut budget = Budget::of(20, 20);
+        for id in 5..100 {
+            assert!(find(&log, &snapshot, Seq(id), &mut budget).is_err());
+        }
+        assert!(!budget.glimpse(), "it is used up");
+        assert!(find(&log, &snapshot, Seq(3), &mut budget).is_ok(), "what is dead is found all the same");
     });
 }
