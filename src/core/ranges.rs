@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// A set of `u64` as disjoint, non-adjacent, inclusive ranges in rising order.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(from = "Ranges", into = "Ranges")]
+#[serde(try_from = "Ranges", into = "Ranges")]
 pub struct RangeSet {
     /// first → last of each range.
     ranges: BTreeMap<u64, u64>,
@@ -14,7 +14,18 @@ pub struct RangeSet {
 
 /// The stored form of a [`RangeSet`]: `(first, last)` pairs, rising.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(try_from = "Vec<(u64, u64)>")]
 pub struct Ranges(pub Vec<(u64, u64)>);
+
+/// A pair of numbers that is no range: it runs backwards, or to the end of all numbers, behind which there is no next one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{first} to {last} is no range")]
+pub struct NoRange {
+    /// The first number.
+    pub first: u64,
+    /// The last one.
+    pub last: u64,
+}
 
 impl RangeSet {
     /// An empty set.
@@ -157,7 +168,18 @@ impl Ranges {
 
     /// How many numbers.
     pub fn count(&self) -> u64 {
-        self.0.iter().map(|&(first, last)| last.saturating_sub(first) + 1).sum()
+        self.0.iter().map(|&(first, last)| last.saturating_sub(first).saturating_add(1)).fold(0, u64::saturating_add)
+    }
+
+    /// Whether each pair is a range. What was decoded is.
+    ///
+    /// # Errors
+    /// [`NoRange`] for the first that is none.
+    pub fn check(&self) -> Result<(), NoRange> {
+        match self.0.iter().find(|&&(first, last)| first > last || last == u64::MAX) {
+            Some(&(first, last)) => Err(NoRange { first, last }),
+            None => Ok(()),
+        }
     }
 }
 
@@ -171,9 +193,20 @@ impl From<&Ranges> for RangeSet {
     }
 }
 
-impl From<Ranges> for RangeSet {
-    fn from(ranges: Ranges) -> Self {
-        RangeSet::from(&ranges)
+impl TryFrom<Vec<(u64, u64)>> for Ranges {
+    type Error = NoRange;
+
+    fn try_from(pairs: Vec<(u64, u64)>) -> Result<Self, NoRange> {
+        let ranges = Ranges(pairs);
+        ranges.check().map(|()| ranges)
+    }
+}
+
+impl TryFrom<Ranges> for RangeSet {
+    type Error = NoRange;
+
+    fn try_from(ranges: Ranges) -> Result<Self, NoRange> {
+        ranges.check().map(|()| RangeSet::from(&ranges))
     }
 }
 
@@ -200,6 +233,18 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn what_is_stored_and_no_range_is_refused_when_it_is_read() {
+        for wrong in ["[[1,2],[5,4]]", "[[0,18446744073709551615]]"] {
+            assert!(serde_json::from_str::<Ranges>(wrong).unwrap_err().to_string().contains("is no range"), "{wrong}");
+            assert!(serde_json::from_str::<RangeSet>(wrong).is_err(), "{wrong}");
+        }
+        let right = Ranges(vec![(1, 2), (4, u64::MAX - 1)]);
+        let stored = serde_json::to_string(&right).unwrap();
+        assert_eq!(serde_json::from_str::<Ranges>(&stored).unwrap(), right);
+        assert_eq!(serde_json::from_str::<RangeSet>(&stored).unwrap(), RangeSet::from(&right));
+    }
 
     proptest! {
         #[test]

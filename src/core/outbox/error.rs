@@ -1,6 +1,7 @@
 //! Why an event can't be folded.
 
-use crate::core::types::{InstanceId, LaneKey, SendNo, Seq};
+use crate::core::ranges::NoRange;
+use crate::core::types::{ConnectionName, InstanceId, LaneKey, SendNo, Seq};
 
 /// Why an event does not fit what came before. Either a fault of Tidings or a damaged log; never folded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -15,6 +16,24 @@ pub enum FoldError {
         lane: LaneKey,
         /// The send.
         send: SendNo,
+    },
+    /// A pair of sends that is no range.
+    #[error("of lane {lane}, {range}")]
+    NoRange {
+        /// The lane.
+        lane: LaneKey,
+        /// The pair.
+        range: NoRange,
+    },
+    /// More lanes than a connection may ever have.
+    #[error("lanes {first} and the {count} from there on are too many for {connection}")]
+    TooManyLanes {
+        /// The connection.
+        connection: ConnectionName,
+        /// The first one.
+        first: u32,
+        /// How many.
+        count: u32,
     },
     /// A lane number that was used before.
     #[error("lane {0} exists already")]

@@ -50,6 +50,9 @@ use super::event::{Event, LanePurpose, Proof};
 use super::ranges::Ranges;
 use super::types::{ConnectionName, InstanceId, LaneKey, SendNo, Seq};
 
+/// One event makes so many lanes at most: many times what a connection may be given.
+const MOST_LANES: u32 = 4_096;
+
 /// The projection of the whole log.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Outbox {
@@ -351,12 +354,16 @@ impl Outbox {
             Ok(())
         };
         let one = |send: SendNo| std::iter::once(send.0);
+        let ranges = |lane: &LaneKey, sends: &Ranges| sends.check().map_err(|range| FoldError::NoRange { lane: lane.clone(), range });
         match event {
             Event::Accepted(accepted) => lane_of(&accepted.lane).map(|_| ()),
             Event::Carried(carried) => lane_of(&carried.accepted.lane).map(|_| ()),
-            Event::SessionOpened { lane, .. } => lane_of(lane).map(|_| ()),
+            Event::SessionOpened { lane, repeated, .. } => lane_of(lane).and_then(|_| ranges(lane, repeated)),
             Event::Released { lane, sends } => pending(lane, &mut sends.iter().map(|send| send.0)),
-            Event::Delivered { lane, sends, .. } | Event::Expired { lane, sends, .. } => pending(lane, &mut sends.iter()),
+            Event::Delivered { lane, sends, .. } | Event::Expired { lane, sends, .. } => {
+                ranges(lane, sends)?;
+                pending(lane, &mut sends.iter())
+            }
             Event::Refused { delivery, .. } => pending(&delivery.lane, &mut one(delivery.send)),
             Event::Resent { delivery, .. } | Event::DeadLettered { delivery, .. } => {
                 if lane_of(&delivery.lane)?.waiting.contains_key(&delivery.send) {
@@ -370,6 +377,7 @@ impl Outbox {
             },
             Event::Discarded { lane: key, sends, dead, .. } => {
                 let lane = lane_of(key)?;
+                ranges(key, sends)?;
                 let there = |send: SendNo| match dead {
                     true => lane.dead.contains_key(&send),
                     false => lane.is_pending(send) || lane.waiting.contains_key(&send),
@@ -380,6 +388,9 @@ impl Outbox {
                 }
             }
             Event::LanesChanged { connection, first, count, .. } => {
+                if *count > MOST_LANES || first.checked_add(*count).is_none() {
+                    return Err(FoldError::TooManyLanes { connection: connection.clone(), first: *first, count: *count });
+                }
                 let taken = |number: &u32| self.connections.get(connection).is_some_and(|known| known.lanes.contains_key(number));
                 match (*first..first + count).find(taken) {
                     Some(lane) => Err(FoldError::LaneExists(LaneKey { connection: connection.clone(), lane })),

@@ -30,6 +30,29 @@ fn delivered(lane: u32, send: u64) -> Event {
     Event::Delivered { lane: key(lane), sends: Ranges::one(send), proof: Proof::PubAck, at: Millis(1) }
 }
 
+#[test]
+fn what_is_no_range_and_lanes_without_number_do_not_fit() {
+    let mut outbox = with_lanes();
+    for at in 0..3 {
+        outbox.apply(&Event::Accepted(Arc::new(accepted(0, at)))).unwrap();
+    }
+    let before = outbox.clone();
+    let (lane, at, by) = (key(0), Millis(1), String::new);
+    for sends in [Ranges(vec![(2, 1)]), Ranges(vec![(0, 0), (7, 2)]), Ranges(vec![(0, u64::MAX)])] {
+        let discarded = |dead| Event::Discarded { lane: lane.clone(), sends: sends.clone(), dead, by: by(), reason: by(), at };
+        let delivered = Event::Delivered { lane: lane.clone(), sends: sends.clone(), proof: Proof::PubAck, at };
+        let expired = Event::Expired { lane: lane.clone(), sends: sends.clone(), at };
+        for event in [delivered, expired, discarded(true), discarded(false)] {
+            assert!(matches!(outbox.apply(&event), Err(FoldError::NoRange { .. })), "{event:?}");
+        }
+    }
+    for (first, count) in [(2, u32::MAX), (u32::MAX, 2), (2, MOST_LANES + 1)] {
+        let event = Event::LanesChanged { connection: "mqtt".into(), first, count, purpose: LanePurpose::Fresh, at };
+        assert!(matches!(outbox.apply(&event), Err(FoldError::TooManyLanes { .. })), "{event:?}");
+    }
+    assert_eq!(outbox, before);
+}
+
 /// Where every delivery stands, kept the plain way.
 #[derive(Default)]
 struct Plain {

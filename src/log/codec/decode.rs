@@ -11,8 +11,8 @@ use crate::log::Page;
 pub struct Parsed<'a> {
     /// Its fixed part.
     pub header: Header,
-    index: &'a [u8],
-    body: &'a [u8],
+    pub(super) index: &'a [u8],
+    pub(super) body: &'a [u8],
 }
 
 /// Reads the page that `bytes` are.
@@ -104,7 +104,8 @@ impl Parsed<'_> {
         if self.index.is_empty() {
             return Ok(Index::default());
         }
-        postcard::from_bytes(self.index).map_err(|error| PageError::Content(format!("index: {error}")))
+        let index: Index = postcard::from_bytes(self.index).map_err(|error| PageError::Content(format!("index: {error}")))?;
+        if index.is_in_order() { Ok(index) } else { Err(PageError::Content("index: a span runs backwards".into())) }
     }
 }
 

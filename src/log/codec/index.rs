@@ -41,6 +41,14 @@ pub struct Touched {
 }
 
 impl Index {
+    /// Whether its spans run from low to high, as those that are written do.
+    pub(super) fn is_in_order(&self) -> bool {
+        fn is_rising<T: PartialOrd>(span: Option<(T, T)>) -> bool {
+            span.is_none_or(|(low, high)| low <= high)
+        }
+        is_rising(self.times) && self.touched.iter().all(|touched| is_rising(touched.sends) && is_rising(touched.ids))
+    }
+
     /// Whether the page may hold a report with `key` (such as `t:acme`); false is certain.
     pub fn may_hold(&self, key: &str) -> bool {
         let bits = self.filter.len() as u64 * 8;

@@ -213,6 +213,12 @@ fn the_index_finds_a_report_without_decoding() {
     assert_eq!(index.times.unwrap().0, Millis(5));
     let touched = Touched { lane: lane(2), sends: Some((SendNo(9), SendNo(40))), ids: Some((Seq(3), Seq(7))) };
     assert_eq!(index.touched, [touched]);
+    for spans in [(Some((SendNo(40), SendNo(9))), None), (None, Some((Seq(7), Seq(3))))] {
+        let touched = vec![Touched { lane: lane(2), sends: spans.0, ids: spans.1 }];
+        let bytes = postcard::to_allocvec(&Index { touched, ..index.clone() }).unwrap();
+        let parsed = Parsed { index: &bytes, ..parse(TAG, &pages[0].bytes).unwrap() };
+        assert!(matches!(parsed.index(), Err(PageError::Content(_))), "{spans:?}: a span that runs backwards");
+    }
 }
 
 #[test]

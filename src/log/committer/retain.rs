@@ -136,6 +136,7 @@ impl Committer {
         let Some(commands) = self.own.upgrade() else { return };
         let (from, to) = (self.outbox.oldest_generation().unwrap_or(Seq::FIRST), self.outbox.next());
         let carry = move || {
+            let mut ended = CarrierEnded { commands: &commands, weight: None };
             // Of what is found by counting nothing has been told: it was never refused.
             let ids = stragglers.iter().filter_map(|straggler| Some(straggler.known?.0)).collect();
             let histories = history::tell(reader.as_ref(), &ids, from, to).unwrap_or_else(|error| {
@@ -160,11 +161,22 @@ impl Committer {
                 }
                 Err(error) => tracing::warn!(%error, "stragglers could not be carried forward; their generation stays"),
             };
-            // The committer is gone: nothing to tell.
-            let weight = (weight > limit).then_some(weight);
-            let _ = commands.blocking_send(Command::CarriedForward { weight });
+            ended.weight = (weight > limit).then_some(weight);
         };
         self.is_carrying = std::thread::Builder::new().name("carrier".into()).spawn(carry).is_ok();
+    }
+}
+
+/// Says at the end of the carrier that it has ended, however it does: nothing is carried as long as the committer takes one to be under way.
+struct CarrierEnded<'a> {
+    commands: &'a mpsc::Sender<Command>,
+    weight: Option<u64>,
+}
+
+impl Drop for CarrierEnded<'_> {
+    fn drop(&mut self) {
+        // Without a committer there is nobody to tell.
+        let _ = self.commands.blocking_send(Command::CarriedForward { weight: self.weight });
     }
 }
 
