@@ -116,7 +116,7 @@ impl Reading {
             let _place = place;
             search(&log, oldest, before, limit, Budget::of_a_request())
         });
-        let found = searching.await.unwrap_or_else(|_| Ok((Vec::new(), None)));
+        let found = searching.await.map_err(|_| ApiError::internal("a fault in Tidings; its log says more"))?;
         let (audit, next) = found.map_err(unreadable)?;
         Ok(Audit { audit, next_cursor: next.map(cursor) })
     }
