@@ -14,8 +14,10 @@ use crate::core::outbox::{Connection, LaneSet};
 use crate::core::retry::RetryPolicy;
 use crate::core::session::Settings;
 use crate::core::types::{ConnectionName, LaneKey, PACKET_IDS};
+use crate::delivery::board::{Board, LaneState};
 use crate::delivery::codec::Credentials;
 use crate::delivery::lane::{self, LaneConfig, LaneError, Surroundings};
+use crate::delivery::precedence::Turn;
 use crate::ingest::lanes::LaneSpan;
 use crate::log::StoreId;
 use crate::log::committer::{CommitError, LogHandle, now};
@@ -263,6 +265,7 @@ pub(super) async fn supervise(
             Some(Err(error)) if error.is_panic() => {
                 let key = &config.settings.lane;
                 tracing::error!(lane = %key, "the lane panicked, which is a fault in Tidings: please report it; it starts again from the log");
+                note_panic(key, &around.board, &around.turn);
             }
             Some(Err(_)) => return,
         }
@@ -275,6 +278,16 @@ pub(super) async fn supervise(
         }
         wait = (wait * 2).min(AFTER_FAILURE_AT_MOST);
     }
+}
+
+/// A lane that has panicked could not say itself that it is not connected any more, and sends nothing until it starts again.
+fn note_panic(key: &LaneKey, board: &Board, turn: &Turn) {
+    turn.say(false);
+    board.post(key, |status| {
+        status.state = LaneState::BackingOff;
+        status.in_flight = 0;
+        status.last_error = Some((now(), "the lane panicked, which is a fault in Tidings; it starts again from the log".to_owned()));
+    });
 }
 
 async fn cut_off(cut: &mut watch::Receiver<bool>, kept: &mut Option<watch::Receiver<bool>>) {
@@ -299,6 +312,21 @@ async fn turned(flag: &mut watch::Receiver<bool>) {
 mod tests {
     use super::*;
     use crate::config;
+    use crate::delivery::precedence::Precedence;
+
+    #[test]
+    fn a_lane_that_has_panicked_is_not_connected_and_holds_up_no_replay() {
+        let (board, precedence) = (Board::default(), Precedence::default());
+        let (turn, replay) = (precedence.fresh(), precedence.replay());
+        let key = LaneKey { connection: "mqtt".into(), lane: 0 };
+        board.post(&key, |status| (status.state, status.in_flight) = (LaneState::Connected, 3));
+        assert!(replay.gives_way());
+        note_panic(&key, &board, &turn);
+        let status = &board.snapshot()[&key];
+        assert_eq!((status.state, status.in_flight), (LaneState::BackingOff, 0));
+        assert!(status.last_error.as_ref().is_some_and(|(_, what)| what.contains("the lane panicked")), "{status:?}");
+        assert!(!replay.gives_way());
+    }
 
     #[test]
     fn two_connections_and_two_stores_have_client_ids_of_their_own() {
