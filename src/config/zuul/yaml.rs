@@ -36,7 +36,7 @@ pub(super) struct NotYaml {
 }
 
 /// The number of a node of its [`Tree`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct NodeId(usize);
 
 /// Every document of a text.
@@ -107,6 +107,10 @@ pub(super) struct NoEntries {
 struct Collected<'t> {
     entries: Vec<Entry<'t>>,
     known: HashSet<&'t str>,
+    /// The mappings that were gone through: one that comes again brings nothing.
+    seen: HashSet<NodeId>,
+    /// Those that are being gone through, each within the one before.
+    open: Vec<NodeId>,
     merged: usize,
 }
 
@@ -247,6 +251,10 @@ impl<'t> Tree<'t> {
 
     fn collect<'s>(&'s self, id: NodeId, into: &mut Collected<'s>) -> Result<(), NoEntries> {
         let Content::Mapping(pairs) = &self.nodes[id.0].content else { return Ok(()) };
+        if !into.seen.insert(id) {
+            return Ok(());
+        }
+        into.open.push(id);
         let mut own: HashMap<&str, usize> = HashMap::new();
         let mut merges = Vec::new();
         // What stands in the mapping itself goes before all that it merges, and what merged it before both.
@@ -266,14 +274,17 @@ impl<'t> Tree<'t> {
         }
         // Of several the last one counts, and within a list the first one.
         for merge in merges.into_iter().rev() {
-            let sources = match (&self.nodes[merge.0].content, merge) {
-                (Content::List(items), _) => items.clone(),
-                (_, single) => vec![single],
+            let sources = match &self.nodes[merge.0].content {
+                Content::List(items) => items,
+                _ => std::slice::from_ref(&merge),
             };
-            for source in sources {
+            for &source in sources {
                 let refuse = |message: String| Err(NoEntries { line: self.line(merge), key: "<<".to_owned(), message });
                 if !matches!(self.nodes[source.0].content, Content::Mapping(_)) {
                     return refuse("brings a mapping, or a list of mappings".to_owned());
+                }
+                if into.open.contains(&source) {
+                    return refuse("brings a mapping into itself".to_owned());
                 }
                 into.merged += 1;
                 if into.merged > MAX_MERGED {
@@ -282,6 +293,7 @@ impl<'t> Tree<'t> {
                 self.collect(source, into)?;
             }
         }
+        into.open.pop();
         Ok(())
     }
 
@@ -320,6 +332,21 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn what_is_merged_again_and_again_takes_no_more_memory_than_its_text() {
+        let refused = |text: &str| {
+            let (tree, root) = root(text);
+            let mut refused = None;
+            let taken = allocation_counter::measure(|| refused = tree.entries(root).err());
+            assert!(taken.bytes_max < 8 << 20, "{taken:?}");
+            refused.expect("it is refused").message
+        };
+        let itself = format!("&a\nkey: 1\n{}", "<<: *a\n".repeat(50_000));
+        assert_eq!(refused(&itself), "brings a mapping into itself");
+        let another = format!("a: &a {{x: 1}}\n{}", "<<: *a\n".repeat(50_000));
+        assert_eq!(refused(&another), "brings more than 1000 mappings into one");
+    }
 
     fn root(text: &str) -> (Tree<'_>, NodeId) {
         let tree = parse(text).unwrap();
@@ -375,7 +402,7 @@ mod tests {
         }
         let (tree, root) = root(&bomb);
         let Value::List(items) = tree.value(root) else { panic!("a list") };
-        assert!(tree.entries(*items.last().unwrap()).unwrap_err().message.contains("more than 1000 mappings"));
+        assert_eq!(tree.entries(*items.last().unwrap()).unwrap().len(), 1, "each is gone through once");
         // One that is its own part.
         let (tree, root) = super::tests::root("&a {<<: *a}");
         assert!(tree.entries(root).is_err());
