@@ -42,8 +42,9 @@ pub(super) fn folder_name(first: Seq) -> String {
 }
 
 pub(super) fn folder_first(name: &str) -> Option<Seq> {
-    let digits = name.strip_prefix('g').filter(|digits| digits.len() == 20)?;
-    digits.parse().ok().map(Seq)
+    let digits = name.strip_prefix('g').filter(|digits| digits.len() == 20 && digits.bytes().all(|byte| byte.is_ascii_digit()))?;
+    // Positions begin with 1.
+    digits.parse().ok().filter(|first| *first > 0).map(Seq)
 }
 
 /// Names the store in every error.

@@ -75,7 +75,7 @@ pub(in crate::log::sled_log) fn examine(survey: &Survey, progress: &dyn Progress
         state,
         readable: BTreeMap::new(),
         parts: Vec::new(),
-        last: Seq(lowest.0 - 1),
+        last: Seq(lowest.0.saturating_sub(1)),
         placeholders: 0,
         newest_run: 0,
         gaps: Vec::new(),

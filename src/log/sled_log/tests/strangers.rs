@@ -25,6 +25,18 @@ fn a_folder_with_something_else_in_it_is_no_store() {
 }
 
 #[test]
+fn a_folder_that_is_almost_named_like_a_generation_is_none_and_left_alone() {
+    for name in ["g00000000000000000000", "g+0000000000000000001", "g0000000000000000001", "g99999999999999999999"] {
+        let sample = Sample::closed();
+        let folder = sample.path().join(name);
+        fs::create_dir(&folder).unwrap();
+        let before = all(&*sample.opens().log, 1);
+        assert!(folder.is_dir(), "{name}");
+        assert!(!before.is_empty());
+    }
+}
+
+#[test]
 fn a_store_in_use_names_its_holder() {
     let folder = tempfile::tempdir().unwrap();
     let _opened = open(folder.path());
