@@ -21,7 +21,7 @@ use super::fsck::Progress;
 use super::identity::{Found, Identity};
 use super::open::{self, At, folder_name};
 use super::witness::{Testimony, Witness};
-use super::{Options, SledLog, durable, seal};
+use super::{Options, SledLog, durable, room, seal};
 use crate::core::types::{Millis, Seq};
 use crate::failpoint::{self, Point};
 use crate::log::committer::{RecoverError, encode_checkpoint, now, recover};
@@ -377,7 +377,7 @@ fn copy_generations(
     let needed: u64 = folders.iter().map(|(_, folder)| durable::bytes_on_disk(folder)).sum();
     progress.begins("copying", needed);
     open::create_private(to).map_err(|error| BackupError::io(to, &error))?;
-    let free = rustix::fs::statvfs(to).map_or(u64::MAX, |stat| stat.f_bavail * stat.f_frsize);
+    let free = room::known_free(to).unwrap_or(u64::MAX);
     if free < needed {
         return Err(BackupError::NoRoom { path: to.to_owned(), needed, free });
     }

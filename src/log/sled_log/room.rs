@@ -43,7 +43,16 @@ const CHUNK_LEN: usize = 1 << 20;
 
 /// What is left on the file system for this process, in bytes.
 pub(super) fn free(folder: &Path) -> u64 {
-    statvfs(folder).map_or(0, |stat| stat.f_bavail.saturating_mul(stat.f_frsize))
+    known_free(folder).unwrap_or(0)
+}
+
+/// The same; none where the file system does not say. One that is as good as endless has more than there are numbers for.
+pub(super) fn known_free(folder: &Path) -> Option<u64> {
+    statvfs(folder).ok().map(|stat| bytes_of(stat.f_bavail, stat.f_frsize))
+}
+
+fn bytes_of(blocks: u64, size: u64) -> u64 {
+    blocks.saturating_mul(size)
 }
 
 /// What is left on a file system, asked for no more often than it can matter.
@@ -77,7 +86,7 @@ impl Free {
 /// How large the file system is, in bytes; none if it does not say.
 pub(super) fn total(folder: &Path) -> Option<u64> {
     let stat = statvfs(folder).ok()?;
-    Some(stat.f_blocks.saturating_mul(stat.f_frsize)).filter(|bytes| *bytes > 0)
+    Some(bytes_of(stat.f_blocks, stat.f_frsize)).filter(|bytes| *bytes > 0)
 }
 
 /// Whether an error says that the disk, or the user's share of it, is full.
@@ -221,6 +230,13 @@ mod tests {
         assert!(!ballast.release("a test"), "once is all");
         ballast.restore(u64::MAX >> 1);
         assert_eq!(blocks(), 0, "not where nothing would be left beside it");
+    }
+
+    #[test]
+    fn a_file_system_with_more_bytes_than_numbers_has_room() {
+        assert_eq!(bytes_of(1 << 60, 4_096), u64::MAX);
+        let folder = tempfile::tempdir().unwrap();
+        assert!(known_free(folder.path()).is_some() && known_free(Path::new("/no/such/folder")).is_none());
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use super::identity::{self, Found, Identity};
 use super::open::{self, At};
-use super::{durable, seal};
+use super::{durable, room, seal};
 use crate::failpoint::{self, Point};
 use crate::log::OpenError;
 use crate::migrations::{self, Step};
@@ -128,7 +128,7 @@ fn copy_beside(at: &At<'_>, known: u32, needed: u64) -> Result<PathBuf, OpenErro
     let (Some(parent), Some(name)) = (store.parent(), store.file_name()) else {
         return Err(at.io("it is the root of the file system, and a copy has to be made beside it before it is migrated"));
     };
-    let free = rustix::fs::statvfs(parent).map_or(u64::MAX, |stat| stat.f_bavail * stat.f_frsize);
+    let free = room::known_free(parent).unwrap_or(u64::MAX);
     if free < needed {
         return Err(at.io(format!(
             "a copy of it has to be made before it is migrated, which takes {needed} bytes in {}, and {free} are free there; nothing was changed",

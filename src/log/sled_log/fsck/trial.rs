@@ -10,6 +10,7 @@ use crate::log::sled_log::Options;
 use crate::log::sled_log::database::Database;
 use crate::log::sled_log::durable;
 use crate::log::sled_log::open::At;
+use crate::log::sled_log::room;
 use crate::log::sled_log::shown::{check_shown, read_checkpoint};
 
 /// A folder that goes away with this.
@@ -31,7 +32,7 @@ pub(in crate::log::sled_log) fn trial(survey: &Survey) -> Result<Option<Finding>
     let folder = survey.folder(testimony.generation);
     let scratch = std::env::temp_dir().join(format!("tidings-fsck-{:016x}", getrandom::u64().map_err(|error| error.to_string())?));
     let needed = durable::bytes_on_disk(&folder);
-    let free = rustix::fs::statvfs(std::env::temp_dir()).map_or(u64::MAX, |stat| stat.f_bavail * stat.f_frsize);
+    let free = room::known_free(&std::env::temp_dir()).unwrap_or(u64::MAX);
     let not_tried = |why: String| format!("whether the database shows all that is in its raw file was not tried: {why}");
     if free < needed.saturating_mul(2) {
         return Err(not_tried(format!(

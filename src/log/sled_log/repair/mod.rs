@@ -26,7 +26,7 @@ use super::fsck::{self, Examination, Lost, Progress, Report, Survey};
 use super::identity::Identity;
 use super::open::{self, At, Whole, folder_name};
 use super::witness::{Testimony, Witness};
-use super::{Active, Options, SledLog, durable, seal};
+use super::{Active, Options, SledLog, durable, room, seal};
 use crate::core::event::Event;
 use crate::core::outbox::Outbox;
 use crate::core::outbox::salvage::REPAIRED_BY;
@@ -195,7 +195,7 @@ impl Beside {
         let time = humantime::format_rfc3339_seconds(SystemTime::now()).to_string().replace([':', '-'], "");
         let place = |n: u32| parent.join(if n == 0 { format!("{old}{time}") } else { format!("{old}{time}-{n}") });
         let other = (0..).map(place).find(|place| !place.exists() && !quarantine_of(place).exists()).expect("a number is free");
-        let free = rustix::fs::statvfs(parent).map_or(u64::MAX, |stat| stat.f_bavail * stat.f_frsize);
+        let free = room::known_free(parent).unwrap_or(u64::MAX);
         let needed = durable::tree_on_disk(store).saturating_add(ROOM);
         if free < needed {
             return Err(RepairError::NoRoom { path: parent.to_owned(), needed, free });
