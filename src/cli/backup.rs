@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use clap::Args;
 use serde_json::json;
@@ -146,7 +146,7 @@ impl Drop for Hold {
 
 fn text(args: &BackupArgs, store: &Path, copied: &Copied) -> String {
     let manifest = &copied.manifest;
-    let time = humantime::format_rfc3339_seconds(SystemTime::UNIX_EPOCH + Duration::from_millis(manifest.taken.0)).to_string();
+    let time = manifest.taken.rfc3339();
     if args.json {
         let answer = json!({
             "store": store, "store_id": manifest.store_id().to_string(), "backup": args.target, "position": manifest.position,

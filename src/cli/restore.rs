@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime};
 
 use clap::Args;
 use serde_json::json;
@@ -40,7 +39,7 @@ pub fn run(args: &RestoreArgs) -> ExitCode {
         Err(error) => return output::complain(&error.to_string()),
     };
     let manifest = &copied.manifest;
-    let time = humantime::format_rfc3339_seconds(SystemTime::UNIX_EPOCH + Duration::from_millis(manifest.taken.0)).to_string();
+    let time = manifest.taken.rfc3339();
     if args.json {
         let answer = json!({
             "store": store, "store_id": manifest.store_id().to_string(), "backup": args.backup, "position": manifest.position,

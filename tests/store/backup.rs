@@ -32,6 +32,21 @@ fn load(tidings: &Tidings, stop: &Arc<AtomicBool>) -> std::thread::JoinHandle<Le
 }
 
 #[test]
+fn a_backup_with_a_date_that_no_calendar_has_is_restored() {
+    let original = Tidings::start(&(connection(9, "") + PIPELINES));
+    let (backup, url) = (original.folder().join("backup"), format!("http://{}", original.address()));
+    assert_eq!(tidings(&["backup", text(&backup), "--url", &url]).code, Some(0));
+    // As a host's clock that had gone mad would have dated it.
+    let written = std::fs::read_to_string(backup.join("backup")).unwrap();
+    let mut content: serde_json::Value = serde_json::from_str(written.lines().next().unwrap()).unwrap();
+    content["taken"] = u64::MAX.into();
+    let crc = crc32c::crc32c(content.to_string().as_bytes());
+    std::fs::write(backup.join("backup"), format!("{content}\ncrc {crc:08x}\n")).unwrap();
+    let restored = tidings(&["restore", text(&backup), "--store", text(&original.folder().join("restored")), "--json"]);
+    assert_eq!((restored.code, restored.json()["taken"].as_str()), (Some(0), Some("9999-12-31T23:59:59.999Z")), "{restored:?}");
+}
+
+#[test]
 fn a_backup_taken_under_load_and_restored_elsewhere_delivers_what_was_pending_in_it() {
     let mut mosquitto = Mosquitto::start(PERSISTENT);
     let subscriber = Subscriber::start(mosquitto.port);
