@@ -62,9 +62,16 @@ pub(super) struct State {
     #[serde(default)]
     pub(super) closed_at: Option<u64>,
     /// Oldest first; never empty.
+    #[serde(deserialize_with = "at_least_one")]
     pub(super) generations: Vec<Part>,
     /// Oldest first, two at most.
     pub(super) checkpoints: Vec<Mark>,
+}
+
+/// There is no log without a generation: whoever writes `state` by hand, or another program, is told so, and the store is not opened.
+fn at_least_one<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<Part>, D::Error> {
+    let parts = Vec::deserialize(deserializer)?;
+    if parts.is_empty() { Err(serde::de::Error::custom("it names no generation")) } else { Ok(parts) }
 }
 
 /// A generation: a range of the stream.

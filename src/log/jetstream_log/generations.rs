@@ -98,6 +98,15 @@ mod tests {
     }
 
     #[test]
+    fn a_state_that_names_no_generation_is_refused_when_it_is_read() {
+        let stored = serde_json::to_string(&State::fresh()).unwrap();
+        assert_eq!(serde_json::from_str::<State>(&stored).unwrap(), State::fresh());
+        let mut state: serde_json::Value = serde_json::from_str(&stored).unwrap();
+        state["generations"] = serde_json::json!([]);
+        assert!(serde_json::from_value::<State>(state).unwrap_err().to_string().contains("it names no generation"));
+    }
+
+    #[test]
     fn what_instances_say_is_put_together_and_what_is_dropped_stays_so() {
         let mut state = State::fresh();
         let mark = |next: u64| Mark { next: Seq(next), message: next, id: next.to_string(), parts: 1 };
