@@ -20,7 +20,7 @@ pub async fn run(bench: &Bench) -> Result<Vec<Measured>, BenchError> {
     let plan = &bench.plan;
     let reports = pool(plan.kind, plan.seed);
     let (single, batches) = (Requests::single(&reports), Requests::ndjson(&reports, BATCH));
-    let (_, singles) = single.for_reports(plan.share(0.25));
+    let (_, singles) = single.for_reports(plan.share(0.5));
     let (_, batched) = batches.for_reports(plan.reports);
     let dropping = "the same server, dropping the body";
     let mut one = Measured::rate(Section::Http, "single reports, 64 connections", singles).against(dropping).bar(Bar::AtLeast(0.6));
