@@ -28,6 +28,7 @@ use tokio::time::{Instant, sleep_until};
 use super::deliveries::scan::take_number;
 use super::deliveries::story::proof_of;
 use crate::core::event::{DeliveryRef, Event};
+use crate::core::handover::is_move;
 use crate::core::outbox::job_name;
 use crate::core::ranges::Ranges;
 use crate::core::types::{LaneKey, Millis, SendNo, Seq};
@@ -305,7 +306,7 @@ impl Follower {
             Event::Delivered { lane, sends, proof, .. } => ("delivered", of_many(lane, sends, json!({ "proof": proof_of(*proof).0 }))),
             Event::Expired { lane, sends, .. } => ("expired", of_many(lane, sends, json!({}))),
             Event::Discarded { lane, sends, dead, by, reason, .. } => {
-                let name = if reason.starts_with("moved to ") { "moved" } else { "discarded" };
+                let name = if is_move(reason) { "moved" } else { "discarded" };
                 (name, of_many(lane, sends, json!({ "dead": dead, "by": by, "reason": reason })))
             }
             Event::Refused { delivery, code, attempts, retry_at, .. } => {

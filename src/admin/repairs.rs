@@ -22,6 +22,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::deliveries::query::Asked;
 use crate::core::event::Accepted;
+use crate::core::handover::{MOVED_TO, is_move};
 use crate::core::search::Filter;
 use crate::core::types::{Millis, Seq};
 use crate::log::committer::now;
@@ -201,6 +202,9 @@ fn decision(act: Act, caller: &Caller, wanted: Wanted) -> Result<Decision, ApiEr
     let Wanted { ids, filter, by, reason, dry_run, even_in_flight, state } = wanted;
     let by = caller.decides(by.as_deref())?;
     let reason = question::reason(reason)?;
+    if reason.as_deref().is_some_and(is_move) {
+        return Err(invalid("reason", format!("the histories take one that begins with {MOVED_TO:?} for that of a move; use other words")));
+    }
     match (act, state.as_deref()) {
         // Said, so that nobody gives up what is pending who meant what is dead.
         (Act::DiscardPending, Some("pending")) | (Act::Requeue | Act::DiscardDead, None | Some("dead")) => {}

@@ -18,6 +18,14 @@ use super::event::{Accepted, Event};
 use super::ranges::RangeSet;
 use super::types::{ConnectionName, LaneKey, Millis, SendNo, Seq};
 
+/// How the reason of a move begins. The log has no other sign of one, so nobody's own reason may begin like this.
+pub const MOVED_TO: &str = "moved to ";
+
+/// Whether what ended for this reason goes on at another connection.
+pub fn is_move(reason: &str) -> bool {
+    reason.starts_with(MOVED_TO)
+}
+
 /// Who gives what to whom.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Handover {
@@ -56,7 +64,7 @@ impl Handover {
             sends: sends.to_ranges(),
             dead: false,
             by: by.clone(),
-            reason: format!("moved to {to}"),
+            reason: format!("{MOVED_TO}{to}"),
             at,
         });
         let begun = given.into_iter().map(|given| {

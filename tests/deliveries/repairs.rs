@@ -267,6 +267,13 @@ fn what_makes_no_sense_changes_nothing_and_is_named() {
         (requeue, json!({"by": " ", "ids": [id]}).to_string(), 422, "invalid_query", Some("by")),
         (requeue, json!({"by": "a\u{1b}b", "ids": [id]}).to_string(), 422, "invalid_query", Some("by")),
         (requeue, json!({"by": "ops", "reason": "", "ids": [id]}).to_string(), 422, "invalid_query", Some("reason")),
+        (
+            "/v1/dead/discard",
+            json!({"by": "ops", "reason": "moved to B by hand", "ids": [id]}).to_string(),
+            422,
+            "invalid_query",
+            Some("reason"),
+        ),
         (requeue, json!({"by": "ops", "filter": {"topic": "a#"}}).to_string(), 422, "invalid_query", Some("topic")),
         (requeue, json!({"by": "ops", "filter": {"tenat": "a"}}).to_string(), 400, "invalid_json", None),
         (requeue, json!({"by": "ops", "filter": {}, "state": "pending"}).to_string(), 422, "invalid_query", Some("state")),

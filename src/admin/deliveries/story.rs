@@ -9,6 +9,7 @@ use super::answers::{Chapter, Named, Row, Story};
 use super::budget::Budget;
 use super::scan::{deliveries, not_gone, take_number};
 use crate::core::event::{Accepted, Event, Proof};
+use crate::core::handover::is_move;
 use crate::core::outbox::REPLAY_PROPERTY;
 use crate::core::ranges::Ranges;
 use crate::core::retry::reason_name;
@@ -282,7 +283,7 @@ impl Teller {
                 Chapter { by: Some(by.clone()), ..chapter(at, when, "requeued", format!("requeued by {by}")) }
             }
             Event::Discarded { lane, sends, by, reason, .. } if holds(lane, sends) => {
-                let event = if reason.starts_with("moved to ") { "moved" } else { "discarded" };
+                let event = if is_move(reason) { "moved" } else { "discarded" };
                 let says = if event == "moved" { format!("{reason} by {by}") } else { format!("discarded by {by}: {reason}") };
                 Chapter { by: Some(by.clone()), ..chapter(at, when, event, says) }
             }

@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::core::event::{Accepted, DeliveryRef, Event};
+use crate::core::handover::is_move;
 use crate::core::ranges::{RangeSet, Ranges};
 use crate::core::types::{LaneKey, Millis, SendNo, Seq};
 
@@ -146,7 +147,7 @@ impl Jobs {
             Event::Expired { lane, sends, .. } => self.settle(lane, sends, |job, count| job.given_up += count),
             Event::Discarded { lane, sends, dead, reason, .. } => {
                 // What is moved goes on as the same job's, under another number.
-                let is_moved = reason.starts_with("moved to ");
+                let is_moved = is_move(reason);
                 self.settle(lane, sends, |job, count| {
                     job.dead = job.dead.saturating_sub(if *dead { count } else { 0 });
                     job.given_up += if is_moved { 0 } else { count };
