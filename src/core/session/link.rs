@@ -388,11 +388,14 @@ impl Session {
         let has_suspect = self.on_death(now, has_progressed);
         self.moving_to = None;
         self.failures = if has_progressed { 1 } else { self.failures.saturating_add(1) };
-        let mut unsent = Vec::new();
+        let (mut unsent, mut lost) = (Vec::new(), 0);
         self.way.change_all(|in_flight| match in_flight.state {
             // At most once: what did not leave was not sent. What left is done by then. In a resumed session it keeps its place before what is in doubt.
             Send::Sent if in_flight.qos == Qos::AtMostOnce && !was_resuming => unsent.push(in_flight.delivery.send),
-            Send::Sent => in_flight.state = Send::InDoubt,
+            Send::Sent => {
+                in_flight.state = Send::InDoubt;
+                lost += u64::from(in_flight.qos != Qos::AtMostOnce);
+            }
             Send::Releasing => (in_flight.state, in_flight.may_be_complete) = (Send::Releasable, true),
             Send::InDoubt | Send::Recording | Send::Releasable => {}
         });
@@ -430,7 +433,7 @@ impl Session {
         if has_connected {
             self.prefer_first();
         }
-        self.out.push_back(Output::Note(Note::Disconnected { reason, retry_at }));
+        self.out.push_back(Output::Note(Note::Disconnected { reason, retry_at, lost }));
         self.is_retiring = false;
         self.link = if self.is_draining { Link::Stopped } else { Link::Down { retry_at, plan: Plan::Decide } };
     }

@@ -232,6 +232,8 @@ pub enum Note {
         reason: String,
         /// When it is tried again.
         retry_at: Millis,
+        /// So many were sent on it, and not answered.
+        lost: u64,
     },
     /// A connection was closed on purpose, to go on with a clean one, or because the lane has stopped.
     Closed,
@@ -274,6 +276,8 @@ pub enum Note {
         qos: Qos,
         /// Why.
         reason: String,
+        /// Whether the broker has answered that it does not take it.
+        is_answered: bool,
     },
     /// The time limit of a delivery passed before it was sent.
     Expired {

@@ -210,9 +210,10 @@ impl Session {
     pub(super) fn dead(&mut self, now: Millis, delivery: Delivery, reason: DeadReason) {
         self.refused_at.remove(&delivery.id);
         let (id, send, qos) = (delivery.id, delivery.send, delivery.qos);
-        self.out.push_back(Output::Note(Note::Dead { id, send, qos, reason: reason.message.clone() }));
+        let is_answered = reason.broker_code.is_some();
+        self.out.push_back(Output::Note(Note::Dead { id, send, qos, reason: reason.message.clone(), is_answered }));
         let reference = self.reference(&delivery);
-        let attempts = delivery.attempts + u32::from(reason.broker_code.is_some());
+        let attempts = delivery.attempts + u32::from(is_answered);
         self.record.events.push(Event::DeadLettered { delivery: reference, reason, attempts, at: now });
         self.finish(&delivery, End::Dead);
     }

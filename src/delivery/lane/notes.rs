@@ -2,6 +2,7 @@
 
 use super::Lane;
 use crate::core::event::LanePurpose;
+use crate::core::retry::code::HUNG_UP;
 use crate::core::session::Note;
 use crate::core::types::Qos;
 use crate::delivery::board::LaneState;
@@ -47,9 +48,9 @@ impl Lane<'_> {
                 self.set_state(LaneState::Suspended);
                 self.around.board.post(&self.key, |status| status.last_error = Some((now(), reason.to_owned())));
             }
-            Note::Disconnected { reason, retry_at } => {
+            Note::Disconnected { reason, retry_at, lost } => {
                 self.has_held = false;
-                attempts("lost", self.session.in_flight() as u64);
+                attempts("lost", lost);
                 metrics.tidings_reconnects_total.with_label_values(&[connection]).inc();
                 let wait_ms = retry_at.since(self.clock.now());
                 tracing::warn!(lane = %key, reason, wait_ms, "no connection to the broker; reports are kept and it is tried again");
@@ -71,14 +72,15 @@ impl Lane<'_> {
                 done.count(latency_s);
             }
             Note::Refused { id, code, reason, retry_at, .. } => {
-                attempts("refused", 1);
+                // One at which the broker hung up was lost with its connection, and counted there.
+                attempts("refused", u64::from(code != HUNG_UP));
                 let wait_ms = retry_at.since(self.clock.now());
                 let name = crate::core::retry::reason_name(code);
                 let words = reason.unwrap_or_default();
                 tracing::warn!(lane = %key, delivery = %id, code = format!("0x{code:02x}"), name, words, wait_ms, "the broker refused a report");
             }
-            Note::Dead { id, qos, reason, .. } => {
-                attempts("refused", 1);
+            Note::Dead { id, qos, reason, is_answered, .. } => {
+                attempts("refused", u64::from(is_answered));
                 metrics.tidings_deliveries_total.with_label_values(&[connection, qos.label(), "dead"]).inc();
                 tracing::error!(lane = %key, delivery = %id, reason, "a report became a dead letter");
             }

@@ -67,6 +67,8 @@ pub(super) struct World {
     pub(super) looking: Option<usize>,
     pub(super) poisoned: BTreeSet<Seq>,
     pub(super) suspended: u64,
+    /// So many sends were lost with their connections.
+    pub(super) lost: u64,
     /// What the brokers took at most before everything was mended.
     pub(super) maximum_qos: Qos,
     pub(super) client: Option<(String, bool)>,
@@ -193,6 +195,7 @@ impl World {
             looking: None,
             poisoned: BTreeSet::new(),
             suspended: 0,
+            lost: 0,
             maximum_qos: story.maximum_qos,
             story,
             now: Millis(1),
@@ -277,6 +280,7 @@ impl World {
                 self.known.insert(to, id);
             }
             Output::Note(Note::Suspended { .. }) => self.suspended += 1,
+            Output::Note(Note::Disconnected { lost, .. }) => self.lost += lost,
             Output::Note(_) => {}
         }
     }
