@@ -31,6 +31,7 @@ use crate::admin::settings::Settings;
 use crate::config::{Config, ConnectionConfig, GapNotice};
 use crate::core::notice::NoticeTo;
 use crate::core::types::{ConnectionName, LaneKey};
+use crate::ingest::mqtt::access::Access;
 use crate::ingest::routing::{InForce, Routing};
 use crate::log::committer::{Limits, LogHandle, now};
 use crate::metrics::Metrics;
@@ -61,6 +62,8 @@ pub(super) struct Control {
     pub(super) settings: watch::Sender<Settings>,
     /// What is asked of whoever comes over HTTP.
     pub(super) rules: watch::Sender<Arc<Rules>>,
+    /// And over MQTT.
+    pub(super) publishers: watch::Sender<Access>,
     pub(super) pools: Pools,
     /// Where gap notices go, for whoever has to tell of a gap.
     pub(super) notices: watch::Sender<Option<NoticeTo>>,

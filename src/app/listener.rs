@@ -49,23 +49,28 @@ fn inherited(address: SocketAddr) -> std::io::Result<Option<TcpListener>> {
     Ok(None)
 }
 
+/// Who may publish, as this configuration has it. Tidings' own client ids are those of its connections.
+pub(super) fn access(config: &Config, log: &LogHandle) -> Access {
+    let own_client_ids = config.connections.iter().map(|connection| lanes::client_id(connection, log.store_id())).collect();
+    Access { login: config.listener.as_ref().and_then(|listener| listener.login.clone()), own_client_ids }
+}
+
 /// Serves publishers until `stopping`.
 pub(super) fn serve(
     bound: Bound,
-    config: &Config,
+    access: watch::Receiver<Access>,
     log: &LogHandle,
     routing: InForce,
     metrics: &Arc<Metrics>,
     stopping: watch::Receiver<bool>,
 ) -> JoinHandle<()> {
     let Bound { socket, address, config: listener } = bound;
-    let own_client_ids = config.connections.iter().map(|connection| lanes::client_id(connection, log.store_id())).collect();
     let tls = listener.tls.map(|tls| {
         let make = move || tls.acceptor().map_err(|(key, reason)| format!("listener.{key}: {reason}"));
         Box::new(make) as Box<MakeAcceptor>
     });
     let is_encrypted = tls.is_some();
-    let settings = Settings { connection: listener.connection.clone(), access: Access { login: listener.login, own_client_ids }, tls };
+    let settings = Settings { connection: listener.connection.clone(), access, tls };
     let around = Surroundings { log: log.clone(), routing, metrics: Arc::clone(metrics), stopping };
     tracing::info!(listener = %address, tls = is_encrypted, connection = %listener.connection, "MQTT publishers are served");
     tokio::spawn(async move {

@@ -180,7 +180,8 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         // The sender going away is a stop, too.
         let _ = told.wait_for(|stopping| *stopping).await;
     };
-    let listening = bound.map(|bound| (bound.address, listener::serve(bound, &config, &log, routing.clone(), &metrics, stop.clone())));
+    let (publishers, admitted) = watch::channel(listener::access(&config, &log));
+    let listening = bound.map(|bound| (bound.address, listener::serve(bound, admitted, &log, routing.clone(), &metrics, stop.clone())));
     let (door, rules) = access::door(&config, &metrics);
     access::warn(&config.http);
     let http = tokio::spawn(server::serve_behind(door, listener, app, server::Limits::default(), shutdown));
@@ -212,6 +213,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         routing,
         settings,
         rules,
+        publishers,
         pools,
         notices,
         stopping: stop,

@@ -17,9 +17,9 @@ use std::time::Duration;
 
 use super::control::{Control, limits, notice_to, routing, settings};
 use super::lanes::{self, Newest};
-use super::{StartError, access, read_files};
+use super::{StartError, access, listener, read_files};
 use crate::admin::settings::Refused;
-use crate::config::{Config, ConnectionConfig, HttpConfig, StoreConfig};
+use crate::config::{Config, ConnectionConfig, HttpConfig, ListenerConfig, StoreConfig};
 use crate::core::event::Event;
 use crate::core::types::ConnectionName;
 use crate::log::committer::now;
@@ -123,6 +123,9 @@ impl Control {
                 "connection `{name}` is gone, and the MQTT listener publishes to it until a restart: keep it, or restart"
             )));
         }
+        if let Some(message) = config.listener.as_ref().and_then(ListenerConfig::exposure) {
+            return Err(ReloadError::Mistakes(format!("listener.listen: until a restart it is where it was, and {message}")));
+        }
         let files = read_files(&config).await;
         let has_other_files = |name: &ConnectionName| self.files.get(name) != files.get(name);
         let mut changes = compare(&self.config, &config, restart_needed, &has_other_files);
@@ -148,6 +151,7 @@ impl Control {
         let what = differences(&self.config, &config, &changes);
         self.rules.send_replace(access::rules(&config.http));
         access::warn(&config.http);
+        self.publishers.send_replace(listener::access(&config, &self.log));
         self.notices.send_replace(notice_to(&config, &newest));
         self.log.limit(limits(&config)).await.map_err(StartError::from)?;
         self.settings.send_replace(settings(&config, changes.restart_needed.clone()));
@@ -177,10 +181,11 @@ impl Control {
 
 /// What differs, in words for the history. Whoever adds a setting decides here what is said of it.
 fn differences(old: &Config, new: &Config, changes: &Changes) -> Vec<String> {
-    let Config { store, http, listener: _, connections: _, retry, gap_notice, routes, file: _, zuul: _, notes: _ } = new;
+    let Config { store, http, listener, connections: _, retry, gap_notice, routes, file: _, zuul: _, notes: _ } = new;
     let StoreConfig { backend: _, path: _, retention_ms, dead_retention_ms, max_size } = store;
     let HttpConfig { listen: _, max_report, max_batch, tokens, open_metrics, rate, anonymous, tls, notes: _ } = http;
     let Changes { added, changed, removed, restart_needed: _ } = changes;
+    let login = |listener: &Option<ListenerConfig>| listener.as_ref().and_then(|listener| listener.login.clone());
     let connections = [("added", added), ("changed", changed), ("removed", removed)];
     let mut found: Vec<String> = connections
         .iter()
@@ -201,6 +206,7 @@ fn differences(old: &Config, new: &Config, changes: &Changes) -> Vec<String> {
         ("http.rate", *rate != old.http.rate),
         ("http.anonymous", *anonymous != old.http.anonymous),
         ("http.certfile and http.keyfile", *tls != old.http.tls),
+        ("listener.user and its password", login(listener) != login(&old.listener)),
     ];
     found.extend(settings.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name.to_owned()));
     found
@@ -220,7 +226,14 @@ fn keep_until_restart(old: &Config, new: &mut Config) -> Vec<&'static str> {
     keep("store.backend", kept(backend, &old.store.backend));
     keep("store.path", kept(path, &old.store.path));
     keep("http.listen", kept(listen, &old.http.listen));
-    keep("listener", kept(listener, &old.listener));
+    match (listener, &old.listener) {
+        (Some(ListenerConfig { listen, connection, login: _, tls, anonymous: _ }), Some(old)) => {
+            keep("listener.listen", kept(listen, &old.listen));
+            keep("listener.connection", kept(connection, &old.connection));
+            keep("listener.certfile, keyfile and client_ca", kept(tls, &old.tls));
+        }
+        (listener, old) => keep("listener", kept(listener, old)),
+    }
     keys
 }
 
@@ -285,6 +298,25 @@ mod tests {
         assert_eq!(new.http.exposure(new.http.listen), None);
         keep_until_restart(&old, &mut new);
         assert!(new.http.exposure(new.http.listen).is_some());
+    }
+
+    #[test]
+    fn of_the_listener_who_may_publish_changes_and_where_it_listens_waits_for_a_restart() {
+        let with = |listen: &str, more: &str| {
+            config(&format!("connection.a.driver = 'mqtt'\n[listener]\nlisten = '{listen}'\nconnection = 'a'\n{more}"))
+        };
+        let old = with("192.0.2.1:1", "user = 'ci'\npassword = 'old'");
+        let mut new = with("192.0.2.1:2", "user = 'ci'\npassword = 'new'");
+        assert_eq!(keep_until_restart(&old, &mut new), ["listener.listen"]);
+        let listener = new.listener.unwrap();
+        assert_eq!((listener.listen.port(), listener.login.unwrap().1.expose()), (1, "new"));
+        // On loopback nobody has to be asked; until the restart that it needs it is not there.
+        let mut open = with("127.0.0.1:1", "");
+        keep_until_restart(&old, &mut open);
+        assert!(open.listener.unwrap().exposure().is_some());
+        let mut none = config("connection.a.driver = 'mqtt'");
+        assert_eq!(keep_until_restart(&old, &mut none), ["listener"]);
+        assert_eq!(none.listener, old.listener);
     }
 
     #[test]

@@ -17,6 +17,10 @@ use crate::core::types::ConnectionName;
 /// The port beside MQTT's own 1883, which a broker on the same machine has.
 const EXAMPLE: &str = "127.0.0.1:1884";
 
+/// What is wrong with a listener that others can reach and that asks nobody who he is.
+const EXPOSED: &str = "beyond loopback publishers have to say who they are, with `user` and `password_file` or with certificates of `client_ca`; \
+    or write `anonymous = true`: then anybody who reaches the port may publish";
+
 /// User names have two bytes of length before them (MQTT 5.0 §3.1.3.5), and this one is stored with every report.
 const MAX_USER: usize = 256;
 
@@ -33,6 +37,14 @@ pub struct ListenerConfig {
     pub tls: Option<ListenerTls>,
     /// Anybody who reaches the port may publish, and that is meant.
     pub anonymous: bool,
+}
+
+impl ListenerConfig {
+    /// What is wrong with letting anybody in, if that is what it comes to.
+    pub fn exposure(&self) -> Option<&'static str> {
+        let asks = self.login.is_some() || self.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
+        (!self.listen.ip().is_loopback() && !asks && !self.anonymous).then_some(EXPOSED)
+    }
 }
 
 /// A certificate to be known by: the MQTT listener's, or that of HTTPS.
@@ -142,12 +154,7 @@ pub(super) fn listener(
         && !anonymous.value
         && !anonymous.wrong
     {
-        table.mistake(
-            "listen",
-            listen.line,
-            "beyond loopback publishers have to say who they are, with `user` and `password_file` or with certificates of `client_ca`; \
-             or write `anonymous = true`: then anybody who reaches the port may publish",
-        );
+        table.mistake("listen", listen.line, EXPOSED);
     }
     if let Some(address) = listen.value.filter(|address| address.port() != 0) {
         if collide(http, address) {

@@ -87,6 +87,11 @@ impl Close {
         Close::new("taken_over", code::TAKEN_OVER, "another connection uses the client id")
     }
 
+    /// User or password is another one since it was let in.
+    pub fn let_in_no_more() -> Self {
+        Close::new("not_authorized", code::NOT_AUTHORIZED, "the listener's user or password has changed since it logged in")
+    }
+
     /// What a CONNACK says of it: some codes are for DISCONNECT alone (MQTT 5.0 §3.2.2.2), and a client may take one of those for a broken server.
     pub fn connack_code(&self) -> u8 {
         match self.reason_code {

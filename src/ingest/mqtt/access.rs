@@ -9,11 +9,14 @@ use std::net::IpAddr;
 use crate::config::Secret;
 use crate::core::listener::{Close, Connect, code};
 
+/// A user, and the password.
+pub type Login = (String, Secret);
+
 /// Who is let in.
 #[derive(Debug, Clone, Default)]
 pub struct Access {
     /// The user that everybody has to be; none: whoever comes is let in, or the certificate says who it is.
-    pub login: Option<(String, Secret)>,
+    pub login: Option<Login>,
     /// What Tidings' own client ids begin with: a connection with one of them leads in a circle.
     pub own_client_ids: Vec<String>,
 }

@@ -14,7 +14,7 @@ use bytes::{BufMut, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
-use super::access::{self, Owner};
+use super::access::{self, Login, Owner};
 use super::budget::Lease;
 use super::codec::{self, write};
 use super::registry::{Claim, Place};
@@ -104,6 +104,8 @@ pub struct Conversation {
     budget: Option<Work>,
     work: Option<Work>,
     publisher: Publisher,
+    /// Whoever was let in had to say this.
+    login: Option<Login>,
     place: Option<Arc<Mutex<Place>>>,
     claim: Option<Claim>,
     largest_answer: usize,
@@ -139,6 +141,7 @@ impl Conversation {
             budget: None,
             work: None,
             publisher: Publisher::default(),
+            login: None,
             place: None,
             claim: None,
             largest_answer: usize::MAX,
@@ -294,10 +297,12 @@ impl Conversation {
     /// Finds out who this is, and what its session holds.
     fn greet(&mut self, connect: &Connect) {
         self.largest_answer = connect.maximum_packet_size.map_or(usize::MAX, |size| size as usize);
-        let Owner { user, key } = match self.shared.access.admit(connect, self.certified.as_deref()) {
+        let access = self.shared.access.borrow().clone();
+        let Owner { user, key } = match access.admit(connect, self.certified.as_deref()) {
             Ok(owner) => owner,
             Err(close) => return self.give(Input::End(close)),
         };
+        self.login = access.login;
         let owner = Owner { user, key };
         let scope = access::scope(&owner, self.peer.ip());
         let place = self.shared.registry.enter(scope);
@@ -424,15 +429,23 @@ impl Conversation {
             Event::Budget(permit) => self.lease.add(permit),
             Event::Greeted(Ok((claim, admission))) => {
                 self.claim = Some(claim);
-                self.give(Input::Admitted(admission));
+                self.give(match self.is_let_in() {
+                    true => Input::Admitted(admission),
+                    false => Input::End(Close::let_in_no_more()),
+                });
             }
             Event::Greeted(Err(close)) => self.give(Input::End(close)),
             Event::Stored(result) => self.stored(result),
             Event::Room => self.give(Input::Retry),
-            Event::Evicted => self.give(Input::End(Close::taken_over())),
+            Event::Evicted => self.give(Input::End(if self.is_let_in() { Close::taken_over() } else { Close::let_in_no_more() })),
             Event::Stopping => self.give(Input::End(Close::stopping())),
             Event::Tick => self.tick(),
         }
+    }
+
+    /// Whether what it had to say at its CONNECT is what it would have to say now.
+    fn is_let_in(&self) -> bool {
+        self.login == self.shared.access.borrow().login
     }
 
     fn tick(&mut self) {

@@ -107,8 +107,8 @@ const LIMITS_EVERY: Duration = Duration::from_secs(2);
 pub struct Settings {
     /// Where what is published goes.
     pub connection: ConnectionName,
-    /// Who may publish.
-    pub access: Access,
+    /// Who may publish, as it is in force.
+    pub access: watch::Receiver<Access>,
     /// TLS, if it is wanted.
     pub tls: Option<Box<MakeAcceptor>>,
 }
@@ -130,7 +130,8 @@ pub struct Shared {
     limits: Limits,
     /// Follows `http.max_report` when the configuration is reloaded.
     largest_packet: AtomicUsize,
-    access: Access,
+    /// Follows `listener.user` and its password, and Tidings' own client ids.
+    access: watch::Receiver<Access>,
     store: Store,
     sessions: Sessions,
     registry: Arc<Registry>,
@@ -169,6 +170,8 @@ pub async fn serve(listener: TcpListener, settings: Settings, around: Surroundin
     sweeper.spawn(async move { sweeping.sessions.sweep().await });
     let following = Arc::clone(&shared);
     sweeper.spawn(async move { following.follow_limits().await });
+    let following = Arc::clone(&shared);
+    sweeper.spawn(async move { following.follow_logins().await });
     let acceptor = tls.map(Acceptor::new);
     let mut conversations = JoinSet::new();
     loop {
@@ -215,7 +218,12 @@ async fn told_to_stop(stopping: &mut watch::Receiver<bool>) {
 }
 
 impl Shared {
-    async fn new(connection: ConnectionName, access: Access, around: Surroundings, budget: usize) -> Result<Shared, CommitError> {
+    async fn new(
+        connection: ConnectionName,
+        access: watch::Receiver<Access>,
+        around: Surroundings,
+        budget: usize,
+    ) -> Result<Shared, CommitError> {
         let Surroundings { log, routing, metrics, stopping } = around;
         let registry = Arc::new(Registry::default());
         let sessions = Sessions::recover(log.clone(), Arc::clone(&registry), now).await?;
@@ -276,6 +284,19 @@ impl Shared {
             beat.tick().await;
             let most = self.store.routing.current().await.max_report + MAX_TOPIC;
             self.largest_packet.store(most, Ordering::Relaxed);
+        }
+    }
+
+    /// Ends the connections of whoever would not be let in any more. Goes on until nobody changes anything any more.
+    async fn follow_logins(&self) {
+        let mut access = self.access.clone();
+        let mut login = access.borrow_and_update().login.clone();
+        while access.changed().await.is_ok() {
+            let now = access.borrow_and_update().login.clone();
+            if now != login {
+                login = now;
+                self.registry.evict_all();
+            }
         }
     }
 

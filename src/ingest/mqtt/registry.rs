@@ -77,7 +77,7 @@ pub struct Claim {
     registry: Arc<Registry>,
     key: String,
     connection: u64,
-    /// Told when another connection wants the client id.
+    /// Told when another connection wants the client id, or whoever has it would not be let in any more.
     pub evict: Arc<Notify>,
     _gone: watch::Sender<()>,
 }
@@ -125,6 +125,11 @@ impl Registry {
             }
         };
         tokio::time::timeout(TAKE_OVER, claiming).await.ok()
+    }
+
+    /// Tells whoever has a client id to end.
+    pub fn evict_all(&self) {
+        self.lock().claims.values().for_each(|holder| holder.evict.notify_one());
     }
 
     /// Claims a client id that nobody has.

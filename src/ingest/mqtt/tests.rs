@@ -38,7 +38,7 @@ async fn shared(budget: usize) -> (Arc<Shared>, watch::Sender<bool>) {
     let lanes = LaneDirectory::from_iter([(ConnectionName::from("mqtt"), span)]);
     let routing = InForce::new(Routing { routes: Routes::default(), lanes, max_report: 1 << 20, max_batch: 1 << 20 });
     let around = Surroundings { log: log(&metrics).await, routing, metrics, stopping };
-    let shared = Shared::new("mqtt".into(), Access::default(), around, budget).await.unwrap();
+    let shared = Shared::new("mqtt".into(), watch::channel(Access::default()).1, around, budget).await.unwrap();
     (Arc::new(shared), stop)
 }
 
