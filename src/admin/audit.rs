@@ -26,6 +26,7 @@ use crate::core::types::Seq;
 use crate::log::ReadError;
 use crate::log::committer::LogHandle;
 use crate::server::error::{ApiError, invalid, json};
+use crate::server::question;
 
 /// Entries of one answer if nobody says.
 const USUAL: usize = 100;
@@ -85,13 +86,7 @@ async fn list(State(reading): State<Arc<Reading>>, query: Result<Query<Asked>, Q
 
 impl Reading {
     async fn list(&self, query: Result<Query<Asked>, QueryRejection>) -> Result<Audit, ApiError> {
-        let Query(Asked { limit, cursor: before }) = query.map_err(|rejection| {
-            ApiError::new(
-                StatusCode::UNPROCESSABLE_ENTITY,
-                "invalid_query",
-                format!("{}; there are limit and cursor", rejection.body_text()),
-            )
-        })?;
+        let Asked { limit, cursor: before } = question::query(query, "there are limit and cursor")?;
         let limit = match limit {
             None => USUAL,
             Some(text) => {

@@ -137,7 +137,7 @@ impl Admin {
 
 async fn read(caller: &Caller, body: Body) -> Result<(ConnectionName, ConnectionName, String), ApiError> {
     let bytes = question::read(body, LARGEST_BODY, "it is three names").await?;
-    let Wanted { from, to, by } = question::object(&bytes, r#"{"from":"CONNECTION","to":"CONNECTION","by":"NAME"}"#)?;
+    let Wanted { from, to, by } = question::object(&bytes, r#"{"from":"CONNECTION","to":"CONNECTION","by":"NAME"}"#, "invalid_move")?;
     for (field, name) in [("from", &from), ("to", &to)] {
         if name.trim().is_empty() || name.len() > LONGEST_NAME || name.chars().any(char::is_control) {
             let message = format!("{field}: expected a name of 1 to {LONGEST_NAME} bytes");

@@ -195,7 +195,7 @@ async fn carry_out(repairs: &mpsc::Sender<Ask>, act: Act, caller: &Caller, body:
 
 async fn read(body: Body) -> Result<Wanted, ApiError> {
     let bytes = question::read(body, LARGEST_BODY, "name fewer ids, or use a filter").await?;
-    question::object(&bytes, r#"{"ids":["17"],"by":"NAME"}, or "filter":{…} instead of "ids""#)
+    question::object(&bytes, r#"{"ids":["17"],"by":"NAME"}, or "filter":{…} instead of "ids""#, "invalid_query")
 }
 
 fn decision(act: Act, caller: &Caller, wanted: Wanted) -> Result<Decision, ApiError> {

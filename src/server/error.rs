@@ -53,6 +53,11 @@ impl ApiError {
         ApiError { what: ErrorBody { field, ..self.what }, ..self }
     }
 
+    /// What it says to people.
+    pub fn message(&self) -> &str {
+        &self.what.message
+    }
+
     /// Says when to try again.
     pub fn retry_after(self, after: Duration) -> Self {
         ApiError { retry_after: Some(after), ..self }

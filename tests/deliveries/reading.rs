@@ -154,6 +154,11 @@ fn what_is_not_there_and_what_makes_no_sense_is_said_to_be_so() {
         let reply = tidings.get(path).expect("the service answers");
         assert_eq!((reply.status, reply.json()["error"]["code"].as_str()), (status, Some(code)), "{path}: {reply:?}");
     }
+    for (path, field) in
+        [("/v1/deliveries?tenat=acme", "tenat"), ("/v1/deliveries?state=dead&state=pending", "state"), ("/v1/audit?who=me", "who")]
+    {
+        assert_eq!(tidings.get(path).unwrap().json()["error"]["field"], field, "{path}");
+    }
     assert_eq!(tidings.command(&["show", "999999"]).0, Some(1));
     assert_eq!(tidings.command(&["show", "one"]).0, Some(2));
     assert_eq!(tidings.command(&["list", "--state", "lost"]).0, Some(2));

@@ -255,10 +255,10 @@ fn what_makes_no_sense_changes_nothing_and_is_named() {
     for (path, body, status, code, field) in [
         (requeue, "".into(), 400, "invalid_json", None),
         (requeue, "{".into(), 400, "invalid_json", None),
-        (requeue, "[]".into(), 400, "invalid_json", None),
+        (requeue, "[]".into(), 422, "invalid_query", None),
         // By the order of the fields these would say something: all of them, for the second.
-        (requeue, json!([[id], null, "ops"]).to_string(), 400, "invalid_json", None),
-        ("/v1/dead/discard", json!({"by": "ops", "filter": [null, null]}).to_string(), 400, "invalid_json", None),
+        (requeue, json!([[id], null, "ops"]).to_string(), 422, "invalid_query", None),
+        ("/v1/dead/discard", json!({"by": "ops", "filter": [null, null]}).to_string(), 422, "invalid_query", Some("filter")),
         (requeue, json!({"ids": [id]}).to_string(), 422, "invalid_query", Some("by")),
         (requeue, json!({"by": "ops"}).to_string(), 422, "invalid_query", Some("filter")),
         (requeue, json!({"by": "ops", "ids": [], }).to_string(), 422, "invalid_query", Some("ids")),
@@ -275,7 +275,7 @@ fn what_makes_no_sense_changes_nothing_and_is_named() {
             Some("reason"),
         ),
         (requeue, json!({"by": "ops", "filter": {"topic": "a#"}}).to_string(), 422, "invalid_query", Some("topic")),
-        (requeue, json!({"by": "ops", "filter": {"tenat": "a"}}).to_string(), 400, "invalid_json", None),
+        (requeue, json!({"by": "ops", "filter": {"tenat": "a"}}).to_string(), 422, "invalid_query", Some("tenat")),
         (requeue, json!({"by": "ops", "filter": {}, "state": "pending"}).to_string(), 422, "invalid_query", Some("state")),
         ("/v1/deliveries/discard", json!({"by": "ops", "filter": {}}).to_string(), 422, "invalid_query", Some("state")),
         (

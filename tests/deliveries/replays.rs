@@ -154,13 +154,13 @@ fn what_is_no_replay_is_refused_and_begins_nothing() {
         assert!(error["message"].as_str().unwrap().contains(says), "{error}");
     };
     refused(json!({ "filter": { "state": "dead" }, "by": "ops" }), 422, "invalid_query", "only what was delivered");
-    refused(json!({ "filter": { "topics": "a" }, "by": "ops" }), 400, "invalid_json", "topics");
-    refused(json!({ "filter": [null], "by": "ops" }), 400, "invalid_json", "object");
+    refused(json!({ "filter": { "topics": "a" }, "by": "ops" }), 422, "invalid_query", "topics");
+    refused(json!({ "filter": [null], "by": "ops" }), 422, "invalid_query", "object");
     refused(json!({ "filter": { "since": "yesterday" }, "by": "ops" }), 422, "invalid_query", "since");
     refused(json!({ "filter": {} }), 422, "invalid_query", "by");
     refused(json!({ "by": "ops" }), 422, "invalid_query", "filter");
     refused(json!({ "filter": {}, "by": "ops", "rate": 2_000_000 }), 422, "invalid_query", "rate");
-    refused(json!({ "filter": {}, "by": "ops", "rate": -1 }), 400, "invalid_json", "whole number");
+    refused(json!({ "filter": {}, "by": "ops", "rate": -1 }), 422, "invalid_query", "whole number");
     refused(json!({ "filter": {}, "by": "ops", "reason": " " }), 422, "invalid_query", "reason");
     assert_eq!(
         ask(&tidings, &json!({ "filter": {}, "by": "ops" }), Some("a b")).unwrap().json()["error"]["code"],

@@ -259,8 +259,10 @@ fn a_move_that_makes_no_sense_is_refused_and_moves_nothing() {
         (json!({ "from": "old", "to": "new", "by": " " }), 422, "invalid_query", "by"),
         (json!({ "from": "old", "to": "new", "by": long }), 422, "invalid_query", "by"),
         (json!({ "from": "old", "to": "new" }), 422, "invalid_query", "by"),
-        (json!(["old", "new", "ops"]), 400, "invalid_json", ""),
-        (json!({ "from": "old", "to": "new", "by": "ops", "limit": 3 }), 400, "invalid_json", ""),
+        (json!(["old", "new", "ops"]), 422, "invalid_move", ""),
+        (json!({ "from": "old", "to": "new", "by": "ops", "limit": 3 }), 422, "invalid_move", "limit"),
+        (json!({ "to": "new", "by": "ops" }), 422, "invalid_move", "from"),
+        (json!({ "from": 7, "to": "new", "by": "ops" }), 422, "invalid_move", "from"),
         (json!({ "from": "old", "to": "new", "by": "x".repeat(5_000) }), 413, "too_large", ""),
     ] {
         let reply = tidings.post("/v1/moves", &body.to_string()).unwrap();

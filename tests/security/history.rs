@@ -49,7 +49,7 @@ fn every_act_is_in_the_history_with_who_did_it() {
         }
     }
     assert_eq!(paged, expected);
-    for (query, field) in [("?limit=0", "limit"), ("?limit=x", "limit"), ("?cursor=x", "cursor"), ("?since=2h", "")] {
+    for (query, field) in [("?limit=0", "limit"), ("?limit=x", "limit"), ("?cursor=x", "cursor"), ("?since=2h", "since")] {
         let answer = ask_as(&tidings, "prometheus", "GET", &format!("/v1/audit{query}"), "");
         assert_eq!((answer.status, answer.json()["error"]["field"].as_str().unwrap_or_default()), (422, field), "{query}");
     }

@@ -52,6 +52,7 @@ use crate::log::ReadError;
 use crate::log::committer::{LogHandle, now};
 use crate::server::caller::Caller;
 use crate::server::error::{ApiError, invalid, json};
+use crate::server::question;
 
 /// So many searches at once: each keeps a thread and the disk busy for up to some seconds.
 const SEARCHES: usize = 4;
@@ -198,9 +199,7 @@ fn read_id(text: Result<Path<String>, PathRejection>) -> Result<Seq, ApiError> {
 }
 
 pub(super) fn read_query<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, ApiError> {
-    query.map(|Query(query)| query).map_err(|rejection| {
-        ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_query", format!("{}; ops/http.md has the names", rejection.body_text()))
-    })
+    question::query(query, "ops/http.md has the names")
 }
 
 /// The log can't be read, as an answer.

@@ -268,7 +268,7 @@ fn count(log: &LogHandle, snapshot: &Snapshot, filter: &Filter) -> Result<Counte
 
 fn wanted(caller: &Caller, key: Option<&IdempotencyKey>, bytes: &[u8]) -> Result<(Wanted, bool), ApiError> {
     let expected = r#"{"filter":{"pipeline":"check","since":"2h"},"by":"NAME"}"#;
-    let Question { filter, rate, by, reason, dry_run } = question::object(bytes, expected)?;
+    let Question { filter, rate, by, reason, dry_run } = question::object(bytes, expected, "invalid_query")?;
     let Some(Object(filter)) = filter else {
         return Err(invalid("filter", "expected a filter; an empty one, {}, means everything that was delivered"));
     };
