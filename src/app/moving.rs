@@ -12,10 +12,10 @@ use std::time::Duration;
 use super::control::Control;
 use crate::admin::moves::{MoveError, Moved};
 use crate::core::event::Event;
-use crate::core::handover::{Given, Handover};
+use crate::core::handover::Handover;
 use crate::core::outbox::Backlog;
 use crate::core::types::{ConnectionName, Seq};
-use crate::delivery::backlog::{BacklogReader, Limits};
+use crate::delivery::backlog::{BacklogReader, Limits, Piece};
 use crate::failpoint::{self, Point};
 use crate::ingest::lanes::LaneDirectory;
 use crate::log::ReadError;
@@ -143,16 +143,19 @@ impl Control {
             if piece.given.is_empty() {
                 return Ok(());
             }
-            self.commit(handover, piece.given, lanes, done).await?;
+            let may_have_arrived = piece.may_have_arrived;
+            self.commit(handover, piece, lanes, done).await?;
             failpoint::reach(Point::MovePiece);
-            done.possible_duplicates += piece.may_have_arrived;
+            done.possible_duplicates += may_have_arrived;
+            let counted = &self.metrics.tidings_possible_duplicates_total;
+            counted.with_label_values(&[handover.from.as_str()]).inc_by(may_have_arrived);
         }
     }
 
     /// One piece: durable on the other side when this returns, or not moved at all.
-    async fn commit(&self, handover: &Handover, given: Vec<Given>, lanes: &LaneDirectory, done: &mut Done) -> Result<(), MoveError> {
+    async fn commit(&self, handover: &Handover, piece: Piece, lanes: &LaneDirectory, done: &mut Done) -> Result<(), MoveError> {
         let lane_of = |topic: &str| lanes.lane(&handover.to, topic).map_or(0, |lane| lane.lane);
-        let events = handover.events(given, &lane_of, now());
+        let events = handover.events(piece.given, &piece.doubtful, &lane_of, now());
         let mut tries = 0;
         loop {
             // It takes room like anything that is accepted, and waits its turn like anybody.

@@ -3,6 +3,7 @@
 //! ```text
 //!   Audit       "moved 3 deliveries from old to new: 17-18, 25"     who, and which they were, in the order of the Accepted behind it
 //!   Discarded   old/0: sends 4-5 · old/2: send 9                    "moved to new"
+//!   Discarded   old/2: send 8                                       "moved to new (it may have arrived at old)"
 //!   Accepted    new/1 · new/1 · new/3                               with topic, qos, retain, properties, expiry and payload as they were
 //! ```
 //!
@@ -10,7 +11,7 @@
 //! which its age and its expiry count. It does not keep the request that it came in with: who repeats that is answered with the first
 //! deliveries, as ever.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
@@ -51,20 +52,21 @@ pub struct Given {
 }
 
 impl Handover {
-    /// The events of one commit: these deliveries end here and begin there, in the same order. `lane_of` is the lane of a topic there.
-    pub fn events(&self, given: Vec<Given>, lane_of: &dyn Fn(&str) -> u32, at: Millis) -> Vec<Event> {
+    /// The events of one commit: these deliveries end here and begin there, in the same order. `doubtful` are those that may have arrived at the broker
+    /// here; `lane_of` is the lane of a topic there.
+    pub fn events(&self, given: Vec<Given>, doubtful: &BTreeSet<Seq>, lane_of: &dyn Fn(&str) -> u32, at: Millis) -> Vec<Event> {
         let Handover { from, to, by } = self;
         let what = format!("moved {} deliveries from {from} to {to}: {}", given.len(), in_runs(given.iter().map(|given| given.id.0)));
-        let mut ended: BTreeMap<u32, RangeSet> = BTreeMap::new();
-        for Given { lane, send, .. } in &given {
-            ended.entry(*lane).or_default().insert(send.0);
+        let mut ended: BTreeMap<(u32, bool), RangeSet> = BTreeMap::new();
+        for Given { id, lane, send, .. } in &given {
+            ended.entry((*lane, doubtful.contains(id))).or_default().insert(send.0);
         }
-        let ended = ended.into_iter().map(|(lane, sends)| Event::Discarded {
+        let ended = ended.into_iter().map(|((lane, is_doubtful), sends)| Event::Discarded {
             lane: LaneKey { connection: from.clone(), lane },
             sends: sends.to_ranges(),
             dead: false,
             by: by.clone(),
-            reason: format!("{MOVED_TO}{to}"),
+            reason: if is_doubtful { format!("{MOVED_TO}{to} (it may have arrived at {from})") } else { format!("{MOVED_TO}{to}") },
             at,
         });
         let begun = given.into_iter().map(|given| {
@@ -115,7 +117,7 @@ mod tests {
         };
         let handover = Handover { from: "old".into(), to: "new".into(), by: "ops".into() };
         let all = vec![given(17, 0, 4, "a"), given(18, 2, 9, "b"), given(25, 0, 5, "a")];
-        let events = handover.events(all.clone(), &|topic| if topic == "a" { 1 } else { 3 }, Millis(99));
+        let events = handover.events(all.clone(), &BTreeSet::new(), &|topic| if topic == "a" { 1 } else { 3 }, Millis(99));
         let ended = |lane: u32, sends: Ranges| Event::Discarded {
             lane: key("old", lane),
             sends,

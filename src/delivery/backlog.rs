@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use crate::core::event::{Accepted, Event};
+use crate::core::event::Event;
 use crate::core::handover::Given;
 use crate::core::outbox::{Apart, Backlog, WhyApart};
 use crate::core::types::{ConnectionName, SendNo, Seq};
@@ -15,7 +15,7 @@ use crate::log::committer::LogHandle;
 /// How large a piece may be.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Deliveries, and lanes that they are of, together.
+    /// Deliveries, and lanes that they are of, together; a lane counts twice if some of its deliveries may have arrived and others can't.
     pub events: usize,
     /// Payloads and topics, in bytes; a single delivery may have more.
     pub bytes: usize,
@@ -46,11 +46,9 @@ pub struct BacklogReader {
     through: Seq,
     /// Found by counting in the page that was read last.
     found: VecDeque<Given>,
-    /// What did not fit into the last piece.
-    left: Option<Next>,
+    /// What did not fit into the last piece, and whether it may have arrived.
+    left: Option<(Given, bool)>,
 }
-
-type Next = (Given, Option<WhyApart>);
 
 impl BacklogReader {
     /// A reader of what is pending on a connection and was accepted up to `through`. The connection's lanes must not be at work meanwhile.
@@ -67,17 +65,16 @@ impl BacklogReader {
     pub fn read(&mut self, limits: Limits) -> Result<Piece, ReadError> {
         let mut piece = Piece::default();
         let (mut bytes, mut lanes) = (0, BTreeSet::new());
-        while let Some((given, why)) = self.next()? {
+        while let Some((given, is_doubtful)) = self.next()? {
             let size = given.accepted.payload.len() + given.accepted.topic.len();
-            lanes.insert(given.lane);
+            lanes.insert((given.lane, is_doubtful));
             let is_full = piece.given.len() + 1 + lanes.len() > limits.events || bytes + size > limits.bytes;
             if is_full && !piece.given.is_empty() {
-                self.left = Some((given, why));
+                self.left = Some((given, is_doubtful));
                 break;
             }
             bytes += size;
-            let Accepted { topic, qos, .. } = &given.accepted;
-            if self.backlog.may_have_arrived(given.lane, given.send, why, topic, *qos) {
+            if is_doubtful {
                 piece.may_have_arrived += 1;
                 piece.doubtful.insert(given.id);
             }
@@ -86,11 +83,18 @@ impl BacklogReader {
         Ok(piece)
     }
 
-    /// The next one by id.
-    fn next(&mut self) -> Result<Option<Next>, ReadError> {
+    /// The next one by id, and whether it may have arrived.
+    fn next(&mut self) -> Result<Option<(Given, bool)>, ReadError> {
         if let Some(left) = self.left.take() {
             return Ok(Some(left));
         }
+        let Some((given, why)) = self.find()? else { return Ok(None) };
+        // Asked once for each, in their order: it counts along.
+        let is_doubtful = self.backlog.may_have_arrived(given.lane, given.send, why, &given.accepted.topic, given.accepted.qos);
+        Ok(Some((given, is_doubtful)))
+    }
+
+    fn find(&mut self) -> Result<Option<(Given, Option<WhyApart>)>, ReadError> {
         while self.found.is_empty() && self.plain > 0 && self.at.is_some_and(|at| at <= self.through) {
             self.read_page()?;
         }
@@ -160,7 +164,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::core::event::{LanePurpose, Proof};
+    use crate::core::event::{Accepted, LanePurpose, Proof};
     use crate::core::ranges::Ranges;
     use crate::core::types::{LaneKey, Millis, Qos};
     use crate::log::committer::{self, Limits as StoreLimits, recover};

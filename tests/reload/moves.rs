@@ -193,7 +193,7 @@ fn a_stop_during_a_move_ends_it_at_once_and_it_goes_on_when_it_is_asked_for_agai
 }
 
 #[test]
-fn what_may_have_arrived_at_the_old_broker_is_counted_in_the_answer() {
+fn what_may_have_arrived_at_the_old_broker_is_counted_and_said_in_its_history() {
     let silent = ScriptedBroker::start(|packet| if packet.publish().is_some() { vec![] } else { vec![Act::Usual] });
     let next = ScriptedBroker::usual();
     let new = named_connection("new", next.port, "") + SOON;
@@ -211,6 +211,13 @@ fn what_may_have_arrived_at_the_old_broker_is_counted_in_the_answer() {
     let expected = "moved 20 from old to new\n6 of them, at most, may have arrived at the old broker as well\n";
     assert_eq!((code, text.as_str()), (Some(0), expected));
     assert_eq!(tidings.logged("6 of the moved deliveries may have arrived at the old broker as well").len(), 1);
+    assert_eq!(tidings.metric("tidings_possible_duplicates_total{connection=\"old\"}"), 6.0);
+    let says = |number: usize| {
+        let told = tidings.get(&format!("/v1/deliveries/{}", ledger.accepted[number].id)).unwrap().json();
+        let moved = told["history"].as_array().unwrap().iter().find(|entry| entry["event"] == "moved").cloned().unwrap();
+        moved["says"].as_str().unwrap().to_owned()
+    };
+    assert_eq!([0, 19].map(says), ["moved to new (it may have arrived at old) by ops", "moved to new by ops"]);
     tidings.wait_until_delivered();
     ledger.assert_kept_exactly(&next.arrivals());
 }

@@ -1,5 +1,6 @@
 //! Tests of the fold: the books balance, what is pending is found again, and nothing that does not fit is folded.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use proptest::prelude::*;
@@ -229,7 +230,7 @@ proptest! {
         let mut new_ids = 0;
         for given in all.chunks(piece) {
             let given = given.iter().map(|((lane, send), (id, _))| Given { id: *id, lane: *lane, send: SendNo(*send), accepted: accepted(*lane, id.0) });
-            for event in handover.events(given.collect(), &|_| 1, Millis(9)) {
+            for event in handover.events(given.collect(), &BTreeSet::new(), &|_| 1, Millis(9)) {
                 if let Event::Accepted(accepted) = &event {
                     prop_assert_eq!(accepted.at, Millis(all[new_ids].1.0.0), "in the order of acceptance, with its time");
                     new_ids += 1;
