@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::client::{Client, ClientError, ServiceArgs};
+use super::output;
 use super::shown::{plain, query};
-use super::{WRONG_USAGE, output};
 use crate::admin::audit::{Audit, MOST};
 
 /// The arguments of `tidings audit`.
@@ -30,10 +30,7 @@ pub struct AuditArgs {
 pub fn run(args: &AuditArgs) -> ExitCode {
     let client = match Client::new(&args.service, std::env::var("TIDINGS_TOKEN").ok()) {
         Ok(client) => client,
-        Err(error) => {
-            output::complain(&error.to_string());
-            return ExitCode::from(WRONG_USAGE);
-        }
+        Err(error) => return error.complain(),
     };
     match collect(&client, args) {
         Ok(found) if args.json => match serde_json::to_string(&found) {
@@ -47,7 +44,7 @@ pub fn run(args: &AuditArgs) -> ExitCode {
             }
             code
         }
-        Err(error) => output::complain(&error.to_string()),
+        Err(error) => error.complain(),
     }
 }
 
@@ -61,7 +58,7 @@ fn collect(client: &Client, args: &AuditArgs) -> Result<Audit, ClientError> {
         pairs.extend(all.next_cursor.as_deref().map(|cursor| ("cursor", cursor)));
         let reply = client.get(&format!("/v1/audit?{}", query(&pairs)))?;
         let found: Audit = serde_json::from_slice(&reply.body).map_err(|error| {
-            ClientError::Request(format!("the answer can't be read ({error}); are service and command of one version?"))
+            ClientError::Unusable(format!("the answer can't be read ({error}); are service and command of one version?"))
         })?;
         all.audit.extend(found.audit);
         all.next_cursor = found.next_cursor;

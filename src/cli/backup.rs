@@ -14,8 +14,8 @@ use clap::Args;
 use serde_json::json;
 
 use super::client::{Client, ClientError, ServiceArgs};
+use super::output;
 use super::store::{Bar, StoreArgs, describe};
-use super::{WRONG_USAGE, output};
 use crate::admin::backups::BackupBegun;
 use crate::core::types::Seq;
 use crate::log::OpenError;
@@ -42,10 +42,7 @@ pub struct BackupArgs {
 pub fn run(args: &BackupArgs) -> ExitCode {
     let client = match Client::new(&args.service, std::env::var("TIDINGS_TOKEN").ok()) {
         Ok(client) => Arc::new(client),
-        Err(error) => {
-            output::complain(&error.to_string());
-            return ExitCode::from(WRONG_USAGE);
-        }
+        Err(error) => return error.complain(),
     };
     // Before the service is asked for anything.
     if std::fs::read_dir(&args.target).is_ok_and(|mut entries| entries.next().is_some()) {
@@ -58,7 +55,7 @@ pub fn run(args: &BackupArgs) -> ExitCode {
             Err(error) => return output::complain(&format!("the service's answer can't be read: {error}")),
         },
         Err(unreachable @ ClientError::Unreachable { .. }) => of_stopped(args, &unreachable),
-        Err(error) => return output::complain(&error.to_string()),
+        Err(error) => return error.complain(),
     };
     match copied {
         Ok((store, copied)) => output::print(&text(args, &store, &copied)),

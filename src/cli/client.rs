@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
@@ -12,7 +13,8 @@ use ureq::unversioned::transport::{Connector, DefaultConnector};
 use ureq::{Agent, AsSendBody, Body};
 
 use super::secure::{NotSecured, Secure};
-
+use super::shown::plain;
+use super::{FAILED, WRONG_USAGE, output};
 use crate::server::error::{ErrorAnswer, ErrorBody};
 
 /// A service that does not answer within this is not going to. Longer than the service itself waits for its disk.
@@ -79,6 +81,9 @@ pub enum ClientError {
     /// The request can't be made from what was given.
     #[error("{0}; check --url (TIDINGS_URL), which looks like http://127.0.0.1:8470, and the token")]
     Request(String),
+    /// There is an answer, and it can't be used.
+    #[error("{0}")]
+    Unusable(String),
     /// Nothing listens there.
     #[error("nothing answers at {url}: {what}; is the service running (`tidings serve`), and is this its address (--url, TIDINGS_URL)?")]
     Unreachable {
@@ -86,6 +91,8 @@ pub enum ClientError {
         url: String,
         /// What happened.
         what: String,
+        /// The machine is there, and its port is closed: the service may be just starting.
+        is_closed: bool,
     },
     /// The connection broke before the answer came.
     #[error("the connection to {url} broke: {what}")]
@@ -105,6 +112,25 @@ pub enum ClientError {
         /// When to come back.
         retry_after: Option<Duration>,
     },
+}
+
+impl ClientError {
+    /// Says it, and gives the exit code that it ends with.
+    pub fn complain(&self) -> ExitCode {
+        // What a service answers is shown, and not obeyed by the terminal.
+        let lines: Vec<String> = self.to_string().lines().map(plain).collect();
+        output::complain(&lines.join("\n"));
+        ExitCode::from(if self.is_wrong_usage() { WRONG_USAGE } else { FAILED })
+    }
+
+    /// What was given to the command can't be right, whatever the service does.
+    fn is_wrong_usage(&self) -> bool {
+        match self {
+            ClientError::Token { .. } | ClientError::Authorities(_) | ClientError::Request(_) => true,
+            ClientError::Refused { status: 422, answer, .. } => matches!(answer.code.as_ref(), "invalid_query" | "invalid_move"),
+            _ => false,
+        }
+    }
 }
 
 /// The message, and under it the code and the field, for people and for their searches.
@@ -231,12 +257,17 @@ impl Client {
     fn failure(&self, error: ureq::Error) -> ClientError {
         let (url, what) = (self.url.clone(), error.to_string());
         match error {
-            ureq::Error::Io(error) if error.kind() == io::ErrorKind::ConnectionRefused => ClientError::Unreachable { url, what },
-            ureq::Error::HostNotFound | ureq::Error::ConnectionFailed => ClientError::Unreachable { url, what },
-            ureq::Error::Timeout(ureq::Timeout::Connect | ureq::Timeout::Resolve) => ClientError::Unreachable { url, what },
+            ureq::Error::Io(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                ClientError::Unreachable { url, what, is_closed: true }
+            }
+            ureq::Error::HostNotFound | ureq::Error::ConnectionFailed => ClientError::Unreachable { url, what, is_closed: false },
+            ureq::Error::Timeout(ureq::Timeout::Connect | ureq::Timeout::Resolve) => {
+                ClientError::Unreachable { url, what, is_closed: false }
+            }
             ureq::Error::Io(_) | ureq::Error::Timeout(_) | ureq::Error::Protocol(_) => ClientError::Broken { url, what },
             ureq::Error::Other(error) if error.is::<NotSecured>() => ClientError::Tls { url, what: error.to_string() },
-            _ => ClientError::Request(what),
+            ureq::Error::Http(_) | ureq::Error::BadUri(_) | ureq::Error::RequireHttpsOnly(_) => ClientError::Request(what),
+            _ => ClientError::Unusable(format!("{url} answered with what can't be used: {what}")),
         }
     }
 }

@@ -131,10 +131,7 @@ pub fn discard(args: &DiscardArgs) -> ExitCode {
 fn decide(args: &DecideArgs, words: Words, more: Map<String, Value>) -> ExitCode {
     let client = match Client::new(&args.service, std::env::var("TIDINGS_TOKEN").ok()) {
         Ok(client) => client.waiting_for(TIMEOUT),
-        Err(error) => {
-            output::complain(&error.to_string());
-            return ExitCode::from(WRONG_USAGE);
-        }
+        Err(error) => return error.complain(),
     };
     let given = args.filter.given();
     if !args.ids.is_empty() && !given.is_empty() {
@@ -161,7 +158,7 @@ fn decide(args: &DecideArgs, words: Words, more: Map<String, Value>) -> ExitCode
     body.insert("dry_run".to_owned(), json!(args.dry_run));
     match ask_until_done(&client, &body, words, args.dry_run) {
         Ok(repaired) => say(args, words, &repaired),
-        Err(error) => output::complain(&error.to_string()),
+        Err(error) => error.complain(),
     }
 }
 
@@ -176,7 +173,7 @@ fn confirmed(client: &Client, body: &Map<String, Value>, words: Words) -> Result
     }
     let mut dry = body.clone();
     dry.insert("dry_run".to_owned(), json!(true));
-    let found = ask(client, &dry, words).map_err(|error| output::complain(&error.to_string()))?;
+    let found = ask(client, &dry, words).map_err(|error| error.complain())?;
     let more = if found.remaining > 0 { " or more" } else { "" };
     output::ask(&format!("{} {}{more}? [y/N] ", words.verb, output::count(found.done, words.one, words.many)));
     let mut line = String::new();
@@ -186,7 +183,8 @@ fn confirmed(client: &Client, body: &Map<String, Value>, words: Words) -> Result
 
 fn ask(client: &Client, body: &Map<String, Value>, words: Words) -> Result<Repaired, ClientError> {
     let reply = client.post(words.path, &[("Content-Type", "application/json")], Value::Object(body.clone()).to_string().as_bytes())?;
-    serde_json::from_slice(&reply.body).map_err(|error| ClientError::Request(format!("it was done, but the answer can't be read: {error}")))
+    serde_json::from_slice(&reply.body)
+        .map_err(|error| ClientError::Unusable(format!("it was done, but the answer can't be read: {error}")))
 }
 
 /// The first answer has what was skipped; those after it go on with what was left.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::client::{Client, ClientError, ServiceArgs};
-use super::{WRONG_USAGE, output};
+use super::output;
 
 /// A service that is alive answers this at once, however busy it is; supervisors wait a few seconds longer.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -26,10 +26,7 @@ pub struct HealthArgs {
 pub fn run(args: &HealthArgs) -> ExitCode {
     let client = match Client::new(&args.service, std::env::var("TIDINGS_TOKEN").ok()) {
         Ok(client) => client.waiting_for(TIMEOUT),
-        Err(error) => {
-            output::complain(&error.to_string());
-            return ExitCode::from(WRONG_USAGE);
-        }
+        Err(error) => return error.complain(),
     };
     let (path, good, bad) = match args.ready {
         false => ("/healthz", "alive", "not alive: restart it"),
@@ -39,6 +36,6 @@ pub fn run(args: &HealthArgs) -> ExitCode {
         Ok(_) => output::print(&format!("{good}\n")),
         // The answer has a reason, and is no error of the usual shape.
         Err(ClientError::Refused { status: 503, .. }) => output::complain(&format!("the service is {bad}; `tidings status` says why")),
-        Err(error) => output::complain(&error.to_string()),
+        Err(error) => error.complain(),
     }
 }

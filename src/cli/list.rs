@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::client::{Client, ClientError, ServiceArgs};
+use super::output;
 use super::shown::{self, FilterArgs, query};
-use super::{WRONG_USAGE, output};
 use crate::admin::deliveries::answers::Deliveries;
 
 /// Rows asked for at once.
@@ -44,10 +44,7 @@ pub fn run(args: &ListArgs) -> ExitCode {
 pub(super) fn list(args: &ListArgs, state: Option<&str>, show: fn(&[crate::admin::deliveries::answers::Row]) -> String) -> ExitCode {
     let client = match Client::new(&args.service, std::env::var("TIDINGS_TOKEN").ok()) {
         Ok(client) => client,
-        Err(error) => {
-            output::complain(&error.to_string());
-            return ExitCode::from(WRONG_USAGE);
-        }
+        Err(error) => return error.complain(),
     };
     match collect(&client, args, state) {
         Ok(found) if args.json => match serde_json::to_string(&found) {
@@ -64,7 +61,7 @@ pub(super) fn list(args: &ListArgs, state: Option<&str>, show: fn(&[crate::admin
             }
             code
         }
-        Err(error) => output::complain(&shown::plain(&error.to_string()).replace("\\u{a}", "\n")),
+        Err(error) => error.complain(),
     }
 }
 
@@ -80,7 +77,7 @@ fn collect(client: &Client, args: &ListArgs, state: Option<&str>) -> Result<Deli
         pairs.extend(all.next_cursor.as_deref().map(|cursor| ("cursor", cursor)));
         let reply = client.get(&format!("/v1/deliveries?{}", query(&pairs)))?;
         let found: Deliveries = serde_json::from_slice(&reply.body).map_err(|error| {
-            ClientError::Request(format!("the answer can't be read ({error}); are service and command of one version?"))
+            ClientError::Unusable(format!("the answer can't be read ({error}); are service and command of one version?"))
         })?;
         all.deliveries.extend(found.deliveries);
         all.next_cursor = found.next_cursor;

@@ -7,7 +7,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::client::{Client, ServiceArgs};
-use super::{WRONG_USAGE, output};
+use super::output;
 use crate::admin::moves::Moved;
 
 /// A million deliveries take about a minute. The service goes on when nobody waits any more.
@@ -43,10 +43,7 @@ pub struct MoveArgs {
 pub fn run(args: &MoveArgs) -> ExitCode {
     let client = match Client::new(&args.service, std::env::var("TIDINGS_TOKEN").ok()) {
         Ok(client) => client.waiting_for(TIMEOUT),
-        Err(error) => {
-            output::complain(&error.to_string());
-            return ExitCode::from(WRONG_USAGE);
-        }
+        Err(error) => return error.complain(),
     };
     let body = json!({ "from": args.from, "to": args.to, "by": args.by }).to_string();
     match client.post("/v1/moves", &[("Content-Type", "application/json")], body.as_bytes()) {
@@ -55,7 +52,7 @@ pub fn run(args: &MoveArgs) -> ExitCode {
             Ok(moved) => output::print(&describe(&moved)),
             Err(error) => output::complain(&format!("it was done, but the answer can't be read: {error}")),
         },
-        Err(error) => output::complain(&error.to_string()),
+        Err(error) => error.complain(),
     }
 }
 

@@ -69,10 +69,7 @@ pub struct ReplayArgs {
 pub fn run(args: &ReplayArgs) -> ExitCode {
     let client = match Client::new(&args.service, std::env::var("TIDINGS_TOKEN").ok()) {
         Ok(client) => client,
-        Err(error) => {
-            output::complain(&error.to_string());
-            return ExitCode::from(WRONG_USAGE);
-        }
+        Err(error) => return error.complain(),
     };
     let done = match &args.cancel {
         _ if args.list => list(args, &client),
@@ -80,11 +77,11 @@ pub fn run(args: &ReplayArgs) -> ExitCode {
         None if args.dry_run => count(args, &client),
         None => replay(args, &client),
     };
-    done.unwrap_or_else(|error| output::complain(&error.to_string()))
+    done.unwrap_or_else(|error| error.complain())
 }
 
 fn read<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, ClientError> {
-    serde_json::from_slice(body).map_err(|error| ClientError::Request(format!("the answer can't be read: {error}")))
+    serde_json::from_slice(body).map_err(|error| ClientError::Unusable(format!("the answer can't be read: {error}")))
 }
 
 fn print_json(value: &impl serde::Serialize) -> ExitCode {
@@ -178,7 +175,7 @@ fn replay(args: &ReplayArgs, client: &Client) -> Result<ExitCode, ClientError> {
         }
     }
     // With a key a request whose answer was lost can be made again: it is the same job.
-    let key = getrandom::u64().map_err(|error| ClientError::Request(format!("the system gives no random number: {error}")))?;
+    let key = getrandom::u64().map_err(|error| ClientError::Unusable(format!("the system gives no random number: {error}")))?;
     let key = format!("tidings-replay-{key:016x}");
     let headers = [("Content-Type", "application/json"), ("Idempotency-Key", key.as_str())];
     let text = Value::Object(body).to_string();

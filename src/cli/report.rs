@@ -15,7 +15,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use super::client::{Client, ClientError, Reply, ServiceArgs};
-use super::{WRONG_USAGE, output};
+use super::output;
 
 /// So often it is tried in all: over about eight seconds, in which a service restarts.
 pub const TRIES: u32 = 5;
@@ -47,10 +47,7 @@ pub struct ReportArgs {
 pub fn run(args: &ReportArgs) -> ExitCode {
     let client = match Client::new(&args.service, std::env::var("TIDINGS_TOKEN").ok()) {
         Ok(client) => client,
-        Err(error) => {
-            output::complain(&error.to_string());
-            return ExitCode::from(WRONG_USAGE);
-        }
+        Err(error) => return error.complain(),
     };
     let body = match read(&args.file) {
         Ok(body) => body,
@@ -62,7 +59,7 @@ pub fn run(args: &ReportArgs) -> ExitCode {
             Ok(answer) => output::print(&describe(&answer)),
             Err(error) => output::complain(&format!("accepted, but the answer can't be read: {error}")),
         },
-        Err(error) => output::complain(&error.to_string()),
+        Err(error) => error.complain(),
     }
 }
 
@@ -93,7 +90,7 @@ fn content_type(file: &Path, body: &[u8]) -> &'static str {
 }
 
 fn post(client: &Client, body: &[u8], content_type: &str) -> Result<Reply, ClientError> {
-    let key = random_key().map_err(|error| ClientError::Request(format!("the system gives no random numbers: {error}")))?;
+    let key = random_key().map_err(|error| ClientError::Unusable(format!("the system gives no random numbers: {error}")))?;
     let headers = [("Content-Type", content_type), ("Idempotency-Key", key.as_str())];
     let mut wait = FIRST_WAIT;
     for tried in 1.. {
@@ -104,8 +101,8 @@ fn post(client: &Client, body: &[u8], content_type: &str) -> Result<Reply, Clien
         let asked = match &error {
             ClientError::Refused { status: 503, retry_after, .. } => *retry_after,
             ClientError::Broken { .. } => None,
-            // A service that was there a moment ago may be restarting; one that was never there is a wrong address.
-            ClientError::Unreachable { .. } if tried > 1 => None,
+            // A port that is closed, or a service that was there a moment ago: it may be restarting. Anything else is a wrong address.
+            ClientError::Unreachable { is_closed, .. } if *is_closed || tried > 1 => None,
             _ => return Err(error),
         };
         if tried >= TRIES {

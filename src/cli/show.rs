@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::client::{Client, ClientError, ServiceArgs};
-use super::{WRONG_USAGE, output, shown};
+use super::{output, shown};
 use crate::admin::deliveries::answers::Story;
 
 /// The arguments of `tidings show`.
@@ -30,15 +30,12 @@ pub struct ShowArgs {
 pub fn run(args: &ShowArgs) -> ExitCode {
     let client = match Client::new(&args.service, std::env::var("TIDINGS_TOKEN").ok()) {
         Ok(client) => client,
-        Err(error) => {
-            output::complain(&error.to_string());
-            return ExitCode::from(WRONG_USAGE);
-        }
+        Err(error) => return error.complain(),
     };
     if args.payload {
         return match client.get(&format!("/v1/deliveries/{}/payload", args.id)) {
             Ok(reply) => print_bytes(&reply.body),
-            Err(error) => output::complain(&error.to_string()),
+            Err(error) => error.complain(),
         };
     }
     match tell(&client, args.id) {
@@ -47,7 +44,7 @@ pub fn run(args: &ShowArgs) -> ExitCode {
             Err(error) => output::complain(&error.to_string()),
         },
         Ok(story) => output::print(&shown::story(&story)),
-        Err(error) => output::complain(&error.to_string()),
+        Err(error) => error.complain(),
     }
 }
 
@@ -56,7 +53,7 @@ fn tell(client: &Client, id: u64) -> Result<Story, ClientError> {
     let ask = |query: String| -> Result<Story, ClientError> {
         let reply = client.get(&format!("/v1/deliveries/{id}{query}"))?;
         serde_json::from_slice(&reply.body)
-            .map_err(|error| ClientError::Request(format!("the answer can't be read ({error}); are service and command of one version?")))
+            .map_err(|error| ClientError::Unusable(format!("the answer can't be read ({error}); are service and command of one version?")))
     };
     let mut story = ask(String::new())?;
     while let Some(from) = story.next_from.take() {

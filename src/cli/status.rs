@@ -11,7 +11,7 @@ use clap::Args;
 use serde_json::Value;
 
 use super::client::{Client, ClientError, ServiceArgs};
-use super::{WRONG_USAGE, output, shown};
+use super::{output, shown};
 use crate::admin::status::Status;
 use described::{Before, describe};
 
@@ -36,27 +36,24 @@ pub struct StatusArgs {
 pub fn run(args: &StatusArgs) -> ExitCode {
     let client = match Client::new(&args.service, std::env::var("TIDINGS_TOKEN").ok()) {
         Ok(client) => client,
-        Err(error) => {
-            output::complain(&error.to_string());
-            return ExitCode::from(WRONG_USAGE);
-        }
+        Err(error) => return error.complain(),
     };
     let mut before = None;
     match (ask(&client, args.json, &mut before), args.watch) {
         (Ok(first), None) => output::print(&first),
         (Ok(first), Some(seconds)) => watch(&client, args.json, Duration::from_secs(seconds), first, before),
-        (Err(error), _) => output::complain(&error),
+        (Err(error), _) => error.complain(),
     }
 }
 
 /// What is to be printed, or why there is nothing. `before` is what it was the last time.
-fn ask(client: &Client, is_json: bool, before: &mut Option<Before>) -> Result<String, String> {
-    let reply = client.get("/v1/status").map_err(|error: ClientError| error.to_string())?;
+fn ask(client: &Client, is_json: bool, before: &mut Option<Before>) -> Result<String, ClientError> {
+    let reply = client.get("/v1/status")?;
     if is_json {
         return Ok(String::from_utf8_lossy(&reply.body).into_owned() + "\n");
     }
-    let status =
-        read(&reply.body).map_err(|error| format!("the answer can't be read: {error}; are service and command of one version?"))?;
+    let status = read(&reply.body)
+        .map_err(|error| ClientError::Unusable(format!("the answer can't be read: {error}; are service and command of one version?")))?;
     let text = describe(&status, before.as_ref());
     *before = Some(Before { at: Instant::now(), status });
     Ok(text)
@@ -96,7 +93,7 @@ fn watch(client: &Client, is_json: bool, every: Duration, first: String, mut bef
         thread::sleep(every);
         text = match ask(client, is_json, &mut before) {
             Ok(text) => text,
-            Err(error) if is_json => serde_json::json!({ "error": { "message": error } }).to_string() + "\n",
+            Err(error) if is_json => serde_json::json!({ "error": { "message": error.to_string() } }).to_string() + "\n",
             Err(error) => format!("NO ANSWER: {error}\n"),
         };
     }

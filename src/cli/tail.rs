@@ -9,7 +9,7 @@ use clap::Args;
 use serde_json::Value;
 
 use super::client::{Client, ClientError, ServiceArgs};
-use super::{WRONG_USAGE, output, shown};
+use super::{output, shown};
 
 /// One connection lasts so long at most, then another takes over: that is how a service that went away without a word is noticed.
 const ONE_CONNECTION: Duration = Duration::from_secs(600);
@@ -48,10 +48,7 @@ enum End {
 pub fn run(args: &TailArgs) -> ExitCode {
     let client = match Client::new(&args.service, std::env::var("TIDINGS_TOKEN").ok()) {
         Ok(client) => client.waiting_for(ONE_CONNECTION),
-        Err(error) => {
-            output::complain(&error.to_string());
-            return ExitCode::from(WRONG_USAGE);
-        }
+        Err(error) => return error.complain(),
     };
     let mut tail = Tail { last: args.after.map(|after| after.to_string()), left: args.count, is_json: args.json };
     let (mut was_there, mut tries) = (false, 0);
@@ -71,7 +68,7 @@ pub fn run(args: &TailArgs) -> ExitCode {
             {
                 tries += 1;
             }
-            Err(error) => return output::complain(&error.to_string()),
+            Err(error) => return error.complain(),
         }
         thread::sleep(Duration::from_secs(1));
     }

@@ -163,7 +163,7 @@ fn what_is_not_there_and_what_makes_no_sense_is_said_to_be_so() {
     assert_eq!(tidings.command(&["show", "one"]).0, Some(2));
     assert_eq!(tidings.command(&["list", "--state", "lost"]).0, Some(2));
     let (code, text) = tidings.command(&["list", "--topic", "a#"]);
-    assert!(code == Some(1) && text.contains("invalid_query"), "{text}");
+    assert!(code == Some(2) && text.contains("invalid_query"), "{text}");
 }
 
 #[test]
@@ -181,4 +181,21 @@ fn what_strangers_wrote_reaches_the_terminal_as_text() {
     assert!(code == Some(0) && text.contains("x\\u{1b}[2J") && !text.contains('\u{1b}'), "{text:?}");
     let list: Value = serde_json::from_str(&tidings.command(&["list", "--json", "--state", "pending"]).1).unwrap();
     assert_eq!(list["deliveries"][0]["project"], "x\u{1b}[2J", "JSON has it as it is, escaped as JSON does");
+}
+
+#[test]
+fn what_the_service_finds_wrong_in_what_was_asked_is_wrong_usage() {
+    let tidings = Tidings::start(&(connection(free_port(), "workers = 1") + PIPELINES));
+    for arguments in [
+        &["list", "--since", "yesterday"][..],
+        &["dead", "requeue", "--topic", "a#", "--by", "ops"],
+        &["dead", "discard", "--yes", "--reason", "moved to B", "--by", "ops"],
+        &["replay", "--dry-run", "--since", "yesterday"],
+        &["replay", "--yes", "--rate", "2000000", "--by", "ops"],
+        &["move", "--from", "mqtt", "--to", "mqtt", "--by", "ops"],
+    ] {
+        let (code, said) = tidings.command(arguments);
+        assert_eq!(code, Some(2), "{arguments:?}: {said}");
+        assert!(said.contains("(HTTP 422)") && said.contains("field: "), "{arguments:?}: {said}");
+    }
 }

@@ -1,6 +1,6 @@
 //! The binary, against a running service and against none.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::process::{Command, Output, Stdio};
 use std::thread;
@@ -80,14 +80,44 @@ fn report_tries_again_with_the_same_key_until_the_service_takes_it() {
 }
 
 #[test]
-fn a_service_that_is_not_there_is_said_so_at_once() {
+fn a_service_that_is_not_there_is_said_so_and_a_report_waits_a_little_for_it() {
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    for arguments in [&["report"][..], &["status"]] {
-        let output = tidings(&format!("http://{free}"), arguments, "{}");
+    for (command, waits) in [("report", 4), ("status", 0)] {
+        let output = tidings(&format!("http://{free}"), &[command], "{}");
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{stderr}");
         assert!(stderr.contains("is the service running"), "{stderr}");
+        assert_eq!(stderr.matches("trying again in").count(), waits, "{stderr}");
     }
+}
+
+#[test]
+fn a_report_to_a_service_that_is_just_starting_is_accepted() {
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut posting = Command::new(env!("CARGO_BIN_EXE_tidings"));
+    posting.args(["report", "--url", &format!("http://{address}")]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut posting = posting.spawn().unwrap();
+    posting.stdin.take().unwrap().write_all(report("success", 1).as_bytes()).unwrap();
+    let mut said = BufReader::new(posting.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("trying again in") {
+        line.clear();
+        assert_ne!(said.read_line(&mut line).unwrap(), 0, "it has given up");
+    }
+    let listener = TcpListener::bind(address).unwrap();
+    let serving = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let (mut text, mut buffer) = (String::new(), [0; 4_096]);
+        while !text.ends_with('}') {
+            let count = stream.read(&mut buffer).unwrap();
+            assert_ne!(count, 0, "{text}");
+            text.push_str(&String::from_utf8_lossy(&buffer[..count]));
+        }
+        let body = r#"{"deliveries":[]}"#;
+        write!(stream, "HTTP/1.1 202 Accepted\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len()).unwrap();
+    });
+    assert_eq!(posting.wait().unwrap().code(), Some(0));
+    serving.join().unwrap();
 }
 
 #[test]
@@ -130,6 +160,12 @@ fn wrong_usage_is_exit_code_2() {
         let output = tidings("http://127.0.0.1:1", arguments, "");
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
         assert!(!output.stderr.is_empty());
+    }
+    for arguments in [&["status"][..], &["list"], &["report"], &["replay", "--dry-run"]] {
+        let output = tidings("localhost:8470", arguments, "{}");
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {stderr}");
+        assert!(stderr.contains("check --url"), "{arguments:?}: {stderr}");
     }
 }
 
