@@ -160,6 +160,10 @@ impl Control {
             let choice = Choice { skipped, ..self.choose_pending(decision, &connections).await? };
             return Ok(repaired(&choice, true));
         }
+        let connections = match &decision.which {
+            Which::Ids(_) => connections,
+            Which::Filter(_) | Which::DeadBefore(_) => self.with_what_is_meant(decision, connections).await?,
+        };
         if !self.pools.stop(&connections).await {
             tracing::warn!("what is in flight was not acknowledged in time, and may have arrived");
         }
@@ -180,34 +184,49 @@ impl Control {
     async fn choose_pending(&self, decision: &Decision, connections: &[ConnectionName]) -> Result<Choice, RepairError> {
         let mut choice = Choice::default();
         for name in connections {
-            let mut tries = 0;
-            loop {
-                let asked = name.clone();
-                let snapshot =
-                    self.log.ask_in_order(move |outbox| (outbox.connections().get(&asked).map(|known| known.backlog()), outbox.next()));
-                let (backlog, next) = snapshot.await.map_err(|error| failed(&error))?.into_inner();
-                let reader = BacklogReader::new(self.log.clone(), name.clone(), backlog.unwrap_or_default(), Seq(next.0 - 1));
-                let (decision, connection) = (decision.clone(), name.clone());
-                let room = MOST_DISCARDED - choice.chosen.len();
-                let choosing = tokio::task::spawn_blocking(move || choose_from(reader, &decision, &connection, room));
-                match choosing.await.map_err(|error| failed(&error))? {
-                    Ok(found) => {
-                        choice.chosen.extend(found.chosen);
-                        choice.qos.extend(found.qos);
-                        choice.missing.join(found.missing);
-                        choice.remaining += found.remaining;
-                        choice.in_flight += found.in_flight;
-                        break;
-                    }
-                    Err(ReadError::Gone(_)) if tries < TRIES && !self.is_stopping() => {
-                        tries += 1;
-                        tokio::time::sleep(ANEW).await;
-                    }
-                    Err(error) => return Err(failed(&error)),
-                }
-            }
+            let found = self.choose_of(decision, name, MOST_DISCARDED - choice.chosen.len()).await?;
+            choice.chosen.extend(found.chosen);
+            choice.qos.extend(found.qos);
+            choice.missing.join(found.missing);
+            choice.remaining += found.remaining;
+            choice.in_flight += found.in_flight;
         }
         Ok(choice)
+    }
+
+    /// The connections whose lanes have to stop, of those with anything pending. What comes in after this look is not meant.
+    async fn with_what_is_meant(&self, decision: &Decision, connections: Vec<ConnectionName>) -> Result<Vec<ConnectionName>, RepairError> {
+        let mut concerned = Vec::new();
+        for name in connections {
+            // Without room the first one that is meant ends the search.
+            let found = self.choose_of(decision, &name, 0).await?;
+            if found.remaining + found.in_flight > 0 {
+                concerned.push(name);
+            }
+        }
+        Ok(concerned)
+    }
+
+    /// What is pending on a connection, and meant, up to so many.
+    async fn choose_of(&self, decision: &Decision, name: &ConnectionName, room: usize) -> Result<Choice, RepairError> {
+        let mut tries = 0;
+        loop {
+            let asked = name.clone();
+            let snapshot =
+                self.log.ask_in_order(move |outbox| (outbox.connections().get(&asked).map(|known| known.backlog()), outbox.next()));
+            let (backlog, next) = snapshot.await.map_err(|error| failed(&error))?.into_inner();
+            let reader = BacklogReader::new(self.log.clone(), name.clone(), backlog.unwrap_or_default(), Seq(next.0 - 1));
+            let (decision, connection) = (decision.clone(), name.clone());
+            let choosing = tokio::task::spawn_blocking(move || choose_from(reader, &decision, &connection, room));
+            match choosing.await.map_err(|error| failed(&error))? {
+                Ok(found) => return Ok(found),
+                Err(ReadError::Gone(_)) if tries < TRIES && !self.is_stopping() => {
+                    tries += 1;
+                    tokio::time::sleep(ANEW).await;
+                }
+                Err(error) => return Err(failed(&error)),
+            }
+        }
     }
 
     async fn snapshot(&self, connection: Option<ConnectionName>) -> Result<Snapshot, RepairError> {

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::support::ledger::{Ledger, action_for, report};
 use crate::support::mosquitto::free_port;
 use crate::support::scripted::{Act, ScriptedBroker};
-use crate::support::tidings::{PIPELINES, SOON, Tidings, connection};
+use crate::support::tidings::{PIPELINES, SOON, Tidings, connection, named_connection};
 use crate::support::{wait_until, wait_within};
 
 /// A broker that takes nothing of these topics until it is told to.
@@ -228,6 +228,25 @@ fn all_that_is_pending_for_a_broker_that_never_comes_back_can_be_given_up_by_com
     ledger.post(&tidings, 2, "later", 99);
     wait_within(crate::support::PATIENCE, "what comes later arrives", || broker.arrivals().len() == 1);
     tidings.assert_balanced();
+}
+
+#[test]
+fn giving_up_what_is_pending_leaves_the_lanes_alone_that_have_nothing_of_it() {
+    let broker = ScriptedBroker::start(|packet| if packet.carries("later") { vec![Act::Refuse(0x87)] } else { vec![Act::Usual] });
+    let routes = "[retry]\ninitial = \"1m\"\n[[pipeline]]\nname = \"check\"\nfailure.mqtt = { topic = \"here/{project}\", qos = 1 }\n\
+                  success.away = { topic = \"away/{project}\", qos = 2 }\n";
+    let (here, away) = (connection(broker.port, "workers = 1"), named_connection("away", free_port(), ""));
+    let tidings = Tidings::start(&(here + &away + routes));
+    let mut ledger = Ledger::default();
+    ledger.post(&tidings, 1, "later", 1);
+    wait_until("it waits for its retry", || tidings.logged("the broker refused a report").len() == 1);
+    (2..5).for_each(|number| ledger.post(&tidings, 2, "one", number));
+    let ask = json!({ "filter": { "topic": "away/+" }, "state": "pending", "by": "ops", "even_in_flight": true });
+    assert_eq!(post(&tidings, "/v1/deliveries/discard", &ask)["done"], 3);
+    ledger.post(&tidings, 1, "now", 5);
+    wait_until("what comes next is delivered", || tidings.status("mqtt")["totals"]["acknowledged"] == 1);
+    assert_eq!(broker.connects().len(), 1);
+    assert_eq!(tidings.status("mqtt")["totals"]["pending"], 1);
 }
 
 #[test]
