@@ -13,11 +13,13 @@ use crate::core::types::{ConnectionName, Qos};
 
 const SECOND: u64 = 1_000;
 const DAY: u64 = 24 * 3_600 * SECOND;
+/// As durations are read: 365.25 days.
+const YEAR: u64 = 8_766 * 3_600 * SECOND;
 const MIB: u64 = 1 << 20;
 const TIB: u64 = 1 << 40;
 
 /// Below a second, history would be gone before anybody could look; beyond ten years the number is a slip.
-const RETENTION_MS: RangeInclusive<u64> = SECOND..=3_650 * DAY;
+const RETENTION_MS: RangeInclusive<u64> = SECOND..=10 * YEAR;
 /// The least that a store's parts are laid out for, see `log::sizes`.
 const MAX_SIZE: RangeInclusive<u64> = 32 * MIB..=16 * TIB;
 /// Shorter than a round trip, a retry is only noise to the broker.
@@ -57,7 +59,7 @@ fn store(table: Option<Table<'_>>, environment: &dyn Fn(&str) -> Option<String>,
     }
     let retention_ms = table.duration_ms("retention", RETENTION_MS, default.retention_ms).value;
     let max_size = table.size("max_size", MAX_SIZE, default.max_size).value;
-    let dead = table.field("dead_retention", None, "a duration from \"1s\" to \"3650d\" in quotes", |item| {
+    let dead = table.field("dead_retention", None, "a duration from \"1s\" to \"10years\" in quotes", |item| {
         parse_duration_ms(item.as_text()?).filter(|ms| RETENTION_MS.contains(ms)).map(Some)
     });
     table.finish();

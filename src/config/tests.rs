@@ -202,6 +202,12 @@ fn durations_and_sizes_are_within_their_bounds() {
     let config = load_text("store.retention = '1h 30m'\nstore.max_size = 335544320\nretry.initial = '1s'\nhttp.max_report = '2MB'");
     assert_eq!((config.store.retention_ms, config.store.max_size), (5_400_000, 335_544_320));
     assert_eq!((config.retry.initial_ms, config.http.max_report), (1_000, 2_000_000));
+    let decade = load_text("store.retention = '10years'\nstore.dead_retention = '10years'").store;
+    assert_eq!((decade.retention_ms, decade.dead_retention_ms), (315_576_000_000, Some(315_576_000_000)));
+    assert_eq!(
+        mistake("[store]\nretention = '11y'"),
+        "store.retention: expected a duration from \"1s\" to \"10years\" in quotes, found \"11y\""
+    );
     for line in [
         "retention = 7",
         "retention = '0s'",
