@@ -49,7 +49,7 @@ pub struct DecideArgs {
     /// Who decides this; the name stands in the history of each delivery [default: $USER, or the token's name]
     #[arg(long, value_name = "NAME", env = "USER", hide_env = true)]
     pub by: Option<String>,
-    /// Why; it stands in the history, too
+    /// Why; it stands in the audit, and of what is discarded in its history, too
     #[arg(long, value_name = "TEXT")]
     pub reason: Option<String>,
     /// Only say how many there are

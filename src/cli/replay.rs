@@ -39,7 +39,7 @@ pub struct ReplayArgs {
     /// Who asks for it; the name stands in the history [default: $USER, or the token's name]
     #[arg(long, value_name = "NAME", env = "USER", hide_env = true)]
     pub by: Option<String>,
-    /// Why; it stands in the history, too
+    /// Why; it stands in the audit
     #[arg(long, value_name = "TEXT")]
     pub reason: Option<String>,
     /// Only say how many there are
