@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{Response, StatusCode};
+use axum::http::header::RETRY_AFTER;
+use axum::http::{HeaderValue, Response, StatusCode};
 use serde::Serialize;
 
 use super::Admin;
@@ -20,6 +21,9 @@ const STUCK: Duration = Duration::from_secs(60);
 
 /// The same of a log that is kept by other machines: it goes on by itself when they do, and ends by itself after five minutes.
 const STUCK_SHARED: Duration = Duration::from_secs(360);
+
+/// About as long as a restart takes, and not so long that a load balancer that heeds it comes back late.
+const LOOK_AGAIN_S: u64 = 5;
 
 #[derive(Serialize)]
 struct Alive {
@@ -57,14 +61,12 @@ struct Unconfigured {
 /// `GET /healthz`.
 pub(super) async fn healthz(State(admin): State<Arc<Admin>>) -> Response<Body> {
     let reason = admin.broken();
-    let status = if reason.is_none() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    json(status, &Alive { alive: reason.is_none(), reason })
+    answer(reason.is_none(), &Alive { alive: reason.is_none(), reason })
 }
 
 /// `GET /readyz`.
 pub(super) async fn readyz(State(admin): State<Arc<Admin>>) -> Response<Body> {
     let reason = admin.not_accepting();
-    let status = if reason.is_none() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let (mut connections, mut unconfigured) = (Vec::new(), Vec::new());
     for (name, view) in admin.views(admin.peered().as_ref()) {
         let backlog = view.books.totals.pending;
@@ -81,7 +83,17 @@ pub(super) async fn readyz(State(admin): State<Arc<Admin>>) -> Response<Body> {
             unconfigured.push(Unconfigured { name: name.to_string(), backlog, advice });
         }
     }
-    json(status, &Ready { ready: reason.is_none(), reason, connections, unconfigured })
+    answer(reason.is_none(), &Ready { ready: reason.is_none(), reason, connections, unconfigured })
+}
+
+/// 200, or 503 with when to look again.
+fn answer(is_well: bool, body: &impl Serialize) -> Response<Body> {
+    let status = if is_well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let mut response = json(status, body);
+    if !is_well {
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(LOOK_AGAIN_S));
+    }
+    response
 }
 
 impl Admin {

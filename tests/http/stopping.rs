@@ -84,7 +84,7 @@ fn what_a_failed_store_did_not_take_is_not_accepted() {
     assert!(reply.header("retry-after").is_some());
     for path in ["/healthz", "/readyz"] {
         let reply = service.get(path);
-        assert_eq!(reply.status, 503, "{path}");
+        assert_eq!((reply.status, reply.header("retry-after").as_deref()), (503, Some("5")), "{path}");
         assert!(reply.json()["reason"].as_str().unwrap().contains("the disk is broken"), "{reply:?}");
     }
     assert!(service.disk.payloads().is_empty());
