@@ -12,6 +12,7 @@
 //! - What the schema doesn't name is nobody's business but the subscriber's, and passes.
 
 mod cut;
+mod number;
 mod schema;
 mod walk;
 

@@ -62,6 +62,19 @@ fn a_change_number_may_be_a_number() {
 }
 
 #[test]
+fn a_number_is_what_python_makes_of_it_and_two_changes_never_share_one() {
+    let change = |number: &str| parse(&report_with(&format!(r#""change":{number}"#))).unwrap().change().map(str::to_owned);
+    assert_ne!(change("18446744073709551617"), change("18446744073709551618"));
+    assert_eq!(change("18446744073709551617").as_deref(), Some("18446744073709551617"));
+    assert_eq!([change("-0"), change("1e16"), change("1e-5")].map(Option::unwrap), ["0", "1e+16", "1e-05"]);
+    let text = report_with(r#""patchset":"1","changes":[{"a":1e16,"topic":"x\u0079","hashtags":[1.5],"wip":false,"branch":null}]"#);
+    let report = parse(&text).unwrap();
+    let value = |key: &str| report.change_value(0, key);
+    assert_eq!([value("a"), value("topic"), value("wip")], ["1e+16", "xy", "False"].map(ChangeValue::Text));
+    assert_eq!((value("hashtags"), value("branch"), report.patchset()), (ChangeValue::NotPlain("a list"), ChangeValue::Nothing, Some("1")));
+}
+
+#[test]
 fn every_key_of_every_change_can_be_looked_up() {
     let report = parse(fixture("zuul-multi-change")).unwrap();
     assert_eq!(report.change_value(0, "topic"), ChangeValue::Text("retry-logic"));

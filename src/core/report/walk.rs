@@ -6,9 +6,10 @@ use std::fmt;
 use std::ops::Range;
 
 use memchr::{memchr2, memchr2_iter};
-use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
+use super::number::as_python;
 use super::schema::{Field, Keep, Object, REPORT, SLOTS, Shape};
 use super::{MAX_NESTING, ReportError};
 
@@ -78,11 +79,20 @@ pub(super) fn walk(text: &str) -> Result<Kept, ReportError> {
         let message = format!("nested deeper than {MAX_NESTING} levels at line {line} column {column}");
         return Err(ReportError::InvalidJson { message });
     }
-    let mut state = State { start: text.as_ptr() as usize, kept: Kept::default(), mistake: None };
+    match walk_through(text, false)? {
+        // It is right, and a topic may want a number of it that is not what serde has made of it.
+        State { has_float: true, .. } => Ok(walk_through(text, true)?.kept),
+        State { kept, .. } => Ok(kept),
+    }
+}
+
+/// One pass. `is_exact`: numbers that are kept are read as they stand.
+fn walk_through(text: &str, is_exact: bool) -> Result<State, ReportError> {
+    let mut state = State { start: text.as_ptr() as usize, kept: Kept::default(), mistake: None, is_exact, has_float: false };
     let mut json = serde_json::Deserializer::from_str(text);
     let walked = Walk { shape: &REPORT, path: Path::Whole, wanted: false, state: &mut state }.deserialize(&mut json);
     match walked.and_then(|_| json.end()) {
-        Ok(()) => Ok(state.kept),
+        Ok(()) => Ok(state),
         Err(error) => Err(state.mistake.take().unwrap_or_else(|| ReportError::InvalidJson { message: format!("not JSON: {error}") })),
     }
 }
@@ -131,6 +141,10 @@ struct State {
     kept: Kept,
     /// The mistake that ended the walk; serde's own error then means nothing.
     mistake: Option<ReportError>,
+    /// Numbers that are kept are read as they stand in the text.
+    is_exact: bool,
+    /// A number was kept that serde takes for a float: with a fraction or an exponent, or beyond 64 bits.
+    has_float: bool,
 }
 
 impl State {
@@ -203,6 +217,15 @@ impl Walk<'_> {
         }
     }
 
+    /// Reads a value of which a number's spelling counts.
+    fn exactly<'de, D: Deserializer<'de>>(self, deserializer: D) -> Result<Option<Plain>, D::Error> {
+        let written = <&RawValue>::deserialize(deserializer)?.get();
+        match written.starts_with(|first: char| first == '-' || first.is_ascii_digit()) {
+            true => Ok(self.give(|| Plain::Text(Text::Read(as_python(written))))),
+            false => serde_json::Deserializer::from_str(written).deserialize_any(self).map_err(D::Error::custom),
+        }
+    }
+
     fn text<E: Error>(mut self, value: &str, keep: impl FnOnce(&State) -> Text) -> Result<Option<Plain>, E> {
         let fits = match self.shape {
             Shape::Anything | Shape::Text | Shape::TextOrNumber => true,
@@ -220,6 +243,7 @@ impl<'de> DeserializeSeed<'de> for Walk<'_> {
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
         match self.shape {
             Shape::Anything if !self.wanted => deserializer.deserialize_ignored_any(IgnoredAny).map(|_| None),
+            Shape::Anything | Shape::TextOrNumber | Shape::Time if self.wanted && self.state.is_exact => self.exactly(deserializer),
             _ => deserializer.deserialize_any(self),
         }
     }
@@ -256,6 +280,7 @@ impl<'de> Visitor<'de> for Walk<'_> {
     }
 
     fn visit_f64<E: Error>(self, value: f64) -> Result<Self::Value, E> {
+        self.state.has_float |= self.wanted;
         let number = serde_json::Number::from_f64(value).ok_or_else(|| E::custom("number out of range"))?;
         self.number(number)
     }
