@@ -3,6 +3,8 @@
 //! One task owns everything. It waits for whatever comes first (`wait` gives a typed [`Event`]), hands it to the machine, and does what the
 //! machine wants done. While something is being stored, reading goes on as far as the budget allows.
 
+mod reading;
+
 use std::collections::HashSet;
 use std::future::Future;
 use std::net::SocketAddr;
@@ -10,9 +12,11 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use bytes::{BufMut, BytesMut};
+use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::{OwnedSemaphorePermit, watch};
+
+use reading::{READ_AT_LEAST, READ_AT_MOST, read};
 
 use super::access::{self, Login, Owner};
 use super::budget::Lease;
@@ -21,7 +25,6 @@ use super::registry::{Claim, Place};
 use super::sessions;
 use super::store::{Publisher, Recognised};
 use super::{MAX_RECEIVED, Shared};
-use crate::core::frame::Frame;
 use crate::core::listener::{Admission, Answer, Close, Connect, Ended, Incoming, Input, Outgoing, Output, Publisher as Machine, code};
 use crate::core::types::{Millis, Protocol};
 use crate::failpoint::{self, Point};
@@ -31,25 +34,12 @@ use crate::server::timers::Timers;
 /// A packet that has begun has to be whole after so long: a sender that is slower holds what others could use.
 const PACKET_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// For the room that it needs a packet waits so long: until those that have it and do not use it have been closed, and a few more times that.
-const ROOM_TIMEOUT: Duration = Duration::from_secs(240);
-
 /// A client that takes nothing of its answers for so long is let go.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// While so many bytes wait to be written, nothing more is read: who sends and never reads can't make Tidings hold more than this and what
 /// one piece of packets is answered with.
 const WRITE_AHEAD: usize = 64 << 10;
-
-/// One read takes so many bytes at most.
-const READ_AT_MOST: usize = 64 << 10;
-
-/// And this where nothing is known of what comes. A read that is filled makes the next one twice as large: who sends much is read in few calls, and
-/// who sends little needs little memory.
-const READ_AT_LEAST: usize = 4 << 10;
-
-/// A buffer is given up when it is so many times as large as the next read.
-const TOO_ROOMY: usize = 4;
 
 /// The last answers get so long to leave.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -238,26 +228,6 @@ impl Conversation {
         None
     }
 
-    fn note_progress(&mut self) {
-        if let Some(place) = &self.place {
-            let mut place = place.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            place.progress.note(self.taken, self.taken - (self.machine.held() as u64).min(self.taken));
-            place.remember(self.machine.received());
-        }
-        let held = self.arrived.len() + self.machine.held_bytes();
-        let whole = held + self.missing();
-        // Who has room for all of a packet keeps it, and who waits for that gives back what it does not use.
-        self.lease.shrink_to(if self.lease.has(whole) { whole } else { held });
-        if self.arrived.is_empty() {
-            self.packet_since = None;
-            if self.arrived.capacity() > READ_AT_MOST.min(self.next_read * TOO_ROOMY) {
-                self.arrived = BytesMut::new();
-            }
-        } else if self.packet_since.is_none() {
-            self.packet_since = Some(tokio::time::Instant::now());
-        }
-    }
-
     fn give(&mut self, input: Input) {
         self.machine.handle(self.shared.clock.now(), input);
     }
@@ -373,33 +343,6 @@ impl Conversation {
         }
     }
 
-    /// What a packet that has begun needs of the budget to become whole, beyond what has arrived of it. It is taken in one piece: with a part of it, many that
-    /// have begun could each wait for what the others hold. Of who has not said yet who it is, nothing is kept: its time is short.
-    fn missing(&self) -> usize {
-        let begun = Frame::begin(&self.arrived, usize::MAX).ok().flatten();
-        begun.filter(|_| self.claim.is_some()).map_or(0, |frame| frame.length.saturating_sub(self.arrived.len()))
-    }
-
-    /// How many bytes may be read now; none if nothing may.
-    fn room_to_read(&mut self) -> Option<usize> {
-        if self.is_gone || !self.machine.wants_packets() || self.outgoing.len() >= WRITE_AHEAD || self.budget.is_some() {
-            return None;
-        }
-        let missing = self.missing();
-        // Of a packet that has begun no byte more than it needs: that much it has.
-        let least = if missing > 0 { missing.min(READ_AT_MOST) } else { READ_AT_LEAST };
-        let held = self.arrived.len() + self.machine.held_bytes();
-        for chunk in [least.max(self.next_read), least] {
-            if self.lease.covers(held + chunk.max(missing)) {
-                return Some(chunk);
-            }
-        }
-        let usage = held + least.max(missing);
-        let waiting = self.lease.wait_for(usage, ROOM_TIMEOUT);
-        self.budget = Some(Box::pin(async move { Event::Budget(waiting.await) }));
-        None
-    }
-
     fn apply(&mut self, event: Event) {
         match event {
             Event::Read { read: Ok(0), .. } => self.is_gone = true,
@@ -460,18 +403,6 @@ impl Conversation {
         }
     }
 
-    /// There was no room for the rest of a packet in all that time. Unless everybody waits for the store, there are more beginnings of packets than there is room
-    /// for, and none of them becomes whole before some are given up.
-    fn no_room(&mut self) {
-        let is_full = self.shared.store.log.progress().borrow().full.is_some();
-        if is_full || self.arrived.is_empty() {
-            return;
-        }
-        let message =
-            format!("there was no room for the rest of its packet within {} s: too many others have begun one", ROOM_TIMEOUT.as_secs());
-        self.give(Input::End(Close::new("read_ahead_full", code::BUSY, message)));
-    }
-
     fn stored(&mut self, result: Result<Committed<()>, CommitError>) {
         let proof = match result {
             Ok(proof) => proof,
@@ -512,11 +443,6 @@ impl Conversation {
             }
         }
     }
-}
-
-async fn read(reader: &mut ReadHalf<Box<dyn Stream>>, arrived: &mut BytesMut, chunk: usize) -> std::io::Result<usize> {
-    arrived.reserve(chunk);
-    reader.read_buf(&mut (&mut *arrived).limit(chunk)).await
 }
 
 async fn pending_or(work: &mut Option<Work>) -> Event {
