@@ -92,9 +92,9 @@ fn what_comes_in_is_measured_against_its_controls() {
     let results = measured(&["--only", "append,http,latency"]);
     let expected = [
         ("append", "reports/s", 10, true, true),
-        ("append", "reports/s", 16, true, true),
-        ("append", "reports/s", 256, true, true),
-        ("http", "reports/s", 50, true, true),
+        ("append", "reports/s", 100, true, true),
+        ("append", "reports/s", 400, true, true),
+        ("http", "reports/s", 100, true, true),
         ("http", "reports/s", 200, true, false),
         ("http", "reports/s", 200, true, true),
         ("latency", "ms", 200, true, false),
