@@ -27,7 +27,13 @@ pub struct Straggler {
 
 impl Outbox {
     /// A generation begins at [`Outbox::next`]. To be called before the checkpoint that opens it is taken.
+    ///
+    /// Where one has just begun there this is nothing new: a second mark of it would pass for the end of the first one, which then looks
+    /// as if nothing in it was needed.
     pub fn begin_generation(&mut self) {
+        if self.generations.back().is_some_and(|mark| mark.first >= self.next) {
+            return;
+        }
         let sends = self
             .connections
             .iter()
@@ -36,6 +42,20 @@ impl Outbox {
             })
             .collect();
         self.generations.push_back(GenerationMark { first: self.next, sends });
+    }
+
+    /// The same outbox with each generation marked once: earlier builds marked one again that had just begun, and have stored it so.
+    pub fn with_each_generation_once(self) -> Outbox {
+        let mut marks = Vec::from(self.generations);
+        marks.dedup_by_key(|mark| mark.first);
+        Outbox { generations: marks.into(), ..self }
+    }
+
+    /// As earlier builds stored it: the newest generation is marked twice.
+    #[cfg(test)]
+    pub(crate) fn with_newest_generation_twice(mut self) -> Outbox {
+        self.generations.extend(self.generations.back().cloned());
+        self
     }
 
     /// How many deliveries that are pending or dead are held by the oldest generation, or none if it is the only one.

@@ -98,7 +98,7 @@ pub fn decode_checkpoint(checkpoint: &Checkpoint) -> Result<Outbox, RecoverError
         [] => Owners::default(),
         rest => postcard::from_bytes(rest).map_err(|error| unreadable(format!("the owners of its lanes: {error}")))?,
     };
-    Ok(outbox.with_jobs(jobs).with_owners(owners))
+    Ok(outbox.with_jobs(jobs).with_owners(owners).with_each_generation_once())
 }
 
 /// The outbox as bytes, as it goes into a checkpoint.

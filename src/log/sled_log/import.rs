@@ -2,7 +2,7 @@
 //!
 //! The folder is made as any store is, at the source's first position and with its id. Its file `identity` comes last: what is interrupted is no store, and a
 //! start on it is refused with the reason. What the state was where a generation begins is not known, because the source keeps only its newest checkpoints: that is said there as
-//! after a repair, and the folder is closed with the state at the end, twice.
+//! after a repair, and the folder is closed with the state at the end, twice (once where its newest generation holds no event).
 
 use std::path::Path;
 

@@ -81,7 +81,7 @@ use self::database::Database;
 use self::identity::Identity;
 use self::reader::{About, Generation as Handle, Shared, State, lock, read, write};
 use self::room::{Ballast, Free};
-use self::shown::Shown;
+use self::shown::{Noted, Shown};
 use self::witness::{Testimony, Witness};
 use self::writer::Writer;
 use self::zeros::Zeros;
@@ -159,6 +159,8 @@ struct Active {
     stored: u64,
     /// Bytes of the checkpoint that it began with, if this run has begun it.
     opening: u64,
+    /// The newest checkpoint that is in it, if that is known.
+    checkpoint: Option<Noted>,
     /// At so many ticks to come its folder is measured: what was written may show a little later.
     measures: u32,
     /// What is written ahead of sled in that file.
@@ -321,6 +323,11 @@ impl SledLog {
         }
     }
 
+    /// Whether no event is durable yet in the generation that is being written.
+    fn is_empty(&self) -> bool {
+        self.testimony.last.next() == self.active.handle.first
+    }
+
     fn join_background(&mut self) {
         for thread in self.background.drain(..) {
             if let Err(what) = outcome_of(thread) {
@@ -392,14 +399,14 @@ impl EventLog for SledLog {
 
     fn is_generation_full(&self) -> bool {
         // A checkpoint that is larger than half a small generation must not be most of what is written.
-        let is_empty = self.under_way.is_none() && self.next_seq() == self.active.handle.first;
+        let is_empty = self.under_way.is_none() && self.is_empty();
         self.active.stored >= self.sizes.generation.max(2 * self.active.opening) && !is_empty
     }
 
     fn begin_generation(&mut self, checkpoint: &[u8]) -> Result<(), AppendError> {
         self.check()?;
         let next = self.next_seq();
-        if next == self.active.handle.first {
+        if self.is_empty() {
             // It has just begun, with a checkpoint as of the same position.
             return Ok(());
         }
@@ -413,6 +420,7 @@ impl EventLog for SledLog {
         failpoint::reach(Point::GenerationBegun);
         write(&self.shared.generations).push(Arc::clone(&active.handle));
         let full = std::mem::replace(&mut self.active, active).handle;
+        self.active.checkpoint = Some(Noted::of(next, checkpoint));
         let tag = self.identity.tag;
         let sealing = std::thread::Builder::new().name("seal".into()).spawn(move || full.seal(tag, next));
         let thread = self.kept(sealing.map_err(|error| format!("starting a thread: {error}")))?;
@@ -475,7 +483,7 @@ impl EventLog for SledLog {
     fn make_room_to_begin(&mut self, bytes: u64) -> Result<bool, AppendError> {
         self.check()?;
         let next = self.next_seq();
-        if next == self.active.handle.first {
+        if self.is_empty() {
             return Ok(true);
         }
         if !self.room_to_seal(room::OTHER_FILES)? {
@@ -486,7 +494,8 @@ impl EventLog for SledLog {
     }
 
     fn is_long_to_read(&self) -> bool {
-        self.active.stored >= LONG_TO_READ * self.sizes.segment
+        // What stands in an empty one are checkpoints: another generation would begin where it does.
+        self.active.stored >= LONG_TO_READ * self.sizes.segment && !self.is_empty()
     }
 
     fn tick(&mut self) -> Result<(), AppendError> {
@@ -524,8 +533,12 @@ impl EventLog for SledLog {
             );
             return Ok(());
         }
-        let pages = self.encoder.checkpoint(Kind::Checkpoint, next, checkpoint)?;
-        self.write(&pages)?;
+        // Where a service is started and stopped again and again with nothing to do, an empty generation would grow by one each time.
+        let is_there = self.is_empty() && self.active.checkpoint == Some(Noted::of(next, checkpoint));
+        if !is_there {
+            let pages = self.encoder.checkpoint(Kind::Checkpoint, next, checkpoint)?;
+            self.write(&pages)?;
+        }
         failpoint::reach(Point::ClosingCheckpoint);
         let sealed = self.active.handle.seal(self.identity.tag, next);
         self.kept(sealed)?;
@@ -559,7 +572,7 @@ impl Active {
         durable::sync_folder_and_files(&folder).and_then(|()| durable::sync_folder(store)).map_err(failed)?;
         let opening = checkpoint.iter().map(|page| page.bytes.len() as u64).sum();
         let handle = Handle::new(first, folder, State::Active(database), None);
-        Ok(Active { handle, file: Arc::new(file), stored: 0, opening, measures: MEASURES, zeros })
+        Ok(Active { handle, file: Arc::new(file), stored: 0, opening, checkpoint: None, measures: MEASURES, zeros })
     }
 
     /// One that an earlier run has begun.
@@ -570,6 +583,7 @@ impl Active {
             file: Arc::new(file),
             stored: shown.stored,
             opening: 0,
+            checkpoint: shown.checkpoint,
             measures: MEASURES,
         }
     }

@@ -22,7 +22,7 @@ use super::prove::{Proven, prove_closed, prove_sealed, prove_written, sort};
 use super::reader::{Generation as Handle, Shared, State};
 use super::room::{self, BALLAST, Ballast, Free};
 use super::seal::{self, Head, SealError};
-use super::shown::{Shown, check_shown, read_checkpoint};
+use super::shown::{Noted, Shown, check_shown, read_checkpoint};
 use super::upgrade::upgrade;
 use super::witness::{Testimony, WITNESS, Witness};
 use super::writer::Writer;
@@ -311,8 +311,8 @@ fn existing(at: &At<'_>, lock: File, listing: Listing, identity: Identity, is_co
         ))
     })?;
     let file = super::open_database_file(&folder).map_err(|error| at.io(error))?;
-    let shown = match closed {
-        Some(head) => Shown { last: testimony.last, newest: head.newest, stored: head.stored, checkpoint_end: None },
+    let mut shown = match closed {
+        Some(head) => Shown { last: testimony.last, newest: head.newest, stored: head.stored, checkpoint_end: None, checkpoint: None },
         None => {
             let shown = check_shown(at, &database, &file, &testimony, tag)?;
             // A commit that was killed before its sync counts from now on, so it has to stay.
@@ -326,6 +326,7 @@ fn existing(at: &At<'_>, lock: File, listing: Listing, identity: Identity, is_co
         return Err(at.not_shown(testimony.generation, "sled does not show the checkpoint that it was closed with"));
     }
     testimony.last = shown.last;
+    shown.checkpoint = checkpoint.as_ref().map(|checkpoint| Noted::of(checkpoint.next, &checkpoint.bytes));
     let active = Active::of(testimony.generation, folder, database, file, identity.segment_size, &shown);
     let whole = Whole { lock, identity, witness, testimony, sealed, active, options };
     Ok(Opened { log: Box::new(whole.into_log(at)?), checkpoint, last_stop, is_copy })

@@ -2,6 +2,8 @@
 
 use std::fs::File;
 
+use xxhash_rust::xxh3::xxh3_128;
+
 use super::database::Database;
 use super::open::At;
 use super::witness::Testimony;
@@ -16,6 +18,21 @@ pub(super) struct Shown {
     pub(super) stored: u64,
     /// The key right after the newest checkpoint, where that is not simply the last entry.
     pub(super) checkpoint_end: Option<Vec<u8>>,
+    /// The newest checkpoint, once it was read.
+    pub(super) checkpoint: Option<Noted>,
+}
+
+/// What is remembered of a checkpoint: enough to know the same again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Noted {
+    next: Seq,
+    sum: u128,
+}
+
+impl Noted {
+    pub(super) fn of(next: Seq, bytes: &[u8]) -> Noted {
+        Noted { next, sum: xxh3_128(bytes) }
+    }
 }
 
 /// Goes through all that sled shows after a kill: no gap, nothing damaged, nothing missing that was accepted. Takes out the part of a
@@ -23,7 +40,7 @@ pub(super) struct Shown {
 pub(super) fn check_shown(at: &At<'_>, database: &Database, file: &File, testimony: &Testimony, tag: u64) -> Result<Shown, OpenError> {
     let first = testimony.generation;
     let before = Seq(first.0 - 1);
-    let mut shown = Shown { last: before, newest: None, stored: 0, checkpoint_end: None };
+    let mut shown = Shown { last: before, newest: None, stored: 0, checkpoint_end: None, checkpoint: None };
     let mut wrong = None;
     let mut commit = OpenCommit { last: before, expected: None, keys: Vec::new(), stored: 0, newest: None };
     let walked = database.each(tag, |key, page| {

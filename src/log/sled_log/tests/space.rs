@@ -104,3 +104,28 @@ fn what_was_allocated_ahead_is_given_back_when_a_generation_is_sealed() {
     let meta = fs::metadata(db).unwrap();
     assert!(meta.blocks() * 512 < meta.len() + (64 << 10), "{} bytes for {}", meta.blocks() * 512, meta.len());
 }
+
+#[test]
+fn stops_with_nothing_to_do_leave_their_checkpoint_once() {
+    let store = tempfile::tempdir().unwrap();
+    let mut checkpoint = vec![0; 50_000];
+    getrandom::fill(&mut checkpoint).unwrap();
+    let mut log = open(store.path()).log;
+    log.append(&reports(1..=3), &next_send).unwrap();
+    log.begin_generation(b"another").unwrap();
+    let folder = store.path().join(open::folder_name(Seq(4)));
+    let Found::Store { identity, .. } = Identity::read(store.path(), migrations::CURRENT).unwrap() else { panic!("it is a store") };
+    log.close(&checkpoint).unwrap();
+    let written = || scan(&folder, identity.tag).unwrap().closing_checkpoints_len();
+    let once = written();
+    assert!(once > 50_000);
+    for _ in 0..3 {
+        let opened = open(store.path());
+        assert_eq!((opened.last_stop, opened.checkpoint.unwrap().bytes == checkpoint), (LastStop::Clean, true));
+        opened.log.close(&checkpoint).unwrap();
+        assert_eq!(written(), once);
+    }
+    // One that says something else is written.
+    open(store.path()).log.close(b"changed").unwrap();
+    assert_eq!(open(store.path()).checkpoint.unwrap().bytes, b"changed");
+}
