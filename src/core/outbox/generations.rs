@@ -77,17 +77,16 @@ impl Outbox {
         )
     }
 
-    /// What of the oldest generation is not done, for carrying: sends that are found by counting, and what is held apart.
-    pub fn stragglers(&self) -> Vec<Straggler> {
-        let Some(next) = self.generations.get(1) else { return Vec::new() };
-        let mut stragglers = Vec::new();
-        for (key, lane) in self.lanes() {
-            let end = next.sends.get(&key).copied().unwrap_or_default();
-            stragglers.extend(lane.plain_pending(end).map(|send| Straggler { lane: key.clone(), send, known: None }));
-            let apart = lane.held_before(next.first);
-            stragglers.extend(apart.map(|(send, id, located)| Straggler { lane: key.clone(), send, known: Some((id, located)) }));
-        }
-        stragglers
+    /// What of the oldest generation is not done, for carrying: of each lane sends that are found by counting, and then what is held apart.
+    pub fn stragglers(&self) -> impl Iterator<Item = Straggler> + '_ {
+        self.generations.get(1).into_iter().flat_map(move |next| {
+            self.lanes().flat_map(move |(key, lane)| {
+                let end = next.sends.get(&key).copied().unwrap_or_default();
+                let plain = lane.plain_pending(end).map(|send| (send, None));
+                let apart = lane.held_before(next.first).map(|(send, id, located)| (send, Some((id, located))));
+                plain.chain(apart).map(move |(send, known)| Straggler { lane: key.clone(), send, known })
+            })
+        })
     }
 
     /// Where the oldest generation begins that has not been dropped.

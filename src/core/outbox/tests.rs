@@ -151,7 +151,7 @@ fn play(steps: &[(u8, u32, usize)]) -> (Outbox, Plain) {
 /// Carries what is left of the oldest generation forward, and drops it.
 fn retire(outbox: &mut Outbox, plain: &mut Plain) {
     let Some(needed) = outbox.needed_in_oldest_generation() else { return };
-    let stragglers = outbox.stragglers();
+    let stragglers: Vec<Straggler> = outbox.stragglers().collect();
     assert_eq!(needed, stragglers.len() as u64, "as many are carried as are counted");
     for straggler in stragglers {
         let place = (straggler.lane.lane, straggler.send.0);

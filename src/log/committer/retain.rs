@@ -12,13 +12,13 @@ use tokio::sync::{mpsc, oneshot};
 use super::handle::{Append, Command, size_of_event};
 use super::{CommitError, Committer, history, now};
 use crate::core::event::{Accepted, Carried, Event};
-use crate::core::outbox::Straggler;
-use crate::core::types::{LaneKey, SendNo, Seq};
+use crate::core::outbox::{Lane, Straggler};
+use crate::core::types::{LaneKey, Millis, SendNo, Seq};
 use crate::failpoint::{self, Point};
 use crate::log::{Generation, LogReader, Page, ReadError};
 
-/// A generation with at most so many deliveries that are not done is emptied by carrying them forward; one with more stays.
-const CARRY_AT_MOST: u64 = 4_096;
+/// So many deliveries that are not done are carried forward at once, which bounds the memory that it takes. Where there are more, the next ones follow.
+const CARRY_AT_ONCE: u64 = 4_096;
 
 /// After one try to carry, so long nothing is tried again: what is too much now will hardly be little in a second.
 const CARRY_AGAIN: Duration = Duration::from_secs(if cfg!(test) { 0 } else { 30 });
@@ -60,7 +60,7 @@ impl Committer {
         let log = self.log.as_ref()?;
         let generations = log.generations();
         let [oldest, second, ..] = generations.as_slice() else { return None };
-        let is_past = oldest.newest.is_none_or(|newest| now().since(newest) >= self.limits.retention_ms);
+        let is_past = oldest.newest.is_none_or(|newest| now().since(newest_at_most(newest, &generations)) >= self.limits.retention_ms);
         if !is_past && !is_tight {
             return None;
         }
@@ -84,10 +84,11 @@ impl Committer {
                 }
                 Some(bytes)
             }
-            Some(count) if count <= CARRY_AT_MOST && !self.is_carrying && self.carry_again.is_none_or(|at| at <= Instant::now()) => {
+            Some(count) if !self.is_carrying && self.carry_again.is_none_or(|at| at <= Instant::now()) => {
                 // What is carried is written once more: it has to be little beside what is freed, and fit.
                 let room = log.space().free.saturating_sub(self.sizes.commit(PIECE_BYTES as u64));
-                let limit = (self.freed_by_carrying(&generations, count) / 2).min(room);
+                let most = (self.freed_by_carrying(&generations, count) / 2).min(room);
+                let limit = share(most, count.min(CARRY_AT_ONCE), count);
                 let first = oldest.first;
                 let is_hopeless = self.too_heavy.is_some_and(|known| known.first == first && known.count == count && known.weight > limit);
                 if !is_hopeless {
@@ -112,6 +113,11 @@ impl Committer {
     /// The carrier has ended. `weight` is what it would have had to carry, if that was too much.
     pub(super) fn carried_forward(&mut self, weight: Option<u64>) {
         self.is_carrying = false;
+        let left = self.outbox.needed_in_oldest_generation();
+        if self.too_heavy.is_some_and(|known| left.is_some_and(|left| (1..known.count).contains(&left))) {
+            // It went well, and there is more.
+            self.carry_again = None;
+        }
         match (&mut self.too_heavy, weight) {
             (Some(known), Some(weight)) => known.weight = weight,
             _ => self.too_heavy = None,
@@ -126,16 +132,18 @@ impl Committer {
         let [newest] = generations.as_slice() else { return };
         let is_worth_it = newest.bytes >= self.sizes.worth_rolling() && newest.first < log.next_seq();
         let needed: u64 = self.outbox.connections().values().map(|connection| connection.totals.pending + connection.totals.dead).sum();
-        if is_worth_it && needed <= CARRY_AT_MOST && !self.is_carrying {
+        if is_worth_it && needed <= CARRY_AT_ONCE && !self.is_carrying {
             self.begin_generation();
         }
     }
 
     /// Reads the stragglers on a thread of its own, so that commits go on, and appends copies of them, if these have at most `limit` bytes.
     fn start_carrying(&mut self, limit: u64) {
-        let (stragglers, reader) = (self.outbox.stragglers(), Arc::clone(&self.reader));
-        let anchors: BTreeMap<LaneKey, Option<Seq>> =
-            self.outbox.lanes().map(|(key, lane)| (key, lane.anchor_for(lane.cursor()))).collect();
+        let stragglers: Vec<Straggler> = self.outbox.stragglers().take(CARRY_AT_ONCE as usize).collect();
+        let reader = Arc::clone(&self.reader);
+        let sought = |key: &LaneKey| stragglers.iter().find(|straggler| straggler.known.is_none() && straggler.lane == *key);
+        let anchor = |key: &LaneKey, lane: &Lane| lane.anchor_for(sought(key)?.send);
+        let anchors: BTreeMap<LaneKey, Option<Seq>> = self.outbox.lanes().map(|(key, lane)| (key.clone(), anchor(&key, lane))).collect();
         let Some(commands) = self.own.upgrade() else { return };
         let (from, to) = (self.outbox.oldest_generation().unwrap_or(Seq::FIRST), self.outbox.next());
         let carry = move || {
@@ -168,6 +176,20 @@ impl Committer {
         };
         self.is_carrying = std::thread::Builder::new().name("carrier".into()).spawn(carry).is_ok();
     }
+}
+
+/// The time of the newest event in the oldest generation, which was `said` by the clock. What stands behind it came later, whatever the clock said by
+/// then: one that was ahead for a while must not hold up retention until that time has come. The generation that is written says nothing yet: its few
+/// events may come from a clock that is still to be set.
+fn newest_at_most(said: Millis, generations: &[Generation]) -> Millis {
+    let sealed = &generations[..generations.len() - 1];
+    sealed.iter().filter_map(|generation| generation.newest).min().unwrap_or(said)
+}
+
+/// What `part` of `whole` deliveries may weigh, if all of them may weigh so many bytes.
+fn share(bytes: u64, part: u64, whole: u64) -> u64 {
+    let share = u128::from(bytes) * u128::from(part) / u128::from(whole.max(1));
+    u64::try_from(share).unwrap_or(bytes)
 }
 
 /// Says at the end of the carrier that it has ended, however it does: nothing is carried as long as the committer takes one to be under way.

@@ -81,8 +81,10 @@ impl Committer {
         }
         if space.used >= self.limits.max_size {
             return Some(format!(
-                "it takes {} bytes and `store.max_size` is {}; reports are accepted again when deliveries have made room",
-                space.used, self.limits.max_size
+                "it takes {} bytes and `store.max_size` is {}; reports are accepted again when deliveries have made room{}",
+                space.used,
+                self.limits.max_size,
+                self.holders()
             ));
         }
         let reserve = self.reserve();
@@ -94,6 +96,14 @@ impl Committer {
             ));
         }
         None
+    }
+
+    /// What keeps the oldest generation, and with it all behind that.
+    fn holders(&self) -> String {
+        match self.awaited {
+            0 => String::new(),
+            count => format!("; {count} that are pending or dead hold the oldest part of it, and nothing behind that is deleted before it"),
+        }
     }
 
     /// Whether the batch can take so many more bytes: the log has room for all of it.

@@ -10,11 +10,12 @@ use bytes::Bytes;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 use super::*;
-use crate::core::event::{Dedupe, LanePurpose, Proof};
+use crate::core::event::{DeadReason, Dedupe, DeliveryRef, LanePurpose, Proof};
 use crate::core::ranges::Ranges;
 use crate::core::types::{Millis, Qos};
 use crate::log::Opened;
 use crate::log::committer::{Limits, LogHandle, Stepped, recover, stepped};
+use crate::log::memory_log::{Disk, MemoryLog};
 use crate::log::sled_log::{self, SledLog};
 use crate::metrics::Metrics;
 
@@ -115,5 +116,70 @@ fn what_is_accepted_after_many_idle_stops_is_not_deleted_before_it_is_done() {
             other => panic!("a delivery should be here: {other:?}"),
         };
         assert_eq!(payload, "wanted");
+    });
+}
+
+/// A payload that does not compress, another one for each number.
+fn noise(number: u64) -> Bytes {
+    (0..2_000u64).flat_map(|at| xxh3_64(&[number, at].map(u64::to_le_bytes).concat()).to_le_bytes()).collect::<Vec<u8>>().into()
+}
+
+fn dead(send: u64, id: u64) -> Event {
+    let delivery = DeliveryRef { lane: lane(), send: SendNo(send), id: Seq(id), located: Seq(id) };
+    let reason = DeadReason { code: "refused".into(), broker_code: Some(0x87), message: String::new() };
+    Event::DeadLettered { delivery, reason, attempts: 1, at: Millis(1) }
+}
+
+#[test]
+fn thousands_of_dead_letters_do_not_keep_the_history_behind_them() {
+    inside(|| {
+        const DEAD: u64 = 5_000;
+        let disk = Disk::new(1 << 20);
+        let limits = Limits { max_size: 16 << 20, retention_ms: u64::MAX };
+        let (log, mut committer) = start(MemoryLog::open(&disk).unwrap(), limits);
+        record(&log, &mut committer, vec![lanes()]);
+        for _ in 0..DEAD / 1_000 {
+            let reports = (0..1_000).map(|_| Event::Accepted(Arc::new(accepted(0, "refused"))));
+            done(&mut committer, log.accept(reports.collect())).unwrap();
+        }
+        for first in (0..DEAD).step_by(1_000) {
+            record(&log, &mut committer, (first..first + 1_000).map(|send| dead(send, send + 2)).collect());
+        }
+        assert_eq!(disk.generations(), 1, "all of them are in the first one");
+        for number in DEAD..DEAD + 1_600 {
+            let accepted = Accepted { payload: noise(number), ..accepted(0, "") };
+            accept(&log, &mut committer, accepted);
+            record(&log, &mut committer, vec![delivered(number, number)]);
+            if number % 10 == 0 {
+                committer.tick();
+            }
+        }
+        let outbox = committer.outbox().unwrap();
+        let oldest = outbox.oldest_generation().unwrap();
+        let dead = outbox.lane(&lane()).unwrap().dead();
+        assert!(oldest > Seq::FIRST && dead.values().all(|dead| dead.located >= oldest), "they are where they can be read");
+        assert_eq!(dead.len() as u64, DEAD);
+    });
+}
+
+#[test]
+fn a_clock_that_was_ahead_for_a_while_does_not_stop_retention() {
+    inside(|| {
+        const HOUR: u64 = 60 * 60 * 1_000;
+        let disk = Disk::new(2 << 10);
+        let limits = Limits { max_size: u64::MAX, retention_ms: 2 * HOUR };
+        let (log, mut committer) = start(MemoryLog::open(&disk).unwrap(), limits);
+        record(&log, &mut committer, vec![lanes()]);
+        let (ahead, right) = (now().0 + 10_000 * HOUR, now().0 - 3 * HOUR);
+        for (send, at) in [ahead, right, now().0, now().0].into_iter().enumerate() {
+            accept(&log, &mut committer, Accepted { payload: noise(at), ..accepted(at, "") });
+            record(&log, &mut committer, vec![delivered(send as u64, send as u64)]);
+        }
+        committer.tick();
+        // A generation each: they stand at 2, 4, 6 and 8.
+        for gone in [2, 4] {
+            assert!(matches!(log.page(Seq(gone)), Err(ReadError::Gone(_))), "{gone} is past its retention, whatever the clock said");
+        }
+        assert!(log.page(Seq(6)).is_ok() && disk.generations() == 3, "what is not past its retention stays");
     });
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::core::event::{Accepted, Carried, DeadReason, DeliveryRef, LanePurpose, Proof};
-use crate::core::outbox::{Lane, Outbox};
+use crate::core::outbox::{Lane, Outbox, Straggler};
 use crate::core::ranges::Ranges;
 use crate::core::types::{Protocol, Qos};
 use crate::log::committer::{encode_checkpoint, recover};
@@ -123,7 +123,7 @@ impl Story {
     /// Carries forward what is needed of the oldest generation, and drops it.
     fn drop_oldest(&mut self) {
         let undone = self.undone();
-        let stragglers = self.outbox.stragglers();
+        let stragglers: Vec<Straggler> = self.outbox.stragglers().collect();
         let mut events = Vec::new();
         for straggler in stragglers {
             let all = undone.pending.iter().chain(&undone.dead);
