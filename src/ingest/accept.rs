@@ -189,7 +189,7 @@ impl Ingest {
         // The log recognises a request by its deliveries. One that makes none *now*, because the routes have changed since, may have made some before.
         if let Some(dedupe) = dedupe
             && draft.as_ref().map_or(true, |draft| draft.events.is_empty())
-            && let Some(answer) = self.known(dedupe).await?
+            && let Some(answer) = self.known(dedupe, now).await?
         {
             return Ok(answer);
         }
@@ -210,8 +210,8 @@ impl Ingest {
     }
 
     /// The first answer to a request that the window knows.
-    async fn known(&self, dedupe: Dedupe) -> Result<Option<Committed<Answer>>, AcceptError> {
-        let known = self.log.ask_latest(move |outbox| outbox.request(dedupe.key).copied()).await?;
+    async fn known(&self, dedupe: Dedupe, now: Millis) -> Result<Option<Committed<Answer>>, AcceptError> {
+        let known = self.log.ask_latest(move |outbox| outbox.request(dedupe.key, now).copied()).await?;
         let Some(request) = *known.get() else { return Ok(None) };
         if request.body != dedupe.body {
             return Err(CommitError::Conflict.into());

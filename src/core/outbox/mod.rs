@@ -48,7 +48,7 @@ pub use requests::{DEDUPE_WINDOW_KEYS, DEDUPE_WINDOW_MS, Request};
 
 use super::event::{Event, LanePurpose, Proof};
 use super::ranges::Ranges;
-use super::types::{ConnectionName, InstanceId, LaneKey, SendNo, Seq};
+use super::types::{ConnectionName, InstanceId, LaneKey, Millis, SendNo, Seq};
 
 /// One event makes so many lanes at most: many times what a connection may be given.
 const MOST_LANES: u32 = 4_096;
@@ -124,9 +124,9 @@ impl Outbox {
         self.lane(key).map_or(SendNo(0), |lane| lane.next_send)
     }
 
-    /// The request with this key, if it was accepted within the window.
-    pub fn request(&self, key: u128) -> Option<&Request> {
-        self.requests.known.get(&key)
+    /// The request with this key, if it was accepted within the window before `at`.
+    pub fn request(&self, key: u128, at: Millis) -> Option<&Request> {
+        self.requests.known_at(key, at)
     }
 
     /// Replay jobs under way.

@@ -34,19 +34,36 @@ pub struct Request {
     pub at: Millis,
 }
 
+impl Request {
+    fn is_within_window(&self, at: Millis) -> bool {
+        at.since(self.at) <= DEDUPE_WINDOW_MS
+    }
+}
+
 impl RequestWindow {
     pub(super) fn note(&mut self, seq: Seq, accepted: &Accepted) {
         let Some(dedupe) = accepted.dedupe.filter(|_| is_recognised(accepted)) else { return };
-        if let Some(known) = self.known.get_mut(&dedupe.key) {
-            known.last = seq;
-            return;
+        match self.known.get_mut(&dedupe.key) {
+            Some(known) if known.is_within_window(accepted.at) => {
+                known.last = seq;
+                return;
+            }
+            // Another request. Logs that earlier builds have written are folded as before: there such a one was refused, or given the first answer.
+            Some(_) => self.forget(dedupe.key),
+            None => {}
         }
-        while self.oldest().is_some_and(|oldest| accepted.at.since(oldest.at) > DEDUPE_WINDOW_MS || self.order.len() >= DEDUPE_WINDOW_KEYS)
-        {
+        while self.oldest().is_some_and(|oldest| !oldest.is_within_window(accepted.at) || self.order.len() >= DEDUPE_WINDOW_KEYS) {
             self.forget_oldest();
         }
         self.known.insert(dedupe.key, Request { first: seq, last: seq, body: dedupe.body, at: accepted.at });
         self.order.push_back(dedupe.key);
+    }
+
+    /// The request with this key, if it is within the window at the time `at`.
+    ///
+    /// Forgetting in order is for the memory alone: it waits for the next new key, and behind one of a clock that was ahead for the time that it said.
+    pub(super) fn known_at(&self, key: u128, at: Millis) -> Option<&Request> {
+        self.known.get(&key).filter(|known| known.is_within_window(at))
     }
 
     /// Forgets what is no longer stored, and could not be answered.
@@ -82,6 +99,11 @@ impl RequestWindow {
 
     fn oldest(&self) -> Option<&Request> {
         self.known.get(self.order.front()?)
+    }
+
+    fn forget(&mut self, key: u128) {
+        self.known.remove(&key);
+        self.order.retain(|known| *known != key);
     }
 
     fn forget_oldest(&mut self) {

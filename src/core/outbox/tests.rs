@@ -307,12 +307,33 @@ fn a_request_is_recognised_within_its_window_and_not_after() {
     };
     let first = outbox.apply(&with_key(1, 0)).unwrap();
     let last = outbox.apply(&with_key(1, 0)).unwrap();
-    assert_eq!(outbox.request(1), Some(&Request { first, last, body: 7, at: Millis(0) }));
-    outbox.apply(&with_key(2, DEDUPE_WINDOW_MS)).unwrap();
-    assert!(outbox.request(1).is_some(), "a day has not passed");
-    outbox.apply(&with_key(3, DEDUPE_WINDOW_MS + 1)).unwrap();
-    assert!(outbox.request(1).is_none());
-    assert!(outbox.request(2).is_some());
+    let within = Millis(DEDUPE_WINDOW_MS);
+    assert_eq!(outbox.request(1, within), Some(&Request { first, last, body: 7, at: Millis(0) }));
+    outbox.apply(&with_key(2, within.0)).unwrap();
+    assert!(outbox.request(1, within).is_some(), "a day has not passed");
+    outbox.apply(&with_key(3, within.0 + 1)).unwrap();
+    assert!(outbox.request(1, within).is_none(), "it is forgotten");
+    assert!(outbox.request(2, within).is_some());
+}
+
+#[test]
+fn a_key_that_comes_again_after_its_window_is_a_new_request_even_if_none_came_between() {
+    let mut outbox = with_lanes();
+    let with_key = |key: u128, body: u64, at: u64| {
+        let dedupe = Some(Dedupe { key, body, line: 0, lines: 1, batch: false });
+        Event::Accepted(Arc::new(Accepted { dedupe, ..accepted(0, at) }))
+    };
+    // This one is from a clock that was a year ahead, and is the oldest as long as it is known.
+    outbox.apply(&with_key(9, 1, 365 * DEDUPE_WINDOW_MS)).unwrap();
+    outbox.apply(&with_key(1, 7, 0)).unwrap();
+    let later = Millis(DEDUPE_WINDOW_MS + 1);
+    assert!(outbox.request(1, later).is_none());
+    let first = outbox.apply(&with_key(1, 8, later.0)).unwrap();
+    let last = outbox.apply(&with_key(1, 8, later.0)).unwrap();
+    assert_eq!(outbox.request(1, later), Some(&Request { first, last, body: 8, at: later }));
+    // It stands behind what came before it, and is forgotten in that order.
+    outbox.requests.forget_before(first);
+    assert!(outbox.request(1, later).is_some() && outbox.request(9, later).is_none());
 }
 
 #[test]

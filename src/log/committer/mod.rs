@@ -324,7 +324,7 @@ impl Committer {
         }
         let again = self.shared.is_some().then(|| shared::Again::of(&append));
         if let Some(known) = known_request(&self.outbox, &append.events) {
-            let same_body = dedupe_of(&append.events).is_some_and(|dedupe| dedupe.body == known.body);
+            let same_body = dedupe_of(&append.events).is_some_and(|(dedupe, _)| dedupe.body == known.body);
             match same_body {
                 // Answered after the commit: the first request may be in this very batch.
                 true => {
@@ -615,16 +615,18 @@ fn note_send(sends: &mut BTreeMap<LaneKey, SendNo>, outbox: &Outbox, lane: &Lane
     }
 }
 
-fn dedupe_of(events: &[Event]) -> Option<Dedupe> {
+/// What a request is recognised by, and when it came.
+fn dedupe_of(events: &[Event]) -> Option<(Dedupe, Millis)> {
     match events.first() {
         // What came over MQTT has been looked up by its listener.
-        Some(Event::Accepted(accepted)) => accepted.dedupe.filter(|_| accepted.source == Source::Http),
+        Some(Event::Accepted(accepted)) => accepted.dedupe.filter(|_| accepted.source == Source::Http).map(|dedupe| (dedupe, accepted.at)),
         _ => None,
     }
 }
 
 fn known_request(outbox: &Outbox, events: &[Event]) -> Option<Request> {
-    outbox.request(dedupe_of(events)?.key).copied()
+    let (dedupe, at) = dedupe_of(events)?;
+    outbox.request(dedupe.key, at).copied()
 }
 
 /// The wall clock.

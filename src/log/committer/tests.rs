@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use super::*;
 use crate::core::event::{Accepted, DeadReason, DeliveryRef, LanePurpose, Proof};
+use crate::core::outbox::DEDUPE_WINDOW_MS;
 use crate::core::ranges::Ranges;
 use crate::core::types::{ConnectionName, Qos};
 use crate::log::memory_log::{Disk, MemoryLog};
@@ -69,6 +70,22 @@ async fn a_request_is_recognised_after_a_restart() {
     let Appended::New { first, .. } = first else { panic!("the first one is new") };
     let again = open(&disk).accept(keyed(7, 1)).await.unwrap().into_inner();
     assert!(matches!(again, Appended::Known(request) if request.first == first), "{again:?}");
+}
+
+#[tokio::test]
+async fn a_key_is_free_again_after_its_day_and_another_body_is_no_conflict_then() {
+    let log = with_lane(&Disk::new(1 << 20)).await;
+    let at = |at: u64, body: u64| {
+        let Event::Accepted(mut accepted) = keyed(7, body).remove(0) else { unreachable!("that is what it makes") };
+        Arc::make_mut(&mut accepted).at = Millis(at);
+        vec![Event::Accepted(accepted)]
+    };
+    log.accept(at(0, 1)).await.unwrap();
+    assert!(matches!(log.accept(at(DEDUPE_WINDOW_MS, 2)).await, Err(CommitError::Conflict)));
+    let answer = log.accept(at(DEDUPE_WINDOW_MS + 1, 2)).await.unwrap().into_inner();
+    assert!(matches!(answer, Appended::New { .. }), "{answer:?}");
+    let again = log.accept(at(DEDUPE_WINDOW_MS + 1, 2)).await.unwrap().into_inner();
+    assert!(matches!(again, Appended::Known(_)), "{again:?}");
 }
 
 #[tokio::test]
