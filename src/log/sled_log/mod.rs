@@ -40,6 +40,7 @@
 //! | making or giving up ballast | a part of it | made again when there is space |
 //! | a full disk lets nothing be written | as after any kill | the ballast is given up first |
 //! | starting | the witness not clean | as after any kill |
+//! | ending a migration | `migrating`, in a store of the newest format | taken away |
 
 mod backup;
 mod database;

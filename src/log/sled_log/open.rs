@@ -23,7 +23,7 @@ use super::reader::{Generation as Handle, Shared, State};
 use super::room::{self, BALLAST, Ballast, Free};
 use super::seal::{self, Head, SealError};
 use super::shown::{Noted, Shown, check_shown, read_checkpoint};
-use super::upgrade::upgrade;
+use super::upgrade::{unmark, upgrade};
 use super::witness::{Testimony, WITNESS, Witness};
 use super::writer::Writer;
 use super::{Active, Options, SledLog};
@@ -299,6 +299,7 @@ fn existing(at: &At<'_>, lock: File, listing: Listing, identity: Identity, is_co
     testimony.run += 1;
     witness.write(&testimony).and_then(|()| witness.sync()).map_err(|error| at.io(format!("writing the witness: {error}")))?;
     failpoint::reach(Point::StartAnnounced);
+    unmark(at)?;
     clear(at, left_over.into_iter(), listing.trash)?;
     let sealed = seal_rest(at, sealed, tag)?;
     seal::remove(&folder).map_err(|error| at.io(error))?;

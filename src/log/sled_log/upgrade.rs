@@ -90,11 +90,8 @@ pub(super) fn upgrade(at: &At<'_>, steps: &[&dyn Step], known: u32) -> Result<Mi
     let (plan, needed) = plan_with(at, steps, known)?;
     let mark = at.store.join(MARK);
     if needed.is_empty() {
-        // A kill came between the last step and this.
-        return match fs::remove_file(&mark) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at.io(format!("{}: {error}", mark.display()))),
-            _ => Ok(Migrated { plan, copy: None }),
-        };
+        unmark(at)?;
+        return Ok(Migrated { plan, copy: None });
     }
     let copy = match fs::read_to_string(&mark) {
         Ok(text) => PathBuf::from(text.trim_end()),
@@ -118,8 +115,18 @@ pub(super) fn upgrade(at: &At<'_>, steps: &[&dyn Step], known: u32) -> Result<Mi
         at.io(format!("{what}. The store as it was before is in {}; the next start tries this step again", copy.display()))
     })?;
     failpoint::reach(Point::MigrationRecorded);
-    fs::remove_file(&mark).and_then(|()| durable::sync_folder(at.store)).map_err(|error| at.io(format!("{}: {error}", mark.display())))?;
+    unmark(at)?;
     Ok(Migrated { plan, copy: Some(copy) })
+}
+
+/// Takes the mark away from a store that has the format of this release. It may stand there still, if a kill came between the last step and this;
+/// the next migration would take the copy that it names for its own.
+pub(super) fn unmark(at: &At<'_>) -> Result<(), OpenError> {
+    let mark = at.store.join(MARK);
+    match fs::remove_file(&mark).and_then(|()| durable::sync_folder(at.store)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at.io(format!("{}: {error}", mark.display()))),
+        _ => Ok(()),
+    }
 }
 
 /// Copies the whole store, whatever is in it. Under another name until it is whole.

@@ -218,3 +218,18 @@ fn a_migration_that_is_killed_at_any_point_goes_on_with_the_same_copy() {
         open(&copy);
     }
 }
+
+#[test]
+fn a_migration_that_was_killed_when_all_was_done_leaves_no_mark_behind_the_next_start() {
+    let (folder, store) = store_of(&Sample::closed());
+    migrate_with(&At { store: &store }, &STEPS, 3).unwrap();
+    // The steps of these tests lead further than this release; and a kill came before the mark was taken away.
+    identity::set_format(&store, migrations::CURRENT).unwrap();
+    fs::write(store.join("migrating"), format!("{}\n", folder.path().join("store.before-format-3").display())).unwrap();
+    open(&store).log.close(b"closed").unwrap();
+    assert!(!store.join("migrating").exists());
+    // So the next migration makes a copy of the store as it is then.
+    identity::set_format(&store, 1).unwrap();
+    let done = migrate_with(&At { store: &store }, &STEPS, 3).unwrap();
+    assert_eq!(done.copy, Some(folder.path().canonicalize().unwrap().join("store.before-format-3-1")));
+}
