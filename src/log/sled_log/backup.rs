@@ -229,13 +229,21 @@ pub fn backup_stopped(store: &Path, target: &Path, progress: &dyn Progress) -> R
             return Err(at.damaged("it could not be closed in order; see `tidings fsck`").into());
         }
         tried = true;
-        let opened = SledLog::open(store, Options::default())?;
-        if opened.last_stop == LastStop::Fresh {
-            return Err(BackupError::Empty(store.to_owned()));
-        }
-        let outbox = recover(&opened)?;
-        opened.log.close(&encode_checkpoint(&outbox)).map_err(|error| at.io(error))?;
+        let closed = close(&at, Options::default());
+        // What a start and a stop write anew is the service's, whoever does this, and however it ends.
+        durable::give_to_owner_of(store, store).map_err(|error| BackupError::io(store, &error))?;
+        closed?;
     }
+}
+
+/// Opens a store and closes it in order.
+fn close(at: &At<'_>, options: Options) -> Result<(), BackupError> {
+    let opened = SledLog::open(at.store, options)?;
+    if opened.last_stop == LastStop::Fresh {
+        return Err(BackupError::Empty(at.store.to_owned()));
+    }
+    let outbox = recover(&opened)?;
+    Ok(opened.log.close(&encode_checkpoint(&outbox)).map_err(|error| at.io(error))?)
 }
 
 /// Reads what a backup is of, without checking its generations.

@@ -1,5 +1,7 @@
 //! Backups and what is restored from them.
 
+use std::os::unix::fs::MetadataExt;
+
 use super::story::{Story, recovered, scratch, undone};
 use super::*;
 
@@ -134,4 +136,20 @@ fn a_damaged_store_gives_no_backup() {
     let error = backup_stopped(store.path(), &target, &()).unwrap_err();
     assert!(error.to_string().contains("has been changed since it was closed (checksum); see `tidings fsck`"), "{error}");
     assert!(manifest(&target).is_err());
+}
+
+#[test]
+fn a_backup_by_root_of_a_store_that_was_killed_leaves_all_of_it_to_the_service() {
+    const SERVICE: u32 = 12_345;
+    if std::env::var("TIDINGS_WITHOUT_LOOP").is_ok_and(|value| value == "1") {
+        return println!("TIDINGS_WITHOUT_LOOP=1: passed over");
+    }
+    let (store, _) = Story::told(11).killed();
+    let given = std::os::unix::fs::chown(store.path(), Some(SERVICE), Some(SERVICE));
+    assert!(given.is_ok(), "this test needs root; TIDINGS_WITHOUT_LOOP=1 passes it over");
+    durable::give_to_owner_of(store.path(), store.path()).unwrap();
+    backup_stopped(store.path(), &scratch().path().join("backup"), &()).unwrap();
+    for path in content(store.path()).into_keys().chain([store.path().join("lock")]) {
+        assert_eq!(fs::metadata(&path).unwrap().uid(), SERVICE, "{}", path.display());
+    }
 }
