@@ -229,7 +229,7 @@ pub fn backup_stopped(store: &Path, target: &Path, progress: &dyn Progress) -> R
             return Err(at.damaged("it could not be closed in order; see `tidings fsck`").into());
         }
         tried = true;
-        let closed = close(&at, Options::default());
+        let closed = close(&at, Options::for_tool(store, identity.segment_size));
         // What a start and a stop write anew is the service's, whoever does this, and however it ends.
         durable::give_to_owner_of(store, store).map_err(|error| BackupError::io(store, &error))?;
         closed?;

@@ -186,6 +186,16 @@ impl Options {
         let segment_size = usize::try_from(segment).expect("segments are bounded");
         Options { segment_size, generation_size: generation, ..Options::default() }
     }
+
+    /// The options for a tool that opens a store with segments of so many bytes in the service's place. It does not know how much the store may take,
+    /// so the ballast stays as it is in the store in the folder `model`.
+    fn for_tool(model: &Path, segment_size: usize) -> Options {
+        let segment = segment_size as u64;
+        let held = Ballast::find(model, 0).held();
+        // What a generation adds to it; none is smaller than two segments.
+        let generation = 4 * held.saturating_sub(Sizes { segment, generation: 0 }.ballast());
+        Options { segment_size, generation_size: generation.max(2 * segment), ..Options::default() }
+    }
 }
 
 impl SledLog {

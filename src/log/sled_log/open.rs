@@ -382,6 +382,7 @@ impl Whole {
         let Whole { lock, identity, witness, testimony, sealed, active, options } = self;
         let sizes = Sizes { segment: identity.segment_size as u64, generation: options.generation_size };
         let mut ballast = Ballast::find(at.store, sizes.ballast());
+        ballast.shrink();
         ballast.restore(sizes.tight(sizes.floor()));
         let limits = Limits::for_segment(identity.segment_size);
         let encoder = Encoder::new(identity.tag, testimony.run, limits).map_err(|error| at.io(error))?;

@@ -168,6 +168,22 @@ impl Ballast {
         }
     }
 
+    /// Gives back what it takes beyond what it is to take: it was made when the store might have more.
+    pub(super) fn shrink(&mut self) {
+        let path = self.store.join(BALLAST);
+        if !std::fs::metadata(&path).is_ok_and(|meta| meta.len() > self.wanted) {
+            return;
+        }
+        let cut = OpenOptions::new().write(true).open(&path).and_then(|file| {
+            file.set_len(self.wanted)?;
+            file.sync_all()
+        });
+        match cut {
+            Ok(()) => *self = Ballast::find(&self.store, self.wanted),
+            Err(error) => tracing::debug!(%error, "the ballast could not be made smaller"),
+        }
+    }
+
     /// Makes it again, if at least `spare` bytes stay free beside it.
     pub(super) fn restore(&mut self, spare: u64) {
         if self.held >= self.wanted || free(&self.store) < self.wanted - self.held + spare {
@@ -230,6 +246,19 @@ mod tests {
         assert!(!ballast.release("a test"), "once is all");
         ballast.restore(u64::MAX >> 1);
         assert_eq!(blocks(), 0, "not where nothing would be left beside it");
+    }
+
+    #[test]
+    fn a_ballast_that_is_larger_than_it_is_to_be_gives_back_the_rest() {
+        let store = tempfile::tempdir().unwrap();
+        Ballast::find(store.path(), 3 << 20).restore(0);
+        let mut ballast = Ballast::find(store.path(), 1 << 20);
+        ballast.shrink();
+        assert_eq!(ballast.held(), 1 << 20);
+        assert_eq!(std::fs::metadata(store.path().join(BALLAST)).map(|meta| meta.blocks() * 512).unwrap(), 1 << 20);
+        ballast.shrink();
+        ballast.restore(0);
+        assert_eq!(Ballast::find(store.path(), 1 << 20).held(), 1 << 20, "and keeps what is wanted");
     }
 
     #[test]

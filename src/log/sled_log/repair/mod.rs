@@ -272,7 +272,7 @@ impl Writing<'_> {
 
         // As a service would, before it is trusted with anything.
         let not_right = |error: &dyn std::fmt::Display| RepairError::NotRight(error.to_string());
-        let opened = SledLog::open(target, Options::default()).map_err(|error| not_right(&error))?;
+        let opened = SledLog::open(target, self.options(identity.segment_size)).map_err(|error| not_right(&error))?;
         let outbox = recover(&opened).map_err(|error| not_right(&error))?;
         opened.log.close(&encode_checkpoint(&outbox)).map_err(|error| not_right(&error))?;
         let after = fsck::fsck(target, self.progress).map_err(|error| not_right(&error))?;
@@ -342,13 +342,18 @@ impl Writing<'_> {
         Ok((identity, Some(store)))
     }
 
+    /// The repaired store takes no more than the damaged one.
+    fn options(&self, segment_size: usize) -> Options {
+        Options::for_tool(&self.beside.store, segment_size)
+    }
+
     /// Begins the generation that the repaired store goes on with, and writes what was done into it.
     fn begin(&self, mut outbox: Outbox, identity: Identity, lowest: Seq) -> Result<Vec<(LaneKey, u64)>, RepairError> {
         let failed = |what: String| RepairError::Io(what);
         let (target, next) = (&self.beside.other, outbox.next());
         let at = At { store: target };
         let run = self.survey.testimony.map_or(0, |said| said.run).max(self.examination.newest_run) + 1;
-        let options = Options { segment_size: identity.segment_size, ..Options::default() };
+        let options = self.options(identity.segment_size);
         let mut encoder =
             Encoder::new(identity.tag, run, Limits::for_segment(identity.segment_size)).map_err(|error| failed(error.to_string()))?;
         let checkpoint = encoder.checkpoint(Kind::OpeningCheckpoint, next, &encode_checkpoint(&outbox));

@@ -139,6 +139,24 @@ fn a_damaged_store_gives_no_backup() {
 }
 
 #[test]
+fn a_tool_that_opens_a_small_store_leaves_its_ballast_as_it_is() {
+    let folder = scratch();
+    let store = folder.path().join("store");
+    copy_folder(Story::told(10).killed().0.path(), &store);
+    drop(SledLog::open(&store, Options { generation_size: 1 << 20, ..SMALL }).unwrap());
+    let length = || fs::metadata(store.join("ballast")).unwrap().len();
+    let before = length();
+    assert_eq!(before, Sizes { segment: 256 << 10, generation: 1 << 20 }.ballast());
+    backup_stopped(&store, &folder.path().join("backup"), &()).unwrap();
+    assert_eq!(length(), before);
+    // A damaged one is repaired into one that takes no more.
+    let generation = fs::read_dir(&store).unwrap().map(|entry| entry.unwrap().path()).find(|path| path.is_dir()).unwrap();
+    flip(&generation.join("db"), 5_000);
+    assert!(repair(&store, &()).unwrap().done.is_some());
+    assert_eq!(length(), before);
+}
+
+#[test]
 fn a_backup_by_root_of_a_store_that_was_killed_leaves_all_of_it_to_the_service() {
     const SERVICE: u32 = 12_345;
     if std::env::var("TIDINGS_WITHOUT_LOOP").is_ok_and(|value| value == "1") {
