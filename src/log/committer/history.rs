@@ -44,10 +44,12 @@ pub(super) fn tell(reader: &dyn LogReader, ids: &BTreeSet<Seq>, from: Seq, to: S
     Ok(told)
 }
 
-/// Earlier lines and later ones, the last of both.
-pub(super) fn join(mut earlier: Vec<String>, later: Option<&Vec<String>>) -> Vec<String> {
-    earlier.extend(later.into_iter().flatten().cloned());
-    earlier.split_off(earlier.len().saturating_sub(LINES))
+/// Earlier lines and later ones, the last of both. What an earlier copy tells may stand in the log still, and is told once.
+pub(super) fn join(earlier: Vec<String>, later: Option<&Vec<String>>) -> Vec<String> {
+    let new: Vec<String> = later.into_iter().flatten().filter(|line| !earlier.contains(line)).cloned().collect();
+    let mut all = earlier;
+    all.extend(new);
+    all.split_off(all.len().saturating_sub(LINES))
 }
 
 fn line(event: &Event) -> Option<(Seq, String)> {

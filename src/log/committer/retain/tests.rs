@@ -183,3 +183,31 @@ fn a_clock_that_was_ahead_for_a_while_does_not_stop_retention() {
         assert!(log.page(Seq(6)).is_ok() && disk.generations() == 3, "what is not past its retention stays");
     });
 }
+
+#[test]
+fn what_is_carried_a_second_time_tells_once_what_has_happened_to_it() {
+    inside(|| {
+        let disk = Disk::new(2 << 10);
+        let (log, mut committer) = start(MemoryLog::open(&disk).unwrap(), LIMITS);
+        record(&log, &mut committer, vec![lanes()]);
+        accept(&log, &mut committer, accepted(0, "refused"));
+        for number in 1..=2 {
+            let before = disk.generations();
+            accept(&log, &mut committer, Accepted { payload: noise(number), ..accepted(0, "") });
+            assert!(disk.generations() > before, "that has filled one");
+            record(&log, &mut committer, vec![delivered(number, number)]);
+            if number == 1 {
+                // It dies in the generation that it is carried into.
+                record(&log, &mut committer, vec![dead(0, 2)]);
+            }
+            for _ in 0..2 {
+                committer.tick();
+            }
+            assert_eq!(disk.generations(), 1, "what was left in it is carried");
+        }
+        let located = committer.outbox().unwrap().lane(&lane()).unwrap().dead()[&SendNo(0)].located;
+        let page = log.page(located).unwrap().expect("it is durable");
+        let Some(Event::Carried(copy)) = page.get().get(located) else { panic!("it was carried") };
+        assert_eq!(copy.history, ["1970-01-01T00:00:00.001Z  given up after 1 refusals: "]);
+    });
+}
