@@ -146,7 +146,7 @@ fn write_text(text: &mut String, config: &Config) -> std::fmt::Result {
     }
     let (store, http, retry) = (&config.store, &config.http, &config.retry);
     let (retention, max_size) = (format_duration(store.retention_ms), format_size(store.max_size));
-    writeln!(text, "store       {}, at most {max_size}; delivered reports stay {retention}", store.place())?;
+    writeln!(text, "store       {}, at most {max_size}; delivered reports stay {retention} at least", store.place())?;
     if let Backend::JetStream(servers) = &store.backend {
         let login = servers.login.as_ref().map_or_else(|| "nobody".to_owned(), JetStreamLogin::shown);
         let tls = if servers.is_encrypted() { "over TLS" } else { "in the clear" };
@@ -401,7 +401,7 @@ merge-failure.mqtt = { topic = "{tenant}/{ref}", qos = 2, retain = true }
         let outcome = checked(RIGHT, false);
         assert_eq!((outcome.code, outcome.stderr.as_str()), (0, ""));
         for line in [
-            "store       /var/lib/tidings, at most 10GiB; delivered reports stay 7days",
+            "store       /var/lib/tidings, at most 10GiB; delivered reports stay 7days at least",
             "http        127.0.0.1:8470; reports up to 1MiB, bodies up to 4MiB",
             "retry       after 500ms to 1m; dead letter after 10 refusals",
             "connection mqtt",
