@@ -331,6 +331,20 @@ fn every_command_in_the_runbook_is_one() {
     }
 }
 
+/// The socket would start it again with the first publisher, in the middle of whatever it was stopped for.
+#[test]
+fn whoever_is_told_to_stop_the_service_is_told_to_stop_its_socket_too() {
+    let mut told = 0;
+    for file in fs::read_dir(root().join("ops")).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file()) {
+        let text = fs::read_to_string(&file).unwrap();
+        for after in text.split("systemctl stop ").skip(1).filter(|after| after.starts_with("tidings")) {
+            assert!(after.starts_with("tidings.socket tidings"), "{}: systemctl stop {}", file.display(), after.lines().next().unwrap());
+            told += 1;
+        }
+    }
+    assert!(told >= 5, "only {told} were found");
+}
+
 #[test]
 fn every_link_into_the_runbook_leads_to_a_section() {
     let mut sections: BTreeSet<String> = sections(&text_of("ops/runbook.md")).into_keys().collect();

@@ -174,6 +174,12 @@ fn a_store_moves_from_its_folder_to_servers_and_delivers_what_was_pending_once()
     assert!(code == Some(1) && told.contains("is a copy of another store"), "{told}");
     let (code, told) = move_it();
     assert!(code == Some(0) && told.contains("50 deliveries pending"), "{told}");
+    // By habit, or by systemd.
+    let (code, log) = on_disk.refused();
+    assert!(code == Some(1) && log.contains("was moved to") && log.contains("delete the file `moved`"), "{log}");
+    let (code, told) = move_it();
+    assert!(code == Some(1) && told.contains("was moved to"), "{told}");
+    std::fs::remove_file(folder.join("moved")).unwrap();
     let (code, told) = move_it();
     assert!(code == Some(1) && told.contains("holds a store already"), "{told}");
     mosquitto.run();

@@ -52,7 +52,7 @@ use members::Member;
 use pools::Pools;
 pub use reload::{Changes, ReloadError};
 use replaying::Replaying;
-pub use store_move::{MoveStoreError, MovedStore, move_store, move_store_back};
+pub use store_move::{MoveStoreError, Moved, MovedStore, move_store, move_store_back};
 
 use crate::admin::{self, Admin};
 use crate::config::Config;
@@ -72,6 +72,9 @@ pub enum StartError {
     /// The store could not be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// The store was moved to servers.
+    #[error(transparent)]
+    Moved(#[from] Moved),
     /// The store could not be read.
     #[error(transparent)]
     Recover(#[from] RecoverError),

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::StartError;
 use super::members::Member;
+use super::store_move::refuse_moved;
 use crate::config::{Backend, Config};
 use crate::core::event::Event;
 use crate::core::outbox::FoldError;
@@ -54,7 +55,10 @@ pub(super) async fn open(config: &Config, limits: Limits, metrics: &Arc<Metrics>
     let (store, path, max_size) = (config.store.backend.clone(), config.store.path.clone(), limits.max_size);
     let opening = tokio::task::spawn_blocking(move || {
         let opened = match store {
-            Backend::Sled => SledLog::open(&path, Options::for_store(&path, max_size))?,
+            Backend::Sled => {
+                refuse_moved(&path)?;
+                SledLog::open(&path, Options::for_store(&path, max_size))?
+            }
             Backend::JetStream(servers) => remote::open(servers, max_size)?,
         };
         let outbox = committer::recover(&opened)?;

@@ -19,7 +19,7 @@ const SCHEME: &str = "jetstream:";
 /// The arguments of `tidings move-store`.
 #[derive(Debug, Clone, Args)]
 pub struct MoveStoreArgs {
-    /// The store: its folder, or the configuration that names its stream. No service may run on it, and it is left as it is
+    /// The store: its folder, or the configuration that names its stream. No service may run on it; it is left as it is, and marked as moved
     #[arg(long, value_name = "DIR|jetstream:FILE", value_parser = place)]
     pub from: Place,
     /// Where to: the configuration that names the stream, or a folder; nothing may be there
@@ -111,7 +111,7 @@ fn text(args: &MoveStoreArgs, moved: &MovedStore, folder: &Path, config: &Config
     }
     let what_now = match args.from {
         Place::Folder(_) => format!(
-            "- start the service with this configuration, and never again on {folder}: both have the same sessions at the broker\n\
+            "- start the service with this configuration; {folder} is marked as moved, and a service is refused on it\n\
              - keep {folder} until you have seen it deliver, then delete it\n"
         ),
         Place::Stream(_) => format!(

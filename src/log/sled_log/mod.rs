@@ -23,6 +23,7 @@
 //!     g00000000000000184467/   the newest generation is the one that is written
 //!     trash-…                  a folder that is being deleted
 //!     migrating                names the copy that was made before a migration; only while that is under way  (upgrade)
+//!     moved                    where the store has moved to: no service starts here any more      (app)
 //! ```
 //! Pages and checkpoints are the values ([`codec`](super::codec)). Every generation but the very first begins with a checkpoint.
 //!
