@@ -9,7 +9,7 @@
 //! ```
 //!
 //! So a second SIGHUP finds what the first has made of it, a move never meets a reload halfway, and nobody starts a lane that is at work already.
-//! A stop waits for the one thing under way, which sees that the service stops and comes to an end.
+//! A stop waits for the one thing under way, which sees that the service stops and comes to an end. Where it waits for a commit that does not come it is given up.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -49,7 +49,7 @@ use tokio::time::timeout;
 
 use control::{Command, Control};
 use members::Member;
-use pools::Pools;
+use pools::{DRAIN_TIMEOUT, Pools};
 pub use reload::{Changes, ReloadError};
 use replaying::Replaying;
 pub use store_move::{MoveStoreError, Moved, MovedStore, move_store, move_store_back};
@@ -115,10 +115,21 @@ pub enum StopError {
         CLOSE_TIMEOUT.as_secs()
     )]
     Hangs,
+    /// Something waited for a commit that did not come. The store is closed all the same.
+    #[error(
+        "what was under way did not end within {} s, because the store takes nothing in, and was given up: nothing that was accepted is lost; look at the disk, or at \
+         the store's servers",
+        LANES_TIMEOUT.as_secs()
+    )]
+    GivenUp,
 }
 
+/// So long what is under way and then the lanes get to finish: a decision may be waiting for lanes itself, and so takes as long as these. Where it waits for a commit
+/// it might do so for ever, on a disk that is full to the last byte, or over servers without a majority.
+const LANES_TIMEOUT: Duration = Duration::from_secs(2 * DRAIN_TIMEOUT.as_secs());
+
 /// The store is given so long to close: a commit of it may hang for minutes where its servers are gone. A little more than these have for a
-/// checkpoint; with what requests and lanes have to finish it stays within the minute that a service manager waits.
+/// checkpoint; with the 20 s at most of publishers and requests, and those of lanes, it stays within the minute that a service manager waits.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// A running service.
@@ -318,6 +329,19 @@ impl Running {
         {
             tracing::error!(%error, "the MQTT listener ended badly");
         }
+        let is_ended = timeout(LANES_TIMEOUT, self.stop_lanes()).await.is_ok();
+        // With control its lanes go, if it is still there.
+        self.control.shutdown().await;
+        timeout(CLOSE_TIMEOUT, self.log.stop()).await.map_err(|_| StopError::Hangs)??;
+        if !is_ended {
+            return Err(StopError::GivenUp);
+        }
+        tracing::info!("stopped");
+        Ok(())
+    }
+
+    /// Has the lanes finish what is in flight, and waits until nobody changes anything any more.
+    async fn stop_lanes(&mut self) {
         let (reply, answer) = oneshot::channel();
         // A control that is gone has taken its lanes along.
         let _ = self.commands.send(Command::Stop { reply }).await;
@@ -325,8 +349,5 @@ impl Running {
             tracing::warn!("what is in flight was not acknowledged in time; it goes on at the next start");
         }
         while self.control.join_next().await.is_some() {}
-        timeout(CLOSE_TIMEOUT, self.log.stop()).await.map_err(|_| StopError::Hangs)??;
-        tracing::info!("stopped");
-        Ok(())
     }
 }

@@ -189,12 +189,10 @@ fn a_service_that_is_killed_on_a_full_disk_starts_on_it_delivers_and_stops_clean
     tidings.assert_balanced();
 }
 
-#[test]
-fn deliveries_pause_when_even_the_ballast_is_used_up_and_go_on_by_themselves() {
-    let Some(Setting { mut tidings, disk, subscriber, mut mosquitto }) = setting() else { return };
+/// Fills the disk so far that what becomes of this many reports can't be recorded any more.
+fn hold_outcomes(tidings: &mut Tidings, disk: &SmallDisk, mosquitto: &mut Mosquitto, ledger: &mut Ledger, number: u64) {
     mosquitto.stop();
     tidings.run();
-    let (mut ledger, mut number) = (Ledger::default(), 500);
     ledger.post_many(&tidings.client(), &reports(0..number));
     tidings.kill();
     disk.fill();
@@ -204,6 +202,13 @@ fn deliveries_pause_when_even_the_ballast_is_used_up_and_go_on_by_themselves() {
     disk.fill();
     mosquitto.run();
     wait_until("outcomes wait for room", || tidings.metric("tidings_store_held_outcomes") > 0.0);
+}
+
+#[test]
+fn deliveries_pause_when_even_the_ballast_is_used_up_and_go_on_by_themselves() {
+    let Some(Setting { mut tidings, disk, subscriber, mut mosquitto }) = setting() else { return };
+    let (mut ledger, mut number) = (Ledger::default(), 500);
+    hold_outcomes(&mut tidings, &disk, &mut mosquitto, &mut ledger, number);
     assert!(!tidings.logged("deliveries pause until there is").is_empty());
     assert_eq!(tidings.total("pending"), number);
     assert_eq!(tidings.get("/healthz").unwrap().status, 200, "it is well");
@@ -218,6 +223,25 @@ fn deliveries_pause_when_even_the_ballast_is_used_up_and_go_on_by_themselves() {
     assert!(found.repeated.is_empty() && found.missing_qos_0 == 0, "{found:#?}");
     tidings.assert_balanced();
     assert_eq!(tidings.metric("tidings_store_held_outcomes"), 0.0);
+}
+
+#[test]
+fn a_stop_does_not_wait_for_ever_for_a_change_that_waits_for_room() {
+    let Some(Setting { mut tidings, disk, subscriber, mut mosquitto }) = setting() else { return };
+    let mut ledger = Ledger::default();
+    hold_outcomes(&mut tidings, &disk, &mut mosquitto, &mut ledger, 500);
+    let since = |tidings: &Tidings| tidings.get("/v1/status").unwrap().json()["config"]["since"].clone();
+    let before = since(&tidings);
+    tidings.hang_up();
+    // In force, and about to stand in the history.
+    wait_until("the configuration is read again", || since(&tidings) != before);
+    assert_eq!(tidings.stop(), Some(1));
+    assert!(!tidings.logged("did not end within 20 s, because the store takes nothing in").is_empty());
+    disk.free();
+    tidings.run();
+    tidings.wait_until_delivered_within(LONG);
+    wait_until("all arrive", || ledger.is_complete(&subscriber.arrivals()));
+    tidings.assert_balanced();
 }
 
 /// Tells producers to stop, also when the test panics.
