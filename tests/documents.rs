@@ -331,6 +331,16 @@ fn every_command_in_the_runbook_is_one() {
     }
 }
 
+#[test]
+fn who_wants_the_store_elsewhere_is_told_what_the_unit_needs_and_the_unit_what_it_is_for() {
+    for file in ["ops/tidings.example.toml", "ops/runbook.md"] {
+        assert!(text_of(file).contains("`ReadWritePaths=`"), "{file} does not say that the unit has to allow it");
+    }
+    let unit = text_of("ops/tidings.service");
+    let (reason, _) = unit.split_once("\n#ReadWritePaths=/").expect("the unit has a line to be uncommented");
+    assert!(reason.rsplit_once("\n\n").unwrap_or_default().1.contains("`store.path`"), "the unit does not say what the line is for");
+}
+
 /// The socket would start it again with the first publisher, in the middle of whatever it was stopped for.
 #[test]
 fn whoever_is_told_to_stop_the_service_is_told_to_stop_its_socket_too() {
