@@ -16,7 +16,7 @@ pub struct RestoreArgs {
     /// The backup
     #[arg(value_name = "DIR")]
     pub backup: PathBuf,
-    /// Where to: a new or empty folder.
+    /// Where to: a new or empty folder. What root restores gets its owner, or that of the folder above.
     #[command(flatten)]
     pub store: StoreArgs,
     /// Print it as JSON

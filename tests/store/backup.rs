@@ -1,6 +1,8 @@
 //! Backups of a running service.
 
 use std::collections::HashSet;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -184,4 +186,45 @@ fn a_backup_with_the_service_stopped_works_too() {
     assert_eq!((restored.code, restored.json()["position"].as_u64()), (Some(0), Some(ledger.accepted[0].id)), "{restored:?}");
     service.run();
     assert_eq!(service.total("pending"), 1);
+}
+
+/// Everything in a folder that does not belong to this user and group, and how much there is.
+fn strangers(folder: &Path, owner: u32) -> (Vec<PathBuf>, usize) {
+    let (mut strangers, mut count) = (Vec::new(), 0);
+    for path in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+        let meta = std::fs::symlink_metadata(&path).unwrap();
+        if (meta.uid(), meta.gid()) != (owner, owner) {
+            strangers.push(path.clone());
+        }
+        count += 1;
+        if meta.is_dir() {
+            let (more, further) = self::strangers(&path, owner);
+            strangers.extend(more);
+            count += further;
+        }
+    }
+    (strangers, count)
+}
+
+/// Like the tests of disks, this one is root's.
+#[test]
+fn what_root_restores_belongs_to_the_owner_of_the_place() {
+    const SERVICE: u32 = 8_470;
+    let original = Tidings::start(&(connection(9, "") + PIPELINES));
+    Ledger::default().post(&original, 2, "one", 1);
+    let (backup, url) = (original.folder().join("backup"), format!("http://{}", original.address()));
+    assert_eq!(tidings(&["backup", text(&backup), "--url", &url]).code, Some(0));
+    let place = original.folder().join("var");
+    std::fs::create_dir_all(place.join("empty")).unwrap();
+    // As under systemd, where the name is a link to the folder.
+    std::os::unix::fs::symlink("empty", place.join("linked")).unwrap();
+    std::os::unix::fs::chown(&place, Some(SERVICE), Some(SERVICE)).unwrap();
+    std::os::unix::fs::chown(place.join("empty"), Some(SERVICE + 1), Some(SERVICE + 1)).unwrap();
+    for (name, owner) in [("linked", SERVICE + 1), ("missing/deep", SERVICE)] {
+        let restored = tidings(&["restore", text(&backup), "--store", text(&place.join(name))]);
+        assert_eq!(restored.code, Some(0), "{restored:?}");
+        let (strangers, count) = strangers(&place.join(name), owner);
+        assert!(strangers.is_empty() && count > 4, "{name}: {strangers:?} of {count}");
+    }
+    assert_eq!(std::fs::metadata(place.join("missing")).unwrap().uid(), SERVICE, "what leads there, too");
 }

@@ -12,6 +12,7 @@
 
 use std::fs;
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -20,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use super::fsck::Progress;
 use super::identity::{Found, Identity};
 use super::open::{self, At, folder_name};
-use super::witness::{Testimony, Witness};
+use super::witness::{Testimony, WITNESS, Witness};
 use super::{Options, SledLog, durable, room, seal};
 use crate::core::types::{Millis, Seq};
 use crate::failpoint::{self, Point};
@@ -271,13 +272,14 @@ pub fn manifest(backup: &Path) -> Result<Manifest, BackupError> {
     if manifest.generations.is_empty() { Err(changed()) } else { Ok(manifest) }
 }
 
-/// Makes a store in `store`, which must be missing or empty, out of a backup.
+/// Makes a store in `store`, which must be missing or empty, out of a backup. As root it gives what it makes to the owner of that folder, or of the one above.
 ///
 /// # Errors
 /// See [`BackupError`]. What was written by then is no store.
 pub fn restore(backup: &Path, store: &Path, progress: &dyn Progress) -> Result<Copied, BackupError> {
     let manifest = manifest(backup)?;
     empty(store, "restore into a new folder, or move this one away first (what a restore leaves that was cut short is no store)")?;
+    let heir = Heir::find(store);
     let hint = "this backup can't be restored; use another one";
     let bytes = copy_generations(backup, &manifest, store, hint, progress, &mut || Ok(()))?;
     let failed = |error: io::Error| BackupError::io(store, &error);
@@ -292,11 +294,37 @@ pub fn restore(backup: &Path, store: &Path, progress: &dyn Progress) -> Result<C
     let mut witness = Witness::create(store, manifest.tag, &testimony).map_err(failed)?;
     witness.sync().map_err(failed)?;
     durable::sync_folder(store).map_err(failed)?;
+    // Nobody else can give anything away; and what has just been made tells who this is.
+    let is_root = fs::metadata(store.join(WITNESS)).map_err(failed)?.uid() == 0;
+    let give = || if is_root { heir.give() } else { Ok(()) };
+    give().map_err(failed)?;
     failpoint::reach(Point::RestoreIdentity);
     // With this file it is a store.
-    manifest.identity().write_as_copy(store).map_err(failed)?;
+    manifest.identity().write_as_copy(store).and_then(|()| give()).map_err(failed)?;
     sync_parent(store).map_err(failed)?;
     Ok(Copied { manifest, bytes })
+}
+
+/// Who gets what root restores: the service may run as another user, and has to be able to open it.
+struct Heir {
+    /// The folder that was there before: its owner gets it.
+    model: PathBuf,
+    /// What is made in it.
+    made: PathBuf,
+}
+
+impl Heir {
+    fn find(store: &Path) -> Heir {
+        let missing = store.ancestors().take_while(|folder| !folder.as_os_str().is_empty() && !folder.exists()).last();
+        let made = missing.unwrap_or(store).to_owned();
+        let above = made.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        Heir { model: if missing.is_some() { above.to_owned() } else { store.to_owned() }, made }
+    }
+
+    fn give(&self) -> io::Result<()> {
+        // The store may be named by a link.
+        durable::give_to_owner_of(&self.model, &self.made.canonicalize()?)
+    }
 }
 
 impl Manifest {
