@@ -58,7 +58,7 @@ pub enum ReloadError {
     /// The service stops. The next start reads the file.
     #[error("the service is stopping; the next start reads the configuration")]
     Stopping,
-    /// The store failed, so the service is about to end.
+    /// The store failed, so the service is about to end; or others were first on a log that is shared. A part of it may be in force.
     #[error("{0}")]
     Failed(String),
 }
@@ -81,7 +81,7 @@ impl Control {
             }
             Err(busy @ ReloadError::Busy) => self.refused(&busy.to_string()),
             Err(ReloadError::Stopping) => {}
-            Err(ReloadError::Failed(what)) => tracing::error!("the configuration was not put in force as a whole: {what}"),
+            Err(ReloadError::Failed(what)) => self.refused(&format!("the configuration was not put in force as a whole: {what}")),
         }
         outcome
     }

@@ -265,3 +265,28 @@ fn a_set_of_lanes_that_a_reload_left_behind_unused_is_made_good_by_the_next() {
         running.stop().await.unwrap();
     });
 }
+
+#[test]
+fn a_reload_that_the_store_does_not_take_is_refused_in_sight() {
+    let broker = ScriptedBroker::usual();
+    let folder = tempfile::tempdir().unwrap();
+    let store = format!("[store]\npath = \"{}\"\n[http]\nlisten = \"127.0.0.1:0\"\n", folder.path().join("store").display());
+    let config = |workers: u32| {
+        let text = store.clone() + &connection(broker.port, &format!("workers = {workers}")) + SOON + &pipelines("mqtt");
+        config::from_str(&text, "test.toml").unwrap()
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let running = app::start(config(2)).await.unwrap();
+        // Lanes can't be made any more.
+        running.log().stop().await.unwrap();
+        let error = running.reload(Ok(config(3))).await.unwrap_err();
+        assert!(matches!(error, app::ReloadError::Failed(_)), "{error:?}");
+        assert_eq!(running.metrics().tidings_config_last_reload_successful.get(), 0);
+        assert_eq!(running.metrics().tidings_config_reloads_total.with_label_values(&["refused"]).get(), 1);
+        let url = format!("http://{}/v1/status", running.http_addr());
+        let asking = tokio::task::spawn_blocking(move || ureq::get(url).call().unwrap().body_mut().read_to_string().unwrap());
+        let status = asking.await.unwrap();
+        assert!(status.contains("the configuration was not put in force as a whole: "), "{status}");
+    });
+}
