@@ -312,7 +312,12 @@ async fn turned(flag: &mut watch::Receiver<bool>) {
 mod tests {
     use super::*;
     use crate::config;
+    use crate::core::types::Millis;
+    use crate::delivery::board::LaneStatus;
     use crate::delivery::precedence::Precedence;
+    use crate::log::committer::{self, Limits, recover};
+    use crate::log::memory_log::{Disk, MemoryLog};
+    use crate::metrics::Metrics;
 
     #[test]
     fn a_lane_that_has_panicked_is_not_connected_and_holds_up_no_replay() {
@@ -326,6 +331,29 @@ mod tests {
         assert_eq!((status.state, status.in_flight), (LaneState::BackingOff, 0));
         assert!(status.last_error.as_ref().is_some_and(|(_, what)| what.contains("the lane panicked")), "{status:?}");
         assert!(!replay.gives_way());
+    }
+
+    #[tokio::test]
+    async fn a_lane_that_has_stopped_has_nothing_on_the_wire_and_its_backlog_gets_older() {
+        let metrics = Arc::new(Metrics::new());
+        let opened = MemoryLog::open(&Disk::new(1 << 20)).unwrap();
+        let outbox = recover(&opened).unwrap();
+        let limits = Limits { max_size: u64::MAX, retention_ms: u64::MAX };
+        let log = committer::start(opened.log, outbox, limits, Arc::clone(&metrics)).unwrap();
+        let config = config::from_str("[connection.mqtt]\ndriver = 'mqtt'\nserver = 'broker'", "test.toml").unwrap();
+        // It is not in the log, so it can't begin.
+        let key = LaneKey { connection: "mqtt".into(), lane: 0 };
+        let lane = replay_lane(&config.connections[0], &config.retry, &log, &key);
+        let (board, turn) = (Arc::new(Board::default()), Precedence::default().fresh());
+        let (_drain, drain) = watch::channel(false);
+        let (_notices, notices) = watch::channel(None);
+        let before = |status: &mut LaneStatus| (status.in_flight, status.waiting, status.oldest_pending_at) = (3, 2, Some(Millis(1)));
+        board.post(&key, before);
+        let around = Surroundings { log, board: Arc::clone(&board), metrics, turn, notices, drain };
+        assert!(matches!(lane::run(&lane, &around).await, Err(LaneError::Internal(_))));
+        let status = &board.snapshot()[&key];
+        assert_eq!((status.state, status.in_flight, status.waiting), (LaneState::Stopped, 0, 2));
+        assert_eq!(status.oldest_pending_at, Some(Millis(1)));
     }
 
     #[test]

@@ -114,6 +114,8 @@ pub async fn run(config: &LaneConfig, around: &Surroundings) -> Result<(), LaneE
             tracing::error!(lane = %key, %error, "the lane has stopped; its deliveries stay in the log");
             around.board.post(&key, |status| {
                 status.state = LaneState::Stopped;
+                // What it had on the wire is not any more. What waits still does, and the oldest gets older.
+                status.in_flight = 0;
                 status.last_error = Some((now(), error.to_string()));
             });
         }
