@@ -1,5 +1,8 @@
 //! Reports at which the broker hangs up: found, charged and condemned, at nobody else's cost.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use crate::support::ledger::{Ledger, action_for, report};
 use crate::support::mosquitto::{Mosquitto, PERSISTENT};
 use crate::support::scripted::{Act, Packet, ScriptedBroker};
@@ -81,6 +84,27 @@ fn a_broker_that_hangs_up_at_everything_suspends_the_lane_and_is_not_fed_to_the_
     assert_eq!(tidings.total("dead"), 2);
     wait_until("the alarm ends", || tidings.metric(r#"tidings_lanes_suspended{connection="mqtt"}"#) == 0.0);
     tidings.assert_balanced();
+}
+
+#[test]
+fn the_alarm_of_a_suspended_lane_ends_when_the_broker_answers_again_be_it_with_a_refusal() {
+    let refuses = Arc::new(AtomicBool::new(false));
+    let answers = Arc::clone(&refuses);
+    let broker = ScriptedBroker::start(move |packet| match packet.publish() {
+        Some(_) if answers.load(Ordering::Relaxed) => vec![Act::Refuse(0x87)],
+        Some(_) => vec![Act::Close],
+        None => vec![Act::Usual],
+    });
+    let tidings = start(&broker, "protocol = \"5\"");
+    let mut ledger = Ledger::default();
+    for number in 0..10 {
+        ledger.post(&tidings, 2, &format!("p{number}"), number);
+    }
+    wait_until("the lane is suspended", || tidings.status("mqtt")["lanes"][0]["state"] == "suspended");
+    refuses.store(true, Ordering::Relaxed);
+    wait_until("the lane is connected", || tidings.status("mqtt")["lanes"][0]["state"] == "connected");
+    assert_eq!(tidings.metric(r#"tidings_lanes_suspended{connection="mqtt"}"#), 0.0);
+    assert!(broker.arrivals().is_empty(), "nothing got through");
 }
 
 #[test]

@@ -59,9 +59,8 @@ impl Lane<'_> {
             }
             Note::Closed => self.set_state(LaneState::Connecting),
             Note::Done { qos, accepted_at, .. } => {
-                if qos != Qos::AtMostOnce && std::mem::replace(&mut self.is_suspended, false) {
-                    tracing::info!(lane = %key, "the lane is no longer suspended: a report got through");
-                    self.set_state(LaneState::Connected);
+                if qos != Qos::AtMostOnce {
+                    self.end_suspension();
                 }
                 let done = self.done[usize::from(qos.level())].get_or_insert_with(|| {
                     let outcome = if qos == Qos::AtMostOnce { "sent" } else { "acknowledged" };
@@ -78,11 +77,17 @@ impl Lane<'_> {
                 let name = crate::core::retry::reason_name(code);
                 let words = reason.unwrap_or_default();
                 tracing::warn!(lane = %key, delivery = %id, code = format!("0x{code:02x}"), name, words, wait_ms, "the broker refused a report");
+                if code != HUNG_UP {
+                    self.end_suspension();
+                }
             }
             Note::Dead { id, qos, reason, is_answered, .. } => {
                 attempts("refused", u64::from(is_answered));
                 metrics.tidings_deliveries_total.with_label_values(&[connection, qos.label(), "dead"]).inc();
                 tracing::error!(lane = %key, delivery = %id, reason, "a report became a dead letter");
+                if is_answered {
+                    self.end_suspension();
+                }
             }
             Note::Expired { id, qos } => {
                 metrics.tidings_deliveries_total.with_label_values(&[connection, qos.label(), "expired"]).inc();
@@ -110,6 +115,14 @@ impl Lane<'_> {
         }
     }
 
+    /// The broker has answered for a report, be it with a no: it does not hang up at whatever is sent any more.
+    fn end_suspension(&mut self) {
+        if std::mem::replace(&mut self.is_suspended, false) {
+            tracing::info!(lane = %self.config.settings.lane, "the lane is no longer suspended: the broker has answered for a report");
+            self.set_state(LaneState::Connected);
+        }
+    }
+
     /// A server's name in log and status.
     fn server(&self, place: usize) -> String {
         let endpoint = self.config.settings.endpoints.get(place).map_or("", String::as_str);
@@ -117,7 +130,7 @@ impl Lane<'_> {
     }
 
     pub(super) fn set_state(&mut self, state: LaneState) {
-        // The alarm stays until something is delivered, whatever the connection does meanwhile.
+        // The alarm stays until a report is answered for, whatever the connection does meanwhile.
         let state = if self.is_suspended { LaneState::Suspended } else { state };
         self.state = state;
         self.around.board.post(&self.key, |status| status.state = state);
