@@ -241,8 +241,9 @@ pub(super) async fn supervise(
 ) {
     let config = Arc::new(config);
     let mut drain = around.drain.clone();
-    let mut wait = AFTER_FAILURE;
+    let mut patience = Patience::default();
     loop {
+        let started = tokio::time::Instant::now();
         let (lane, around_it) = (Arc::clone(&config), around.clone());
         // Dropped with this task, it takes the lane with it.
         let mut task = JoinSet::new();
@@ -270,13 +271,32 @@ pub(super) async fn supervise(
             Some(Err(_)) => return,
         }
         tokio::select! {
-            () = tokio::time::sleep(wait) => {}
+            () = tokio::time::sleep(patience.after(started.elapsed())) => {}
             () = turned(&mut drain) => {
                 around.board.remove(&config.settings.lane);
                 return;
             }
         }
-        wait = (wait * 2).min(AFTER_FAILURE_AT_MOST);
+    }
+}
+
+/// How long a lane that has failed waits before it starts again.
+struct Patience {
+    next: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Patience { next: AFTER_FAILURE }
+    }
+}
+
+impl Patience {
+    /// It has failed after so long. What works for longer than the longest wait does not fail again and again: it failed once, as at first.
+    fn after(&mut self, worked: Duration) -> Duration {
+        let wait = if worked > AFTER_FAILURE_AT_MOST { AFTER_FAILURE } else { self.next };
+        self.next = (wait * 2).min(AFTER_FAILURE_AT_MOST);
+        wait
     }
 }
 
@@ -354,6 +374,16 @@ mod tests {
         let status = &board.snapshot()[&key];
         assert_eq!((status.state, status.in_flight, status.waiting), (LaneState::Stopped, 0, 2));
         assert_eq!(status.oldest_pending_at, Some(Millis(1)));
+    }
+
+    #[test]
+    fn a_lane_that_fails_again_and_again_waits_ever_longer_and_one_that_has_worked_since_starts_again_soon() {
+        let mut patience = Patience::default();
+        let waits: Vec<u64> = (0..8).map(|_| patience.after(Duration::from_secs(1)).as_secs()).collect();
+        assert_eq!(waits, [5, 10, 20, 40, 80, 160, 300, 300]);
+        assert_eq!(patience.after(AFTER_FAILURE_AT_MOST), AFTER_FAILURE_AT_MOST);
+        assert_eq!(patience.after(AFTER_FAILURE_AT_MOST + Duration::from_secs(1)), AFTER_FAILURE);
+        assert_eq!(patience.after(Duration::ZERO), AFTER_FAILURE * 2);
     }
 
     #[test]
