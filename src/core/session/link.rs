@@ -78,6 +78,7 @@ pub(super) struct Up {
     pub(super) maximum_qos: Qos,
     pub(super) retain_available: bool,
     pub(super) keepalive_ms: u64,
+    pub(super) since: Millis,
     pub(super) last_sent: Millis,
     pub(super) last_received: Millis,
     pub(super) ping_sent: Option<Millis>,
@@ -222,7 +223,9 @@ impl Session {
             maximum_packet_size: limits.maximum_packet_size.map_or(usize::MAX, |size| size as usize),
             maximum_qos: limits.maximum_qos.or(self.shown_maximum_qos).unwrap_or(Qos::ExactlyOnce),
             retain_available: limits.retain_available.unwrap_or(true),
-            keepalive_ms: u64::from(limits.keepalive_s.unwrap_or(self.settings.keepalive_s).max(1)) * 1_000,
+            // 0: the broker watches nobody (MQTT 5.0 §3.2.2.3.14). It is watched all the same.
+            keepalive_ms: u64::from(limits.keepalive_s.filter(|seconds| *seconds > 0).unwrap_or(self.settings.keepalive_s).max(1)) * 1_000,
+            since: now,
             last_sent: now,
             last_received: now,
             ping_sent: None,
@@ -386,8 +389,11 @@ impl Session {
         let was_up = self.is_up();
         let has_connected = !matches!(self.link, Link::Opening { .. } | Link::Greeting { .. });
         let has_suspect = self.on_death(now, has_progressed);
+        let has_lasted = self.link.up().is_some_and(|up| now.since(up.since) >= self.settings.retry.max_ms);
         self.moving_to = None;
-        self.failures = if has_progressed { 1 } else { self.failures.saturating_add(1) };
+        // At QoS 0 nothing is ever acknowledged: there a connection has to have lasted as long as the longest wait, so that a broker which
+        // lets in and hangs up is not asked in a busy loop.
+        self.failures = if has_progressed || has_lasted { 1 } else { self.failures.saturating_add(1) };
         let (mut unsent, mut lost) = (Vec::new(), 0);
         self.way.change_all(|in_flight| match in_flight.state {
             // At most once: what did not leave was not sent. What left is done by then. In a resumed session it keeps its place before what is in doubt.
@@ -450,6 +456,24 @@ impl Session {
 
 impl Up {
     /// The broker has as long for a PINGRESP as it has for the client: half the keepalive, 5 to 30 seconds.
+impl Link {
+    /// The connection, from its CONNACK on.
+    fn up(&self) -> Option<&Up> {
+        match self {
+            Link::Confirming { up, .. } | Link::Probing { up, .. } | Link::Resuming { up } | Link::Serving { up } => Some(up),
+            Link::Down { .. } | Link::Opening { .. } | Link::Greeting { .. } | Link::Stopped => None,
+        }
+    }
+
+    /// As [`Link::up`], to be changed.
+    pub(super) fn up_mut(&mut self) -> Option<&mut Up> {
+        match self {
+            Link::Confirming { up, .. } | Link::Probing { up, .. } | Link::Resuming { up } | Link::Serving { up } => Some(up),
+            Link::Down { .. } | Link::Opening { .. } | Link::Greeting { .. } | Link::Stopped => None,
+        }
+    }
+}
+
     pub(super) fn ping_timeout_ms(&self) -> u64 {
         (self.keepalive_ms / 2).clamp(5_000, 30_000)
     }

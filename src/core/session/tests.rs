@@ -1,6 +1,7 @@
 //! Stories of the session against its [`model`](super::model): one that is drawn by chance a thousand times, and those that have a name.
 
 mod counted;
+mod outages;
 mod together;
 
 use std::sync::Arc;

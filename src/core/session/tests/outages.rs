@@ -1,0 +1,59 @@
+//! Connections that break, and what is made of that.
+
+use super::*;
+
+/// What follows from an input.
+fn give(session: &mut Session, now: u64, input: Input) -> Vec<Output> {
+    session.handle(Millis(now), u32::MAX, input);
+    std::iter::from_fn(|| session.next_output()).collect()
+}
+
+/// Connects, to a broker that has no session; gives back what follows from the CONNACK.
+fn connect(session: &mut Session, now: u64) -> Vec<Output> {
+    let connack =
+        Incoming::ConnAck { session_present: false, code: 0, limits: BrokerLimits::default(), reason: None, assigned_client_id: None };
+    let mut outputs = Vec::new();
+    for input in [Input::Tick, Input::Opened, Input::Received(vec![connack])] {
+        outputs.extend(give(session, now, input));
+    }
+    outputs
+}
+
+/// The connection breaks; so many milliseconds later it is tried again.
+fn wait_after_a_cut(session: &mut Session, now: u64) -> u64 {
+    let outputs = give(session, now, Input::Closed { reason: "cut".into() });
+    let retry_at = outputs.into_iter().find_map(|output| match output {
+        Output::Note(Note::Disconnected { retry_at, .. }) => Some(retry_at),
+        _ => None,
+    });
+    retry_at.expect("it is tried again").since(Millis(now))
+}
+
+/// A lane of nothing but QoS 0 after a long outage: it is connected, and has sent ten.
+fn after_an_outage(now: u64) -> Session {
+    let mut session = Session::new(settings(&calm()), Start::default());
+    for failure in 0..10 {
+        give(&mut session, failure * 1_000, Input::Tick);
+        wait_after_a_cut(&mut session, failure * 1_000);
+    }
+    connect(&mut session, now);
+    give(&mut session, now, Input::Committed { resent: Vec::new() });
+    give(&mut session, now, Input::Offer((0..10).map(|send| Delivery { size: 0, ..delivery(send, "t", Qos::AtMostOnce) }).collect()));
+    let done = give(&mut session, now, Input::Flushed((0..10).map(SendNo).collect()));
+    assert_eq!(done.iter().filter(|output| matches!(output, Output::Note(Note::Done { .. }))).count(), 10);
+    session
+}
+
+#[test]
+fn after_an_outage_a_connection_that_has_lasted_is_tried_again_soon_also_where_nothing_is_ever_acknowledged() {
+    let policy = settings(&calm()).retry;
+    let mut session = after_an_outage(20_000);
+    assert!(wait_after_a_cut(&mut session, 20_000 + policy.max_ms) <= policy.initial_ms);
+}
+
+#[test]
+fn a_broker_that_lets_in_and_hangs_up_is_not_asked_in_a_busy_loop() {
+    let policy = settings(&calm()).retry;
+    let mut session = after_an_outage(20_000);
+    assert_eq!(wait_after_a_cut(&mut session, 20_000 + policy.max_ms - 1), policy.max_ms);
+}
