@@ -109,7 +109,9 @@ impl Session {
             Some((send, Qos::ExactlyOnce, Send::Sent)) => {
                 let is_resuming = matches!(self.link, Link::Resuming { .. });
                 match ack.code {
-                    // In use: by this very delivery, if the session was resumed (MQTT 5.0 §4.3.3).
+                    // In use: by this very delivery, if the session was resumed (MQTT 5.0 §4.3.3). Otherwise by a stranger's, and to go on in this session
+                        self.lose_session(now, "the broker has packet identifiers in use in a session that should be clean");
+                    // would be to take that for this one.
                     code::ID_IN_USE if !is_resuming => {
                         return Err(format!("the broker has packet {} in use, from a session that should be clean", ack.packet_id));
                     }

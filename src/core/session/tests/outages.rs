@@ -57,3 +57,32 @@ fn a_broker_that_lets_in_and_hangs_up_is_not_asked_in_a_busy_loop() {
     let mut session = after_an_outage(20_000);
     assert_eq!(wait_after_a_cut(&mut session, 20_000 + policy.max_ms - 1), policy.max_ms);
 }
+
+/// The client id of the CONNECT among these.
+fn client_id(outputs: &[Output]) -> String {
+    let client_id = outputs.iter().find_map(|output| match output {
+        Output::Send(Outgoing::Connect { client_id, .. }) => Some(client_id.clone()),
+        _ => None,
+    });
+    client_id.expect("CONNECT is sent")
+}
+
+#[test]
+fn a_packet_id_that_is_in_use_in_a_clean_session_costs_the_session_and_not_the_report() {
+    let mut session = Session::new(settings(&calm()), Start::default());
+    let first = client_id(&connect(&mut session, 1_000));
+    give(&mut session, 1_000, Input::Committed { resent: Vec::new() });
+    give(&mut session, 1_000, Input::Offer(vec![delivery(0, "t", Qos::ExactlyOnce)]));
+    let pubrec = |code| Incoming::PubRec(Ack { packet_id: SendNo(0).packet_id(31), code, reason: None });
+    let outputs = give(&mut session, 1_000, Input::Received(vec![pubrec(code::ID_IN_USE)]));
+    assert!(outputs.iter().any(|output| matches!(output, Output::Note(Note::SessionLost { in_doubt: 1, .. }))), "{outputs:?}");
+    give(&mut session, 1_000, Input::Committed { resent: Vec::new() });
+    let mut outputs = connect(&mut session, 2_000);
+    assert_ne!(client_id(&outputs), first, "what is in use there never meets it again");
+    outputs.extend(give(&mut session, 2_000, Input::Tick));
+    let is_sent_as_new = |output: &Output| matches!(output, Output::Send(Outgoing::Publish { send: SendNo(0), dup: false, .. }));
+    assert!(outputs.iter().any(is_sent_as_new), "{outputs:?}");
+    let outputs = give(&mut session, 2_000, Input::Received(vec![pubrec(0)]));
+    let is_released = |output: &Output| matches!(output, Output::Append(events) if matches!(events[..], [Event::Released { .. }]));
+    assert!(outputs.iter().any(is_released), "{outputs:?}");
+}
