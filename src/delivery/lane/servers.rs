@@ -25,15 +25,20 @@ impl Lane<'_> {
     /// Begins to look which of the servers before this one can be reached. Nothing is said to them.
     pub(super) fn look(&mut self, before: usize) {
         let attempts: Vec<Connecting> = (0..before).map(|server| self.open(server)).collect();
-        self.looking = Some(Box::pin(async move {
+        begin(&mut self.looking, async move {
             for (server, attempt) in attempts.into_iter().enumerate() {
                 if attempt.await.is_ok() {
                     return Some(server);
                 }
             }
             None
-        }));
+        });
     }
+}
+
+/// Begins a look, unless one is under way: a server that swallows packets takes longer than it may be until the next, which would never get beyond it.
+fn begin(under_way: &mut Option<Looking>, look: impl Future<Output = Option<usize>> + Send + 'static) {
+    under_way.get_or_insert_with(|| Box::pin(look));
 }
 
 /// The end of a look, if there is one under way.
@@ -41,5 +46,25 @@ pub(super) async fn looking(under_way: &mut Option<Looking>) -> Option<usize> {
     match under_way {
         Some(looking) => looking.await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_look_that_takes_long_is_not_begun_anew_and_finds_what_is_behind_a_server_that_swallows_packets() {
+        let (gives_up, swallowed) = tokio::sync::oneshot::channel::<()>();
+        let mut under_way = None;
+        begin(&mut under_way, async move {
+            let _ = swallowed.await;
+            Some(1)
+        });
+        for _ in 0..3 {
+            begin(&mut under_way, std::future::pending());
+        }
+        gives_up.send(()).expect("the first look is still under way");
+        assert_eq!(looking(&mut under_way).await, Some(1));
     }
 }

@@ -86,3 +86,17 @@ fn a_packet_id_that_is_in_use_in_a_clean_session_costs_the_session_and_not_the_r
     let is_released = |output: &Output| matches!(output, Output::Append(events) if matches!(events[..], [Event::Released { .. }]));
     assert!(outputs.iter().any(is_released), "{outputs:?}");
 }
+
+#[test]
+fn a_broker_that_watches_nobody_is_watched_as_often_as_the_settings_say() {
+    for (told, keepalive_s) in [(Some(0), 60), (None, 60), (Some(7), 7)] {
+        let mut session = Session::new(settings(&calm()), Start::default());
+        give(&mut session, 1_000, Input::Tick);
+        give(&mut session, 1_000, Input::Opened);
+        let limits = BrokerLimits { keepalive_s: told, ..BrokerLimits::default() };
+        let connack = Incoming::ConnAck { session_present: false, code: 0, limits, reason: None, assigned_client_id: None };
+        give(&mut session, 1_000, Input::Received(vec![connack]));
+        give(&mut session, 1_000, Input::Committed { resent: Vec::new() });
+        assert_eq!(session.deadline(), Some(Millis(1_000 + keepalive_s * 1_000)), "{told:?}");
+    }
+}
