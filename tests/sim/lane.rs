@@ -265,6 +265,7 @@ impl World {
             Ok(start) => start,
             Err(error) => return self.begin_anew(lane, &error),
         };
+        start.at = Millis(wall);
         let wall = self.wall().0;
         let latest = Millis(wall).plus(lane.settings.retry.max_ms);
         for (_, retry_at, _) in &mut start.waiting {

@@ -311,7 +311,7 @@ impl Session {
 
     /// Sorts what the log has into what may be on the wire and what is not.
     fn load(&mut self, start: Start, same_session: bool) {
-        let had_session = !start.endpoint.is_empty();
+        let (had_session, at) = (!start.endpoint.is_empty(), start.at);
         let released: BTreeSet<SendNo> = start.released.iter().copied().collect();
         let mut collides = false;
         for (delivery, retry_at, sent_through) in start.waiting {
@@ -370,9 +370,9 @@ impl Session {
         }
         self.releases = start.released.into_iter().filter(|send| self.way.contains(*send)).collect();
         if had_session && !same_session {
-            self.lose_session(Millis(0), "the connection's server, port or user has changed, or the store was copied or restored");
+            self.lose_session(at, "the connection's server, port or user has changed, or the store was copied or restored");
         } else if collides {
-            self.lose_session(Millis(0), "two deliveries that may be in flight have the same packet identifier");
+            self.lose_session(at, "two deliveries that may be in flight have the same packet identifier");
         }
     }
 

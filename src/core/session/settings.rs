@@ -57,6 +57,8 @@ impl Settings {
 pub struct Start {
     /// The newest epoch.
     pub epoch: u32,
+    /// Now.
+    pub at: Millis,
     /// The newest session's endpoint; empty if there was none.
     pub endpoint: String,
     /// The newest session's protocol.

@@ -258,6 +258,7 @@ impl<'a> Lane<'a> {
             session: Session::new(config.settings.clone(), start),
             clock,
             connection: Connection::None,
+        start.at = clock.now();
             protocol: Protocol::V5,
             appends: VecDeque::new(),
             feed: Reading::Here { feed: Box::new(feed), is_at_end: false, not_before: None },

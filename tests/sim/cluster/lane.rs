@@ -156,7 +156,8 @@ impl World {
         let (state, next) = snapshot.into_inner().expect("the lane is in the log");
         let mut feed = Feed::new(self.nodes[at].log.clone(), key(lane), state, Seq(next.0 - 1), false);
         let (mut start, payloads) = feed.start().expect("nothing is carried here");
-        let latest = self.clock(at).plus(400);
+        start.at = self.clock(at);
+        let latest = start.at.plus(400);
         start.waiting.iter_mut().for_each(|(_, retry_at, _)| *retry_at = latest.min(*retry_at));
         let session = Session::new(self.settings(lane), start);
         Box::new(AtWork { session, feed, payloads: payloads.into_iter().collect(), appends: VecDeque::new(), knows_of_drain: false })

@@ -100,3 +100,17 @@ fn a_broker_that_watches_nobody_is_watched_as_often_as_the_settings_say() {
         assert_eq!(session.deadline(), Some(Millis(1_000 + keepalive_s * 1_000)), "{told:?}");
     }
 }
+
+#[test]
+fn what_is_given_up_at_a_start_is_given_up_when_the_lane_starts() {
+    let start = Start { at: Millis(77_000), ..in_doubt("(left behind)", &[(0, "t", Qos::ExactlyOnce)]) };
+    let (_, said, _) = resumed(start);
+    let opened = said.iter().find_map(|output| match output {
+        Output::Append(events) => match events[..] {
+            [Event::SessionOpened { at, .. }] => Some(at),
+            _ => None,
+        },
+        _ => None,
+    });
+    assert_eq!(opened, Some(Millis(77_000)), "{said:?}");
+}
