@@ -22,7 +22,7 @@ use super::access::{self, Login, Owner};
 use super::budget::Lease;
 use super::codec::{self, write};
 use super::registry::{Claim, Place};
-use super::sessions;
+use super::sessions::{self, Greeting};
 use super::store::{Publisher, Recognised};
 use super::{MAX_RECEIVED, Shared};
 use crate::core::listener::{Admission, Answer, Close, Connect, Ended, Incoming, Input, Outgoing, Output, Publisher as Machine, code};
@@ -60,7 +60,7 @@ enum Event {
     Written(std::io::Result<usize>),
     Stalled,
     Budget(Option<OwnedSemaphorePermit>),
-    Greeted(Result<(Claim, Admission), Close>),
+    Greeted(Result<(Claim, Greeting, Admission), Close>),
     Stored(Result<Committed<()>, CommitError>),
     Room,
     Evicted,
@@ -290,8 +290,9 @@ impl Conversation {
                 return Event::Greeted(Err(Close::new("client_id_in_use", code::BUSY, message)));
             };
             shared.wills.on_connect(&session, clean);
+            let greeting = shared.sessions.greet(&session);
             match shared.sessions.open(&session, clean, lasts).await {
-                Ok(admission) => Event::Greeted(Ok((claim, Admission { assigned, ..admission }))),
+                Ok(admission) => Event::Greeted(Ok((claim, greeting, Admission { assigned, ..admission }))),
                 Err(error) => Event::Greeted(Err(Close::new(error.code(), code::UNAVAILABLE, error.to_string()))),
             }
         }));
@@ -370,13 +371,7 @@ impl Conversation {
             }
             Event::Budget(None) => self.no_room(),
             Event::Budget(permit) => self.lease.add(permit),
-            Event::Greeted(Ok((claim, admission))) => {
-                self.claim = Some(claim);
-                self.give(match self.is_let_in() {
-                    true => Input::Admitted(admission),
-                    false => Input::End(Close::let_in_no_more()),
-                });
-            }
+            Event::Greeted(Ok((claim, greeting, admission))) => self.greeted(claim, greeting, admission),
             Event::Greeted(Err(close)) => self.give(Input::End(close)),
             Event::Stored(result) => self.stored(result),
             Event::Room => self.give(Input::Retry),
@@ -384,6 +379,20 @@ impl Conversation {
             Event::Stopping => self.give(Input::End(Close::stopping())),
             Event::Tick => self.tick(),
         }
+    }
+
+    fn greeted(&mut self, claim: Claim, greeting: Greeting, admission: Admission) {
+        let is_let_in = self.is_let_in();
+        match is_let_in {
+            true => greeting.admitted(),
+            false => drop(greeting),
+        }
+        // A session that was there before stays as it was: it is not this connection's to end.
+        self.claim = Some(claim).filter(|_| is_let_in || !admission.session_present);
+        self.give(match is_let_in {
+            true => Input::Admitted(admission),
+            false => Input::End(Close::let_in_no_more()),
+        });
     }
 
     /// Whether what it had to say at its CONNECT is what it would have to say now.

@@ -42,7 +42,7 @@ pub struct Sessions {
     /// The wall clock; a simulation has its own.
     clock: fn() -> Millis,
     /// Sessions without a connection.
-    idle: Mutex<HashMap<String, Idle>>,
+    idle: Arc<Mutex<HashMap<String, Idle>>>,
 }
 
 /// A session without a connection.
@@ -75,6 +75,30 @@ impl Drop for Ending<'_> {
     }
 }
 
+/// The session of a client that is about to be let in. Dropped without [`admitted`](Greeting::admitted), it is idle as before: who is turned away has not
+/// been here.
+pub struct Greeting {
+    idle: Arc<Mutex<HashMap<String, Idle>>>,
+    key: String,
+    was: Option<Idle>,
+}
+
+impl Greeting {
+    /// The client is let in, and its session is in use.
+    pub fn admitted(mut self) {
+        self.was = None;
+    }
+}
+
+impl Drop for Greeting {
+    fn drop(&mut self) {
+        if let Some(was) = self.was.take() {
+            let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+            idle.entry(std::mem::take(&mut self.key)).or_insert(was);
+        }
+    }
+}
+
 /// When a session expires of which nothing more is known than when it was heard of. It may have been used for an hour since, and a clock that was
 /// set back keeps nothing for ever.
 fn longest(heard: Millis, now: Millis) -> Millis {
@@ -100,11 +124,16 @@ impl Sessions {
         let now = clock();
         let idle = |(key, heard)| (key, Idle { expires: longest(heard, now), heard });
         let idle = known.await?.into_inner().into_iter().map(idle).collect();
-        Ok(Sessions { log, registry, clock, idle: Mutex::new(idle) })
+        Ok(Sessions { log, registry, clock, idle: Arc::new(Mutex::new(idle)) })
     }
 
     fn idle(&self) -> std::sync::MutexGuard<'_, HashMap<String, Idle>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Greets a client whose id has been claimed: until it is let in or turned away, nobody ends its session.
+    pub fn greet(&self, key: &str) -> Greeting {
+        Greeting { idle: Arc::clone(&self.idle), key: key.to_owned(), was: self.idle().remove(key) }
     }
 
     /// Opens the session of a client whose id has been claimed, and says what is in it. `lasts` says whether it is to outlive its connection.
@@ -277,6 +306,19 @@ mod tests {
         log.stop().await.unwrap();
         assert!(matches!(sessions.sweep_once().await, Err(CommitError::Stopped)));
         assert_eq!(sessions.idle().len(), 2, "the next sweep finds them");
+    }
+
+    #[tokio::test]
+    async fn a_session_is_idle_as_before_when_its_client_is_turned_away_and_not_when_it_is_let_in() {
+        let log = log(&Arc::new(Metrics::new())).await;
+        let sessions = Sessions::recover(log, Arc::new(Registry::default()), || Millis(1_000)).await.unwrap();
+        sessions.open("one", false, true).await.unwrap();
+        sessions.close("one", 60).await.unwrap();
+        let idle = || sessions.idle().get("one").map(|idle| idle.expires);
+        drop(sessions.greet("one"));
+        assert_eq!(idle(), Some(Millis(61_000)));
+        sessions.greet("one").admitted();
+        assert_eq!(idle(), None);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::watch;
 
 use super::*;
+use crate::config::Secret;
 use crate::core::event::{Event, LanePurpose};
 use crate::core::route::Routes;
 use crate::core::types::Millis;
@@ -32,21 +33,31 @@ pub(super) async fn log(metrics: &Arc<Metrics>) -> LogHandle {
 
 /// What connections share, where all together may read `budget` bytes ahead. The other end of `stopping` has to be kept.
 async fn shared(budget: usize) -> (Arc<Shared>, watch::Sender<bool>) {
+    shared_with(watch::channel(Access::default()).1, budget).await
+}
+
+async fn shared_with(access: watch::Receiver<Access>, budget: usize) -> (Arc<Shared>, watch::Sender<bool>) {
     let metrics = Arc::new(Metrics::new());
     let (stop, stopping) = watch::channel(false);
     let span = LaneSpan { first: 0, count: NonZeroU32::MIN };
     let lanes = LaneDirectory::from_iter([(ConnectionName::from("mqtt"), span)]);
     let routing = InForce::new(Routing { routes: Routes::default(), lanes, max_report: 1 << 20, max_batch: 1 << 20 });
     let around = Surroundings { log: log(&metrics).await, routing, metrics, stopping };
-    let shared = Shared::new("mqtt".into(), watch::channel(Access::default()).1, around, budget).await.unwrap();
+    let shared = Shared::new("mqtt".into(), access, around, budget).await.unwrap();
     (Arc::new(shared), stop)
+}
+
+/// A connection on which nothing has been said.
+fn call(shared: &Arc<Shared>) -> DuplexStream {
+    let (client, server) = tokio::io::duplex(1 << 20);
+    let conversation = Conversation::new(Box::new(server), ([127, 0, 0, 1], 1).into(), None, Arc::clone(shared));
+    tokio::spawn(conversation.run(shared.stopping.clone()));
+    client
 }
 
 /// A publisher that is let in.
 async fn connect(shared: &Arc<Shared>) -> DuplexStream {
-    let (mut client, server) = tokio::io::duplex(1 << 20);
-    let conversation = Conversation::new(Box::new(server), ([127, 0, 0, 1], 1).into(), None, Arc::clone(shared));
-    tokio::spawn(conversation.run(shared.stopping.clone()));
+    let mut client = call(shared);
     client.write_all(b"\x10\x0c\0\x04MQTT\x04\x02\0\0\0\0").await.unwrap();
     expect(&mut client, b"\x20\x02\0\0").await;
     client
@@ -125,4 +136,38 @@ async fn who_has_begun_a_packet_and_who_waits_for_room_hold_up_no_small_ones() {
     slow.write_all(&packet[100 << 10..]).await.unwrap();
     expect(&mut slow, b"\x40\x02\0\x01").await;
     expect(&mut waiting, b"\x40\x02\0\x01").await;
+}
+
+/// Waits until the connection has ended, whatever is said on it before.
+async fn expect_end(client: &mut DuplexStream) {
+    let ending = tokio::time::timeout(PATIENCE, client.read_to_end(&mut Vec::new())).await;
+    ending.expect("it ends").expect("in order");
+}
+
+#[tokio::test]
+async fn who_is_turned_away_while_it_is_greeted_finds_its_session_when_it_is_let_in_again() {
+    /// CONNECT of client `c` as user `u` with password `p`, for a session that lasts.
+    const HELLO: &[u8] = b"\x10\x13\0\x04MQTT\x04\xc0\0\0\0\x01c\0\x01u\0\x01p";
+    let password = |text: &str| Access { login: Some(("u".into(), Secret::new(text))), own_client_ids: Vec::new() };
+    let (in_force, access) = watch::channel(password("p"));
+    let (shared, _stop) = shared_with(access, 300 << 10).await;
+    let mut client = call(&shared);
+    client.write_all(HELLO).await.unwrap();
+    expect(&mut client, b"\x20\x02\0\0").await;
+    client.write_all(b"\xe0\0").await.unwrap();
+    expect_end(&mut client).await;
+
+    // While it waits for its client id, its password goes out of force.
+    let claim = shared.registry.claim(&sessions::key("1:u", "c"), 0).await.unwrap();
+    let mut client = call(&shared);
+    client.write_all(HELLO).await.unwrap();
+    tokio::time::timeout(PATIENCE, claim.evict.notified()).await.expect("it asks for its client id");
+    in_force.send_replace(password("other"));
+    drop(claim);
+    expect_end(&mut client).await;
+
+    in_force.send_replace(password("p"));
+    let mut client = call(&shared);
+    client.write_all(HELLO).await.unwrap();
+    expect(&mut client, b"\x20\x02\x01\0").await;
 }
