@@ -170,15 +170,9 @@ impl Lane<'_> {
     /// Writes what is left, for a moment at most, and closes: DISCONNECT should arrive, but nothing depends on it.
     pub(super) async fn finish_writing(&mut self) {
         const PATIENCE: Duration = Duration::from_secs(1);
-        if let Connection::Open(mut socket) = std::mem::replace(&mut self.connection, Connection::None) {
-            let last = async {
-                let Socket { stream, outgoing, .. } = socket.as_mut();
-                stream.write_all_buf(outgoing).await?;
-                stream.shutdown().await
-            };
-            if !matches!(tokio::time::timeout(PATIENCE, last).await, Ok(Ok(()))) {
-                tracing::debug!(lane = %self.key, "the connection was closed before everything was written");
-            }
+        // The session has taken back what has not left at QoS 0, and sends it again: on two connections it would arrive twice.
+        if !self.qos_0.is_empty() {
+            return false;
         }
     }
 }
@@ -191,6 +185,17 @@ pub(super) async fn network(connection: &mut Connection, hears: bool) -> Event {
             Ok(stream) => Event::Opened(stream),
             Err(error) => Event::Closed(format!("the broker can't be reached: {error}")),
         },
+        if let Connection::Open(socket) = std::mem::replace(&mut self.connection, Connection::None)
+            && !socket.finish().await
+        {
+            tracing::debug!(lane = %self.key, "the connection was closed before everything was written");
+        }
+    }
+}
+
+impl Socket {
+    /// See [`Lane::finish_writing`]. True if all has left.
+    async fn finish(mut self: Box<Self>) -> bool {
         Connection::Open(socket) => socket.carry(hears).await,
     }
 }
@@ -202,6 +207,11 @@ impl Socket {
             return Event::Closed(reason);
         }
         if !hears {
+        let last = async {
+            self.stream.write_all_buf(&mut self.outgoing).await?;
+            self.stream.shutdown().await
+        };
+        matches!(tokio::time::timeout(PATIENCE, last).await, Ok(Ok(())))
             self.stream.leave();
         }
         loop {
@@ -303,4 +313,35 @@ fn write_publish(
 /// A PUBREL leaves only with the permit of its committed release.
 fn write_pubrel(protocol: Protocol, _permit: &Committed<()>, packet_id: u16, out: &mut BytesMut) {
     codec::write_pubrel(protocol, packet_id, out);
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::core::address::Address;
+    use crate::delivery::transport;
+
+    /// A lane's side, and the broker's.
+    async fn pair() -> (Box<Socket>, tokio::net::TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = Address::parse(&listener.local_addr().unwrap().to_string()).unwrap();
+        let (near, far) = tokio::join!(transport::connect(&address, None, Duration::from_secs(10)), listener.accept());
+        (Box::new(Socket::new(near.unwrap_or_else(|error| panic!("{error}")))), far.unwrap().0)
+    }
+
+    #[tokio::test]
+    async fn what_is_taken_back_at_qos_0_does_not_leave_with_the_connection_that_is_closed() {
+        for qos_0 in [true, false] {
+            let (mut socket, mut broker) = pair().await;
+            socket.outgoing.extend_from_slice(b"\x30\x03\0\x01t");
+            socket.queued = 5;
+            socket.qos_0.extend(qos_0.then_some((SendNo(0), 5)));
+            assert_eq!(socket.finish().await, !qos_0);
+            let mut read = Vec::new();
+            broker.read_to_end(&mut read).await.unwrap();
+            assert_eq!(read.is_empty(), qos_0);
+        }
+    }
 }
