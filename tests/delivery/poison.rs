@@ -41,7 +41,7 @@ fn a_report_at_which_the_broker_hangs_up_is_a_dead_letter_after_its_attempts_and
         }
         let lines = tidings.logged("dead letter");
         assert!(
-            lines.len() == 1 && lines[0].to_string().contains("closed the connection each of the 3 times that it was sent"),
+            lines.len() == 1 && lines[0].to_string().contains("the connection ended each of the 3 times that it was sent, last because"),
             "{lines:?}"
         );
         broker.assert_no_violations();

@@ -19,7 +19,7 @@ impl Session {
     }
 
     pub(super) fn on_packet(&mut self, now: Millis, jitter: u32, packet: Incoming) {
-        if let Link::Confirming { up, .. } | Link::Probing { up, .. } | Link::Resuming { up } | Link::Serving { up } = &mut self.link {
+        if let Some(up) = self.link.up_mut() {
             up.last_received = now;
         }
         let outcome = match packet {
@@ -40,9 +40,7 @@ impl Session {
             Incoming::PubRec(ack) => self.on_pubrec(now, jitter, ack),
             Incoming::PubComp(ack) => self.on_pubcomp(now, ack),
             Incoming::PingResp => {
-                if let Link::Confirming { up, .. } | Link::Probing { up, .. } | Link::Resuming { up } | Link::Serving { up } =
-                    &mut self.link
-                {
+                if let Some(up) = self.link.up_mut() {
                     up.ping_sent = None;
                 }
                 if let Link::Probing { is_answered, .. } = &mut self.link {
@@ -110,9 +108,9 @@ impl Session {
                 let is_resuming = matches!(self.link, Link::Resuming { .. });
                 match ack.code {
                     // In use: by this very delivery, if the session was resumed (MQTT 5.0 §4.3.3). Otherwise by a stranger's, and to go on in this session
-                        self.lose_session(now, "the broker has packet identifiers in use in a session that should be clean");
                     // would be to take that for this one.
                     code::ID_IN_USE if !is_resuming => {
+                        self.lose_session(now, "the broker has packet identifiers in use in a session that should be clean");
                         return Err(format!("the broker has packet {} in use, from a session that should be clean", ack.packet_id));
                     }
                     0x00..=0x7f | code::ID_IN_USE => {

@@ -60,13 +60,15 @@ pub(super) enum Isolation {
 }
 
 /// A delivery that was alone on a connection that died.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Suspect {
     pub(super) send: SendNo,
     pub(super) id: Seq,
 }
 
 /// What has been found out so far.
+    /// How its connection ended.
+    pub(super) reason: Arc<str>,
 #[derive(Debug, Default)]
 pub(super) struct Trial {
     /// So many were condemned since the last delivery.
@@ -132,7 +134,7 @@ impl Session {
     }
 
     /// The connection has died. To be called while the sends on it are still as they were. True if there is a suspect.
-    pub(super) fn on_death(&mut self, now: Millis, has_progressed: bool) -> bool {
+    pub(super) fn on_death(&mut self, now: Millis, has_progressed: bool, reason: &str) -> bool {
         let mut on_the_wire = self.way.in_flight().filter(|in_flight| in_flight.is_unanswered());
         let (first, second) = (on_the_wire.next(), on_the_wire.next());
         let alone = first.filter(|first| second.is_none() && first.state == Send::Sent);
@@ -148,7 +150,7 @@ impl Session {
             }
             Isolation::Alone { window, trial } => match alone {
                 Some(InFlight { delivery, at, .. }) => {
-                    let suspect = Suspect { send: delivery.send, id: delivery.id };
+                    let suspect = Suspect { send: delivery.send, id: delivery.id, reason: Arc::from(reason) };
                     Isolation::Suspecting { suspect, lived_ms: now.since(*at), trial }
                 }
                 None if is_idle => Isolation::Alone { window, trial },
@@ -180,7 +182,7 @@ impl Session {
         let Isolation::Suspecting { suspect, mut trial, .. } = std::mem::take(&mut self.isolation) else { return };
         let is_in_session = resumed && self.way.contains(suspect.send);
         if is_in_session {
-            trial.aside.push(suspect);
+            trial.aside.push(suspect.clone());
             trial.in_a_row += 1;
         }
         let blames_session = trial.in_a_row >= ASIDE;
@@ -190,7 +192,7 @@ impl Session {
             return self.reconnect_at_once(now, Plan::Decide, false);
         }
         self.confirm(now, up, resumed);
-        if !is_in_session && self.charge(now, jitter, suspect) {
+        if !is_in_session && self.charge(now, jitter, &suspect) {
             self.suspend(now);
         }
     }
@@ -214,7 +216,7 @@ impl Session {
         }
         self.lose_session(now, "the broker hangs up at what is left of it");
         // Each of them is charged, also where one of them suspends the lane.
-        let suspensions = aside.into_iter().filter(|suspect| self.charge(now, jitter, *suspect)).count();
+        let suspensions = aside.into_iter().filter(|suspect| self.charge(now, jitter, suspect)).count();
         match suspensions {
             0 => self.reconnect_at_once(now, Plan::Decide, false),
             _ => self.suspend(now),
@@ -231,7 +233,7 @@ impl Session {
     }
 
     /// Charges a suspect, which is in no session any more, or condemns it. True if the lane is to be suspended instead.
-    fn charge(&mut self, now: Millis, jitter: u32, suspect: Suspect) -> bool {
+    fn charge(&mut self, now: Millis, jitter: u32, suspect: &Suspect) -> bool {
         let policy = self.settings.retry;
         let Some(delivery) = self.queue.take(suspect.send).filter(|delivery| delivery.id == suspect.id) else { return false };
         let Isolation::Alone { trial, .. } = &mut self.isolation else { return false };
@@ -240,8 +242,9 @@ impl Session {
         if is_last && trial.condemned < CONDEMNED {
             trial.condemned += 1;
             let message = format!(
-                "the broker closed the connection each of the {attempts} times that it was sent, and leaves idle connections alone; the broker's log should \
-                 say why: it may be larger than the broker takes, or its topic may be forbidden"
+                "the connection ended each of the {attempts} times that it was sent, last because {}, and idle ones live; the broker's log should say why: it \
+                 may be larger than the broker takes, or its topic may be forbidden",
+                suspect.reason
             );
             self.dead(now, Delivery { attempts, ..delivery }, DeadReason { code: "poison".into(), broker_code: None, message });
             // In the same append, what waited behind it gets its new numbers, see `finish`; no connection need be up for that.

@@ -387,9 +387,9 @@ impl Session {
             Link::Confirming { up, .. } | Link::Probing { up, .. } | Link::Serving { up } => (false, false, up.has_progressed),
         };
         let was_up = self.is_up();
-        let has_connected = !matches!(self.link, Link::Opening { .. } | Link::Greeting { .. });
-        let has_suspect = self.on_death(now, has_progressed);
         let has_lasted = self.link.up().is_some_and(|up| now.since(up.since) >= self.settings.retry.max_ms);
+        let has_connected = !matches!(self.link, Link::Opening { .. } | Link::Greeting { .. });
+        let has_suspect = self.on_death(now, has_progressed, &reason);
         self.moving_to = None;
         // At QoS 0 nothing is ever acknowledged: there a connection has to have lasted as long as the longest wait, so that a broker which
         // lets in and hangs up is not asked in a busy loop.
@@ -454,8 +454,6 @@ impl Session {
     }
 }
 
-impl Up {
-    /// The broker has as long for a PINGRESP as it has for the client: half the keepalive, 5 to 30 seconds.
 impl Link {
     /// The connection, from its CONNACK on.
     fn up(&self) -> Option<&Up> {
@@ -474,6 +472,8 @@ impl Link {
     }
 }
 
+impl Up {
+    /// The broker has as long for a PINGRESP as it has for the client: half the keepalive, 5 to 30 seconds.
     pub(super) fn ping_timeout_ms(&self) -> u64 {
         (self.keepalive_ms / 2).clamp(5_000, 30_000)
     }

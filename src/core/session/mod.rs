@@ -389,6 +389,7 @@ impl Session {
             }
             Input::Flushed(sends) => self.on_flushed(sends),
             Input::Committed { resent } => self.on_committed(now, resent),
+            Input::LeftLate { since, left } => self.on_left_late(since, left),
             Input::Offer(deliveries) => deliveries.into_iter().for_each(|delivery| self.queue.offer(delivery)),
             // By the wall clock it may be hours ahead.
             Input::OfferWaiting { delivery, retry_at } => {

@@ -159,6 +159,13 @@ pub enum Input {
     Received(Vec<Incoming>),
     /// These sends of QoS 0 have left for the network.
     Flushed(Vec<SendNo>),
+    /// The network is slow: what was sent from then on has left later.
+    LeftLate {
+        /// Since when.
+        since: Millis,
+        /// When the last of it left, or now if it is still leaving.
+        left: Millis,
+    },
     /// The oldest append that was asked for is durable.
     Committed {
         /// The new send numbers of the `Resent` events in it, in order.

@@ -204,6 +204,18 @@ impl Session {
         };
         let id = delivery.id;
         self.set_aside(now, delivery, reason_code, attempts, retry_at);
+    /// The broker can answer only what has left: until then its time has not begun.
+    pub(super) fn on_left_late(&mut self, since: Millis, left: Millis) {
+        self.way.change_all(|in_flight| {
+            if in_flight.is_unanswered() && in_flight.at >= since {
+                in_flight.at = in_flight.at.max(left);
+            }
+        });
+        if let Some(up) = self.link.up_mut() {
+            up.ping_sent = up.ping_sent.map(|sent| if sent >= since { sent.max(left) } else { sent });
+        }
+    }
+
         self.out.push_back(Output::Note(Note::Refused { id, send, code: reason_code, reason, retry_at }));
     }
 
@@ -231,7 +243,7 @@ impl Session {
     }
 
     pub(super) fn send(&mut self, now: Millis, packet: Outgoing) {
-        if let Link::Confirming { up, .. } | Link::Probing { up, .. } | Link::Resuming { up } | Link::Serving { up } = &mut self.link {
+        if let Some(up) = self.link.up_mut() {
             up.last_sent = now;
         }
         self.out.push_back(Output::Send(packet));

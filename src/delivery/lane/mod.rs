@@ -385,7 +385,10 @@ impl<'a> Lane<'a> {
                 self.is_drained = true;
                 self.give(Input::Drain).await
             }
-            Event::Tick => self.give(Input::Tick).await,
+            Event::Tick => {
+                self.say_what_left_late().await?;
+                self.give(Input::Tick).await
+            }
         }
     }
 

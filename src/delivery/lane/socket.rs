@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::{Event, Lane, LaneError};
 use crate::core::content::Content;
 use crate::core::session::{Input, Outgoing};
-use crate::core::types::{Protocol, SendNo};
+use crate::core::types::{Millis, Protocol, SendNo};
 use crate::delivery::codec::{self, Connect, Manner};
 use crate::delivery::feed::{Loaded, Payload};
 use crate::delivery::transport::{ConnectError, Stream, instead, lost};
@@ -21,6 +21,9 @@ use crate::log::committer::Committed;
 
 /// A broker that takes nothing for so long has stopped: half a keepalive of a minute.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What takes so long to leave is late.
+const LATE: Duration = Duration::from_secs(1);
 
 /// So many bytes are read at once: a broker's answers to some thousand packets.
 const ARRIVING: usize = 8 << 10;
@@ -42,6 +45,10 @@ pub(super) struct Socket {
     pub(super) outgoing: BytesMut,
     /// Since when the broker has taken nothing of what is to be written.
     pub(super) stuck_since: Option<tokio::time::Instant>,
+    /// Since when something is to be written.
+    writing_since: Option<tokio::time::Instant>,
+    /// When it was last so for long, until its end.
+    late: Option<(tokio::time::Instant, tokio::time::Instant)>,
     /// So many bytes were ever to be written, so many has the transport taken, and so many has it passed on: a frame of WebSocket waits
     /// until it is flushed.
     queued: u64,
@@ -65,6 +72,8 @@ impl Socket {
             arrived: BytesMut::with_capacity(2 * ARRIVING),
             outgoing: BytesMut::with_capacity(64 << 10),
             stuck_since: None,
+            writing_since: None,
+            late: None,
             queued: 0,
             taken: 0,
             written: 0,
@@ -113,7 +122,8 @@ impl Lane<'_> {
         }
         socket.queued += (socket.outgoing.len() - before) as u64;
         socket.qos_0.extend(qos_0.map(|send| (send, socket.queued)));
-        socket.stuck_since.get_or_insert_with(tokio::time::Instant::now);
+        let since = *socket.stuck_since.get_or_insert_with(tokio::time::Instant::now);
+        socket.writing_since.get_or_insert(since);
         Ok(())
     }
 
@@ -167,24 +177,20 @@ impl Lane<'_> {
         }
     }
 
+    /// Behind much that is to be written over a slow link, a packet leaves long after it was sent.
+    pub(super) async fn say_what_left_late(&mut self) -> Result<(), LaneError> {
+        let Connection::Open(socket) = &mut self.connection else { return Ok(()) };
+        let Some((since, left)) = socket.left_late() else { return Ok(()) };
+        let now = self.clock.now();
+        let at =
+            |instant: tokio::time::Instant| Millis(now.0.saturating_sub(u64::try_from(instant.elapsed().as_millis()).unwrap_or(u64::MAX)));
+        // The session sends a moment before it is written.
+        let since = Millis(at(since).0.saturating_sub(LATE.as_millis() as u64));
+        self.give(Input::LeftLate { since, left: at(left) }).await
+    }
+
     /// Writes what is left, for a moment at most, and closes: DISCONNECT should arrive, but nothing depends on it.
     pub(super) async fn finish_writing(&mut self) {
-        const PATIENCE: Duration = Duration::from_secs(1);
-        // The session has taken back what has not left at QoS 0, and sends it again: on two connections it would arrive twice.
-        if !self.qos_0.is_empty() {
-            return false;
-        }
-    }
-}
-
-/// What happens on the network: a connection made, bytes come or gone, or an end. Of what comes, only if it is to be heard.
-pub(super) async fn network(connection: &mut Connection, hears: bool) -> Event {
-    match connection {
-        Connection::None => std::future::pending().await,
-        Connection::Opening(opening) => match opening.await {
-            Ok(stream) => Event::Opened(stream),
-            Err(error) => Event::Closed(format!("the broker can't be reached: {error}")),
-        },
         if let Connection::Open(socket) = std::mem::replace(&mut self.connection, Connection::None)
             && !socket.finish().await
         {
@@ -196,6 +202,27 @@ pub(super) async fn network(connection: &mut Connection, hears: bool) -> Event {
 impl Socket {
     /// See [`Lane::finish_writing`]. True if all has left.
     async fn finish(mut self: Box<Self>) -> bool {
+        const PATIENCE: Duration = Duration::from_secs(1);
+        // The session has taken back what has not left at QoS 0, and sends it again: on two connections it would arrive twice.
+        if !self.qos_0.is_empty() {
+            return false;
+        }
+        let last = async {
+            self.stream.write_all_buf(&mut self.outgoing).await?;
+            self.stream.shutdown().await
+        };
+        matches!(tokio::time::timeout(PATIENCE, last).await, Ok(Ok(())))
+    }
+}
+
+/// What happens on the network: a connection made, bytes come or gone, or an end. Of what comes, only if it is to be heard.
+pub(super) async fn network(connection: &mut Connection, hears: bool) -> Event {
+    match connection {
+        Connection::None => std::future::pending().await,
+        Connection::Opening(opening) => match opening.await {
+            Ok(stream) => Event::Opened(stream),
+            Err(error) => Event::Closed(format!("the broker can't be reached: {error}")),
+        },
         Connection::Open(socket) => socket.carry(hears).await,
     }
 }
@@ -207,11 +234,6 @@ impl Socket {
             return Event::Closed(reason);
         }
         if !hears {
-        let last = async {
-            self.stream.write_all_buf(&mut self.outgoing).await?;
-            self.stream.shutdown().await
-        };
-        matches!(tokio::time::timeout(PATIENCE, last).await, Ok(Ok(())))
             self.stream.leave();
         }
         loop {
@@ -221,8 +243,7 @@ impl Socket {
                 biased;
                 carried = std::future::poll_fn(|context| self.poll(context, is_writing, hears)) => match carried {
                     Carried::Written(Ok(())) => {
-                        self.written = self.taken;
-                        self.stuck_since = (!self.outgoing.is_empty()).then(tokio::time::Instant::now);
+                        self.has_written();
                         // At QoS 0 that is all that there will be; otherwise the broker's answer is waited for.
                         if !self.qos_0.is_empty() {
                             return Event::Written;
@@ -236,6 +257,28 @@ impl Socket {
                     return Event::Closed(format!("the broker took nothing for {} s", WRITE_TIMEOUT.as_secs()));
                 }
             }
+        }
+    }
+
+    /// The transport has passed on what it had taken.
+    fn has_written(&mut self) {
+        let now = tokio::time::Instant::now();
+        self.written = self.taken;
+        self.stuck_since = Some(now).filter(|_| !self.outgoing.is_empty());
+        if let Some(since) = self.writing_since.take_if(|_| self.outgoing.is_empty())
+            && now - since >= LATE
+        {
+            self.late = Some((self.late.map_or(since, |(earlier, _)| earlier), now));
+        }
+    }
+
+    /// Since when what was to be written has left late, and when the last of it left. Said once, unless it goes on.
+    fn left_late(&mut self) -> Option<(tokio::time::Instant, tokio::time::Instant)> {
+        let now = tokio::time::Instant::now();
+        let leaving = self.writing_since.filter(|since| now - *since >= LATE).map(|since| (since, now));
+        match (self.late.take(), leaving) {
+            (Some((since, _)), Some((_, left))) => Some((since, left)),
+            (left, leaving) => left.or(leaving),
         }
     }
 
@@ -343,5 +386,24 @@ mod tests {
             broker.read_to_end(&mut read).await.unwrap();
             assert_eq!(read.is_empty(), qos_0);
         }
+    }
+
+    #[tokio::test]
+    async fn what_takes_long_to_leave_is_late_until_it_has_left_and_what_leaves_at_once_is_not() {
+        let (mut socket, _broker) = pair().await;
+        let long_ago = tokio::time::Instant::now() - 2 * LATE;
+        socket.writing_since = Some(long_ago);
+        socket.outgoing.extend_from_slice(b"a packet");
+        for is_leaving in [true, true, false] {
+            if !is_leaving {
+                socket.outgoing.clear();
+            }
+            socket.has_written();
+            assert_eq!(socket.left_late().map(|(since, _)| since), Some(long_ago));
+        }
+        assert_eq!(socket.left_late(), None, "it is said once");
+        socket.writing_since = Some(tokio::time::Instant::now() + LATE);
+        socket.has_written();
+        assert_eq!(socket.left_late(), None);
     }
 }

@@ -213,7 +213,7 @@ fn what_was_sent_with_a_larger_window_stays_in_doubt() {
 fn an_idle_connection_that_lives_is_claimed_before_it_serves() {
     for pending in [0, 2] {
         let mut table = Table::new(Protocol::V5, known(Protocol::V5, pending, false));
-        let suspect = Suspect { send: SendNo(9), id: Seq(10) };
+        let suspect = Suspect { send: SendNo(9), id: Seq(10), reason: "cut".into() };
         table.session.isolation = Isolation::Suspecting { suspect, lived_ms: 100, trial: Trial::default() };
         let (_, probing) = table.connect(pending > 0, BrokerLimits::default());
         assert!(matches!(probing[..], [Output::Send(Outgoing::PingReq)]), "{probing:?}");

@@ -114,3 +114,18 @@ fn what_is_given_up_at_a_start_is_given_up_when_the_lane_starts() {
     });
     assert_eq!(opened, Some(Millis(77_000)), "{said:?}");
 }
+
+#[test]
+fn the_time_that_a_broker_has_for_its_answer_begins_when_the_packet_has_left() {
+    let (mut session, since) = (Session::new(settings(&calm()), Start::default()), 20_000);
+    let timeout = settings(&calm()).ack_timeout_ms;
+    connect(&mut session, since);
+    give(&mut session, since, Input::Committed { resent: Vec::new() });
+    give(&mut session, since, Input::Offer(vec![delivery(0, "t", Qos::AtLeastOnce)]));
+    let is_closed = |outputs: Vec<Output>| outputs.contains(&Output::Close);
+    let left = since + timeout - 1;
+    give(&mut session, left, Input::LeftLate { since: Millis(since), left: Millis(left) });
+    assert!(!is_closed(give(&mut session, since + timeout, Input::Tick)));
+    assert!(!is_closed(give(&mut session, left + timeout - 1, Input::Tick)));
+    assert!(is_closed(give(&mut session, left + timeout, Input::Tick)));
+}
