@@ -80,17 +80,17 @@ pub mod code {
 
 /// Decides about a refusal with a reason code ≥ 0x80.
 ///
-/// `attempts` were charged before. `others_succeed` tells whether another delivery has got through since this one was last tried:
-/// errors that don't say whose fault they are (0x80, 0x83) are charged only then.
-pub fn judge(policy: &RetryPolicy, reason: u8, attempts: u32, others_succeed: bool, now: Millis, jitter: u32) -> Verdict {
+/// `attempts` were charged before. `is_charged` tells whether errors that don't say whose fault they are (0x80, 0x83) are charged: if another delivery has
+/// got through since this one was last tried, or none can. What is charged to nobody waits as after `rounds` of refusals in a row.
+pub fn judge(policy: &RetryPolicy, reason: u8, attempts: u32, is_charged: bool, rounds: u32, now: Millis, jitter: u32) -> Verdict {
     let dead = |message: String| Verdict::Dead(DeadReason { code: "refused".into(), broker_code: Some(reason), message });
     match reason {
-        code::QUOTA => Verdict::Pause { at: now.plus(policy.backoff_ms(attempts.max(1), jitter)) },
+        code::QUOTA => Verdict::Pause { at: now.plus(policy.backoff_ms(attempts.max(rounds), jitter)) },
         code::TOPIC_INVALID | code::PAYLOAD_INVALID => {
             dead(format!("the broker refused it with 0x{reason:02x} ({}), which no retry can change", reason_name(reason)))
         }
         _ => {
-            let is_charged = others_succeed || !matches!(reason, code::UNSPECIFIED | code::IMPLEMENTATION);
+            let is_charged = is_charged || !names_no_culprit(reason);
             let attempts = attempts + u32::from(is_charged);
             if attempts >= policy.attempts {
                 return dead(format!(
@@ -99,9 +99,15 @@ pub fn judge(policy: &RetryPolicy, reason: u8, attempts: u32, others_succeed: bo
                     advice(reason)
                 ));
             }
-            Verdict::Retry { at: now.plus(policy.backoff_ms(attempts.max(1), jitter)), attempts }
+            let failures = if is_charged { attempts } else { attempts.max(rounds) };
+            Verdict::Retry { at: now.plus(policy.backoff_ms(failures, jitter)), attempts }
         }
     }
+}
+
+/// Whether a reason code does not say if it is about the message or about the broker.
+pub fn names_no_culprit(reason: u8) -> bool {
+    matches!(reason, code::UNSPECIFIED | code::IMPLEMENTATION)
 }
 
 fn advice(reason: u8) -> &'static str {
@@ -176,8 +182,10 @@ mod tests {
 
     #[test]
     fn a_refusal_is_retried_until_its_attempts_are_used_up() {
-        assert_eq!(judge(&POLICY, code::NOT_AUTHORIZED, 0, false, NOW, u32::MAX), Verdict::Retry { at: NOW.plus(500), attempts: 1 });
-        let Verdict::Dead(reason) = judge(&POLICY, code::NOT_AUTHORIZED, 2, false, NOW, 0) else { panic!("the third refusal is the last") };
+        assert_eq!(judge(&POLICY, code::NOT_AUTHORIZED, 0, false, 5, NOW, u32::MAX), Verdict::Retry { at: NOW.plus(500), attempts: 1 });
+        let Verdict::Dead(reason) = judge(&POLICY, code::NOT_AUTHORIZED, 2, false, 5, NOW, 0) else {
+            panic!("the third refusal is the last")
+        };
         assert_eq!(reason.broker_code, Some(code::NOT_AUTHORIZED));
         assert!(reason.message.contains("refused it 3 times, last with 0x87 (not authorized)"), "{}", reason.message);
     }
@@ -185,18 +193,29 @@ mod tests {
     #[test]
     fn what_no_retry_can_change_is_dead_at_once() {
         for reason in [code::TOPIC_INVALID, code::PAYLOAD_INVALID] {
-            assert!(matches!(judge(&POLICY, reason, 0, true, NOW, 0), Verdict::Dead(_)));
+            assert!(matches!(judge(&POLICY, reason, 0, true, 1, NOW, 0), Verdict::Dead(_)));
         }
     }
 
     #[test]
     fn a_full_broker_charges_nobody() {
-        assert_eq!(judge(&POLICY, code::QUOTA, 2, true, NOW, u32::MAX), Verdict::Pause { at: NOW.plus(1_000) });
+        assert_eq!(judge(&POLICY, code::QUOTA, 2, true, 1, NOW, u32::MAX), Verdict::Pause { at: NOW.plus(1_000) });
     }
 
     #[test]
     fn an_error_that_names_no_culprit_is_charged_only_while_others_get_through() {
-        assert!(matches!(judge(&POLICY, code::UNSPECIFIED, 2, false, NOW, 0), Verdict::Retry { attempts: 2, .. }));
-        assert!(matches!(judge(&POLICY, code::UNSPECIFIED, 2, true, NOW, 0), Verdict::Dead(_)));
+        assert!(matches!(judge(&POLICY, code::UNSPECIFIED, 2, false, 1, NOW, 0), Verdict::Retry { attempts: 2, .. }));
+        assert!(matches!(judge(&POLICY, code::UNSPECIFIED, 2, true, 1, NOW, 0), Verdict::Dead(_)));
+    }
+
+    #[test]
+    fn what_is_charged_to_nobody_waits_the_longer_the_more_rounds_of_refusals_have_come() {
+        for code in [code::QUOTA, code::UNSPECIFIED] {
+            let at = match judge(&POLICY, code, 0, false, 4, NOW, u32::MAX) {
+                Verdict::Pause { at } | Verdict::Retry { at, attempts: 0 } => at,
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(at, NOW.plus(4_000));
+        }
     }
 }

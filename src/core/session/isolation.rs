@@ -36,11 +36,14 @@ use crate::core::types::{Millis, SendNo, Seq};
 const DEATHS: u32 = 2;
 
 /// So many reports in a row may be condemned with nothing delivered in between. The next one suspends the lane.
-const CONDEMNED: u32 = 2;
+pub(super) const CONDEMNED: u32 = 2;
 
 /// So many sessions in a row that are lost before anything is done in them begin isolation, too: a PUBREC is an answer, but where the connection ends
 /// before its PUBCOMP each time, and the session with it, a whole window would never be done. One at a time is.
 const LOSSES: u32 = 3;
+
+/// Why a lane is suspended at whose every report the broker hangs up.
+const HANGS_UP_AT_ALL: &str = "the broker closes the connection whatever is sent, so it is not the reports: look into its log";
 
 /// An idle connection has proven enough after this, in milliseconds, however long the suspect's lived.
 const PROBE_MS: u64 = 60_000;
@@ -64,11 +67,11 @@ pub(super) enum Isolation {
 pub(super) struct Suspect {
     pub(super) send: SendNo,
     pub(super) id: Seq,
+    /// How its connection ended.
+    pub(super) reason: Arc<str>,
 }
 
 /// What has been found out so far.
-    /// How its connection ended.
-    pub(super) reason: Arc<str>,
 #[derive(Debug, Default)]
 pub(super) struct Trial {
     /// So many were condemned since the last delivery.
@@ -265,7 +268,7 @@ impl Session {
         let retry_at = now.plus(self.settings.retry.max_ms);
         self.out.push_back(Output::Send(Outgoing::Disconnect { end_session: false }));
         self.out.push_back(Output::Close);
-        self.out.push_back(Output::Note(Note::Suspended { retry_at }));
+        self.out.push_back(Output::Note(Note::Suspended { retry_at, reason: HANGS_UP_AT_ALL }));
         self.link = Link::Down { retry_at, plan: Plan::Decide };
     }
 }

@@ -78,6 +78,7 @@ mod link;
 mod packet;
 mod queue;
 mod record;
+mod refusals;
 mod sends;
 mod settings;
 mod way;
@@ -96,6 +97,7 @@ use link::{Link, Plan};
 pub use packet::{Ack, BrokerLimits, Delivery, Incoming, Input, Note, Outgoing, Output};
 use queue::{HOLDS_NOTHING_UP, Queue};
 use record::{Effects, Record};
+use refusals::Refusals;
 pub use settings::{Settings, Start};
 use way::Way;
 
@@ -103,8 +105,8 @@ use super::keyed::Keyed;
 use super::ranges::RangeSet;
 use super::types::{Millis, Protocol, Qos, SendNo};
 
-/// A lane stops reading ahead when so many deliveries are waiting or parked: bounds its memory. Then it blocks until the oldest retry.
-const HELD_LIMIT: usize = 1_024;
+/// A lane stops reading ahead when so many deliveries are refused or parked behind those: bounds its memory. Then it blocks until the oldest retry.
+const HELD_LIMIT: usize = if cfg!(test) { 64 } else { 1_024 };
 
 /// And when these have so many bytes.
 const HELD_BYTES: usize = 16 << 20;
@@ -170,8 +172,7 @@ pub struct Session {
     paused_until: Millis,
     /// Deliveries done so far: tells whether others get through.
     successes: u64,
-    /// Successes when a delivery was last refused, by its id.
-    refused_at: Keyed<super::types::Seq, u64>,
+    refusals: Refusals,
     is_draining: bool,
     /// MQTT 3.1.1: before it ends, the broker is to forget the session.
     is_retiring: bool,
@@ -291,7 +292,7 @@ impl Session {
             kept_sessions: 0,
             paused_until: Millis(0),
             successes: 0,
-            refused_at: Keyed::default(),
+            refusals: Refusals::default(),
             is_draining: false,
             is_retiring: false,
             gives_way: false,
@@ -388,8 +389,8 @@ impl Session {
                 self.has_waited(now, before);
             }
             Input::Flushed(sends) => self.on_flushed(sends),
-            Input::Committed { resent } => self.on_committed(now, resent),
             Input::LeftLate { since, left } => self.on_left_late(since, left),
+            Input::Committed { resent } => self.on_committed(now, resent),
             Input::Offer(deliveries) => deliveries.into_iter().for_each(|delivery| self.queue.offer(delivery)),
             // By the wall clock it may be hours ahead.
             Input::OfferWaiting { delivery, retry_at } => {
@@ -433,16 +434,10 @@ impl Session {
     /// How many fresh deliveries are wanted: enough that the window never waits for the disk.
     pub fn wants(&self) -> usize {
         let wanted = (self.settings.doubt() as usize).saturating_sub(self.queue.ready());
-        // What takes a look at all that is there comes last.
-        if wanted == 0
-            || self.is_draining
-            || self.queue.held_up() >= HELD_LIMIT
-            || self.queue.ready_bytes() >= READY_BYTES
-            || self.queue.held_up_bytes() >= HELD_BYTES
-        {
-            return 0;
+        match wanted == 0 || self.is_draining || self.queue.ready_bytes() >= READY_BYTES || self.has_stopped_reading() {
+            true => 0,
+            false => wanted,
         }
-        wanted
     }
 
     /// How many deliveries have been read, and could be sent.

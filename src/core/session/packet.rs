@@ -304,10 +304,12 @@ pub enum Note {
     Isolating,
     /// Isolation is over: the window is whole again.
     Isolated,
-    /// The lane stops trying in earnest: whatever is sent, the broker hangs up, so it is not the reports.
+    /// The lane stops trying in earnest: whatever is sent, the broker hangs up or refuses it, so it is not the reports.
     Suspended {
         /// When it is tried again.
         retry_at: Millis,
+        /// What the broker does, and where to look.
+        reason: &'static str,
     },
     /// Another server of the connection is used from now on.
     Leaving {

@@ -307,6 +307,11 @@ impl Queue {
         self.held - self.requeued
     }
 
+    /// What was refused, or stood behind that, has its new number and is ready to be sent again.
+    pub fn resent(&self) -> impl ExactSizeIterator<Item = &Delivery> {
+        self.resent.iter()
+    }
+
     /// The size of what is waiting or parked, in bytes, but for what was requeued.
     pub fn held_up_bytes(&self) -> usize {
         let sizes = |topic: &HeldUp| {

@@ -7,9 +7,8 @@ use super::capability::Manner;
 use super::link::{Link, Plan};
 use super::packet::{Delivery, Note, Outgoing, Output};
 use super::way::Sums;
-use super::{DOUBT_BYTES, End, Finishing, HELD_LIMIT, InFlight, Send, Session};
+use super::{DOUBT_BYTES, End, Finishing, InFlight, Send, Session};
 use crate::core::event::{DeadReason, DeliveryRef, Event, Proof};
-use crate::core::retry::{self, Verdict};
 use crate::core::types::{Millis, Qos, SendNo};
 
 /// So many bytes are in flight on a lane at most, or one delivery: a broker that stops reading leaves no more than this to be buffered.
@@ -155,8 +154,9 @@ impl Session {
         if proof != Proof::Flushed {
             self.losses = 0;
             self.got_through();
+            self.refusals.got_through();
         }
-        self.refused_at.remove(&delivery.id);
+        self.refusals.forget(delivery.id);
         if proof != Proof::Flushed && proof != Proof::PubAck && self.releases.pop_front_if(|first| *first == send).is_none() {
             self.releases.retain(|released| *released != send);
         }
@@ -181,46 +181,8 @@ impl Session {
         self.way.finish(delivery.send, finishing);
     }
 
-    pub(super) fn refused(&mut self, now: Millis, jitter: u32, send: SendNo, reason_code: u8, reason: Option<String>) {
-        let Some(in_flight) = self.way.remove(send) else { return };
-        let delivery = in_flight.delivery;
-        self.ids.remove(&self.packet_id(send));
-        // Where so much waits behind refusals that nothing else is read any more, nobody else can succeed: then the refused ones are charged.
-        let others_succeed =
-            self.queue.held_up() >= HELD_LIMIT || self.refused_at.get(&delivery.id).is_some_and(|successes| self.successes > *successes);
-        self.refused_at.insert(delivery.id, self.successes);
-        let (retry_at, attempts) = match retry::judge(&self.settings.retry, reason_code, delivery.attempts, others_succeed, now, jitter) {
-            Verdict::Dead(mut verdict) => {
-                if let Some(words) = reason {
-                    verdict.message.push_str(&format!(" (the broker said: {words})"));
-                }
-                return self.dead(now, delivery, verdict);
-            }
-            Verdict::Pause { at } => {
-                self.paused_until = at;
-                (at, delivery.attempts)
-            }
-            Verdict::Retry { at, attempts } => (at, attempts),
-        };
-        let id = delivery.id;
-        self.set_aside(now, delivery, reason_code, attempts, retry_at);
-    /// The broker can answer only what has left: until then its time has not begun.
-    pub(super) fn on_left_late(&mut self, since: Millis, left: Millis) {
-        self.way.change_all(|in_flight| {
-            if in_flight.is_unanswered() && in_flight.at >= since {
-                in_flight.at = in_flight.at.max(left);
-            }
-        });
-        if let Some(up) = self.link.up_mut() {
-            up.ping_sent = up.ping_sent.map(|sent| if sent >= since { sent.max(left) } else { sent });
-        }
-    }
-
-        self.out.push_back(Output::Note(Note::Refused { id, send, code: reason_code, reason, retry_at }));
-    }
-
     pub(super) fn dead(&mut self, now: Millis, delivery: Delivery, reason: DeadReason) {
-        self.refused_at.remove(&delivery.id);
+        self.refusals.forget(delivery.id);
         let (id, send, qos) = (delivery.id, delivery.send, delivery.qos);
         let is_answered = reason.broker_code.is_some();
         self.out.push_back(Output::Note(Note::Dead { id, send, qos, reason: reason.message.clone(), is_answered }));
@@ -232,7 +194,7 @@ impl Session {
 
     /// Its time is over before it was sent. What is in flight never expires: it may have arrived.
     fn expire(&mut self, delivery: Delivery) {
-        self.refused_at.remove(&delivery.id);
+        self.refusals.forget(delivery.id);
         self.out.push_back(Output::Note(Note::Expired { id: delivery.id, qos: delivery.qos }));
         self.record.expired.insert(delivery.send.0);
         self.finish(&delivery, End::Expired);
@@ -240,6 +202,18 @@ impl Session {
 
     pub(super) fn reference(&self, delivery: &Delivery) -> DeliveryRef {
         DeliveryRef { lane: self.settings.lane.clone(), send: delivery.send, id: delivery.id, located: delivery.located }
+    }
+
+    /// The broker can answer only what has left: until then its time has not begun.
+    pub(super) fn on_left_late(&mut self, since: Millis, left: Millis) {
+        self.way.change_all(|in_flight| {
+            if in_flight.is_unanswered() && in_flight.at >= since {
+                in_flight.at = in_flight.at.max(left);
+            }
+        });
+        if let Some(up) = self.link.up_mut() {
+            up.ping_sent = up.ping_sent.map(|sent| if sent >= since { sent.max(left) } else { sent });
+        }
     }
 
     pub(super) fn send(&mut self, now: Millis, packet: Outgoing) {

@@ -2,6 +2,7 @@
 
 mod counted;
 mod outages;
+mod refusals;
 mod together;
 
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use proptest::prelude::*;
 use super::model::*;
 use super::*;
 use crate::core::event::{Accepted, Event};
-use crate::core::retry::code;
+use crate::core::retry::{RetryPolicy, code};
 use crate::core::types::{LaneKey, Protocol, Seq};
 
 /// So many stories a run; `TIDINGS_CASES` asks for more.

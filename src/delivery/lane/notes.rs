@@ -40,9 +40,8 @@ impl Lane<'_> {
                 tracing::warn!(lane = %key, "connection after connection dies; reports are sent one at a time to find out whether it is one of them");
             }
             Note::Isolated => tracing::info!(lane = %key, "reports get through again"),
-            Note::Suspended { retry_at } => {
+            Note::Suspended { retry_at, reason } => {
                 let wait_ms = retry_at.since(self.clock.now());
-                let reason = "the broker closes the connection whatever is sent, so it is not the reports: look into its log";
                 tracing::error!(lane = %key, reason, wait_ms, "the lane is suspended; its reports are kept, and one is tried now and then");
                 self.is_suspended = true;
                 self.set_state(LaneState::Suspended);
