@@ -112,7 +112,7 @@ pub(super) struct Role {
     pub(super) purpose: LanePurpose,
     /// See [`LaneConfig::after`].
     pub(super) after: Option<u32>,
-    /// See [`LaneConfig::is_retired`].
+    /// See [`Settings::is_retired`].
     pub(super) is_retired: bool,
 }
 
@@ -214,6 +214,7 @@ fn lane_config(
         ack_timeout_ms: ACK_TIMEOUT_MS,
         retry: RetryPolicy { initial_ms: retry.initial_ms, max_ms: retry.max_ms, attempts: retry.attempts },
         downgrade: connection.downgrade,
+        is_retired,
         packet_ids: PACKET_IDS,
         claims: log.is_shared(),
     };
@@ -225,7 +226,6 @@ fn lane_config(
         credentials: Credentials { user: connection.user.clone(), password: connection.password.clone() },
         purpose: LanePurpose::Fresh,
         after,
-        is_retired,
     }
 }
 

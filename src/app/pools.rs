@@ -190,7 +190,7 @@ type Prepared = (LaneConfig, watch::Sender<bool>, Surroundings);
 impl Pool {
     fn put(&mut self, (lane, drain, around): Prepared, term: u64, kept: Option<watch::Receiver<bool>>) {
         let (cut, told) = watch::channel(false);
-        let (number, purpose, is_retired) = (lane.settings.lane.lane, lane.purpose, lane.is_retired);
+        let (number, purpose, is_retired) = (lane.settings.lane.lane, lane.purpose, lane.settings.is_retired);
         let mut task = JoinSet::new();
         task.spawn(supervise(lane, around, told, kept));
         self.lanes.insert(number, Worker { drain, cut, purpose, is_retired, term, leaving: None, task });

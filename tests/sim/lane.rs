@@ -38,7 +38,6 @@ pub struct Lane {
     pub settings: Settings,
     /// Its set begins when those below this number are empty.
     pub after: Option<u32>,
-    pub is_retired: bool,
     pub work: Work,
     timer: Option<u64>,
 }
@@ -76,8 +75,8 @@ pub struct AtWork {
 }
 
 impl Lane {
-    pub fn new(settings: Settings, after: Option<u32>, is_retired: bool) -> Self {
-        Lane { settings, after, is_retired, work: Work::Idle, timer: None }
+    pub fn new(settings: Settings, after: Option<u32>) -> Self {
+        Lane { settings, after, work: Work::Idle, timer: None }
     }
 
     pub fn link(&self) -> Option<u64> {
@@ -265,8 +264,8 @@ impl World {
             Ok(start) => start,
             Err(error) => return self.begin_anew(lane, &error),
         };
-        start.at = Millis(wall);
         let wall = self.wall().0;
+        start.at = Millis(wall);
         let latest = Millis(wall).plus(lane.settings.retry.max_ms);
         for (_, retry_at, _) in &mut start.waiting {
             *retry_at = latest.min(*retry_at);
@@ -457,7 +456,7 @@ impl World {
 
     /// After whatever has happened to a lane: its timer, its reading, its end.
     fn settle_lane(&mut self, lane: &mut Lane, mut at: Box<AtWork>) {
-        if lane.is_retired && !at.is_drained && at.is_at_end && at.session.is_empty() {
+        if lane.settings.is_retired && !at.is_drained && at.is_at_end && at.session.is_empty() {
             at.is_drained = true;
             self.give(lane, &mut at, Input::Retire);
         }

@@ -149,8 +149,10 @@ impl World {
             .filter(|set| set.first != newest.first)
             .flat_map(|set| (set.first..set.first + set.count).filter(|number| is_to_run(set, number)).map(|number| (number, set.first)))
             .collect();
-        let lane =
-            |number, after, is_retired| Lane::new(self.settings(LaneKey { connection: name.clone(), lane: number }), after, is_retired);
+        let lane = |number, after, is_retired| {
+            let settings = self.settings(LaneKey { connection: name.clone(), lane: number });
+            Lane::new(Settings { is_retired, ..settings }, after)
+        };
         let after = (!older.is_empty()).then_some(newest.first);
         let older = older.iter().map(|(number, first)| lane(*number, Some(*first), true));
         older.chain((newest.first..newest.first + newest.count.get()).map(|number| lane(number, after, false))).collect()
@@ -171,6 +173,7 @@ impl World {
             ack_timeout_ms: ACK_TIMEOUT_MS,
             retry: RetryPolicy { initial_ms: 50, max_ms: 1_000, attempts: 3 },
             downgrade: false,
+            is_retired: false,
             packet_ids: self.story.packet_ids,
             claims: false,
         }

@@ -1,7 +1,7 @@
 //! What a refusal costs: whom it is charged, and how long what was refused waits.
 //!
 //! Most refusals say whose fault they are, and are charged. 0x80 and 0x83 don't: they are charged while others get through. Where nobody else *can* get
-//! through, because so much is held up that nothing more is read, the lane would wait for ever. There a
+//! through, because so much is held up that nothing more is read, or because a retired lane has nothing else left, the lane would wait for ever. There a
 //! [`Sample`] is charged, one report at a time:
 //!
 //! ```text
@@ -111,7 +111,7 @@ impl Session {
         // What is on its way again comes back, and is held up then.
         let again = self.way.in_flight().map(|in_flight| &in_flight.delivery).filter(|delivery| delivery.is_resent);
         let (count, bytes) = again.fold((1, refused.size), |(count, bytes), delivery| (count + 1, bytes + delivery.size));
-        if !self.holds_up_too_much(count, bytes) {
+        if !self.holds_up_too_much(count, bytes) && !self.has_nothing_else() {
             return false;
         }
         *self.refusals.sample.taken.get_or_insert(refused.id) == refused.id
@@ -129,6 +129,11 @@ impl Session {
         }
         // It takes a look at all that is there.
         self.queue.held_up_bytes() + again.map(|delivery| delivery.size).sum::<usize>() + more_bytes >= HELD_BYTES
+    }
+
+    /// Nothing new comes, and of what there is nothing can be sent.
+    fn has_nothing_else(&self) -> bool {
+        self.settings.is_retired && self.queue.ready() == 0 && !self.way.has_in_flight() && self.renumbering.is_empty()
     }
 
     /// Ends the connection, and tries again when the longest wait is over.

@@ -38,6 +38,8 @@ pub struct Settings {
     pub retry: RetryPolicy,
     /// What asks for more than the broker has (Maximum QoS, Retain Available) is sent with what there is, rather than held.
     pub downgrade: bool,
+    /// It takes nothing new, and ends when it is empty; others wait for that.
+    pub is_retired: bool,
     /// So many packet identifiers are in use, from 1 on: [`PACKET_IDS`](crate::core::types::PACKET_IDS), which are all. With few of them they come round soon, which
     /// is what simulations want. More than [`Settings::doubt`], or a start could take two deliveries for one.
     pub packet_ids: u16,
@@ -55,10 +57,10 @@ impl Settings {
 /// What the log says about a lane when it starts.
 #[derive(Debug, Clone, Default)]
 pub struct Start {
-    /// The newest epoch.
-    pub epoch: u32,
     /// Now.
     pub at: Millis,
+    /// The newest epoch.
+    pub epoch: u32,
     /// The newest session's endpoint; empty if there was none.
     pub endpoint: String,
     /// The newest session's protocol.

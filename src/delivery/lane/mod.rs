@@ -34,7 +34,7 @@ use crate::core::event::{Event as LogEvent, LanePurpose};
 use crate::core::keyed::Keyed;
 use crate::core::notice::{Missing, NoticeTo};
 use crate::core::session::{Input, Note, Output, Session, Settings};
-use crate::core::types::{LaneKey, Millis, Protocol, SendNo, Seq};
+use crate::core::types::{ConnectionName, LaneKey, Millis, Protocol, SendNo, Seq};
 use crate::failpoint::{self, Point};
 use crate::log::ReadError;
 use crate::log::committer::{Appended, CommitError, Committed, LogHandle, Progress, Ticket, now};
@@ -59,8 +59,6 @@ pub struct LaneConfig {
     pub purpose: LanePurpose,
     /// This set of lanes begins when those below this number are empty, but for those of replays.
     pub after: Option<u32>,
-    /// It takes no new deliveries, and ends when it is empty.
-    pub is_retired: bool,
 }
 
 /// What a lane works with.
@@ -140,29 +138,44 @@ async fn drive(config: &LaneConfig, around: &Surroundings) -> Result<(), LaneErr
     }
 }
 
-/// Waits until earlier sets of lanes are empty; false if the service stops before.
+/// Waits until earlier sets of lanes are empty, but for what an operator has given back to them; false if the service stops before.
 async fn turn_has_come(config: &LaneConfig, around: &Surroundings) -> bool {
     let Some(after) = config.after else { return true };
     around.turn.say(false);
     let (mut progress, mut drain) = (around.log.progress(), around.drain.clone());
     let connection = &config.settings.lane.connection;
     loop {
-        let is_empty = {
-            let known = progress.borrow_and_update();
-            known.connections.get(connection).is_none_or(|books| {
-                let mut older = books.lanes.range(..after).filter(|(lane, _)| !books.replay_lanes.contains(lane));
-                older.all(|(_, pending)| *pending == 0)
-            })
-        };
-        if is_empty {
+        let older = pending_before(&progress.borrow_and_update(), connection, after);
+        let is_empty = older.iter().all(|(_, pending)| *pending == 0);
+        if is_empty || is_out_of_order(&around.log, connection, after).await {
             around.turn.say(true);
             return true;
         }
+        let changed = async { progress.wait_for(|known| pending_before(known, connection, after) != older).await.is_ok() };
         tokio::select! {
-            changed = progress.changed() => if changed.is_err() { return false },
+            is_alive = changed => if !is_alive { return false },
             _ = drain.wait_for(|drain| *drain) => return false,
         }
     }
+}
+
+/// How much is pending on the lanes below a number, but for those of replays.
+fn pending_before(known: &Progress, connection: &ConnectionName, after: u32) -> Vec<(u32, u64)> {
+    let Some(books) = known.connections.get(connection) else { return Vec::new() };
+    let older = books.lanes.range(..after).filter(|(lane, _)| !books.replay_lanes.contains(lane));
+    older.map(|(lane, pending)| (*lane, *pending)).collect()
+}
+
+/// Whether all that is pending on the lanes below a number was given back by an operator: it is out of its order anyway, and nobody waits for it.
+async fn is_out_of_order(log: &LogHandle, connection: &ConnectionName, after: u32) -> bool {
+    let connection = connection.clone();
+    let asked = log.ask(move |outbox| {
+        let Some(known) = outbox.connections().get(&connection) else { return true };
+        let older = known.sets.iter().filter(|set| set.first < after && set.purpose == LanePurpose::Fresh);
+        let mut lanes = older.flat_map(|set| set.first..set.first + set.count).filter_map(|number| known.lanes.get(&number));
+        lanes.all(|lane| lane.pending_in_order() == 0)
+    });
+    asked.await.is_ok_and(Committed::into_inner)
 }
 
 /// What a lane waits for.
@@ -245,6 +258,7 @@ impl<'a> Lane<'a> {
         let (feed, start) = reading.await.map_err(|error| LaneError::Internal(error.to_string()))?;
         let (mut start, payloads) = start?;
         let clock = Clock { at_start: now(), started: Instant::now() };
+        start.at = clock.now();
         // A clock that was set back must not make anybody wait longer than the longest wait.
         let latest = clock.now().plus(config.settings.retry.max_ms);
         for (_, retry_at, _) in &mut start.waiting {
@@ -258,7 +272,6 @@ impl<'a> Lane<'a> {
             session: Session::new(config.settings.clone(), start),
             clock,
             connection: Connection::None,
-        start.at = clock.now();
             protocol: Protocol::V5,
             appends: VecDeque::new(),
             feed: Reading::Here { feed: Box::new(feed), is_at_end: false, not_before: None },
@@ -465,7 +478,7 @@ impl<'a> Lane<'a> {
     /// A retired lane that is empty leaves its broker session behind and ends.
     async fn end_if_retired(&mut self) -> Result<(), LaneError> {
         let is_at_end = matches!(&self.feed, Reading::Here { is_at_end: true, .. });
-        if self.config.is_retired && !self.is_drained && is_at_end && self.session.is_empty() {
+        if self.config.settings.is_retired && !self.is_drained && is_at_end && self.session.is_empty() {
             self.is_drained = true;
             self.session.handle(self.clock.now(), self.jitter.next(), Input::Retire);
             while let Some(output) = self.session.next_output() {

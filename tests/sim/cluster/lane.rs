@@ -60,6 +60,7 @@ impl World {
             // Nothing here is to blame.
             retry: RetryPolicy { initial_ms: 50, max_ms: 400, attempts: 1_000 },
             downgrade: false,
+            is_retired: false,
             packet_ids: PACKET_IDS,
             claims: true,
         }

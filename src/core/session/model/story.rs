@@ -78,6 +78,7 @@ pub(in crate::core::session) fn settings(story: &Story) -> Settings {
         ack_timeout_ms: 5_000,
         retry: RetryPolicy { initial_ms: 50, max_ms: 400, attempts: 3 },
         downgrade: story.downgrade,
+        is_retired: false,
         // Few enough that they come round in a story.
         packet_ids: 31,
         claims: story.claims,

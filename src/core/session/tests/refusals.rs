@@ -161,3 +161,12 @@ fn reports_that_are_refused_without_a_reason_do_not_keep_others_from_being_read_
     table.play(5 * MINUTE, |id| if id <= Seq(4) { code::UNSPECIFIED } else { 0 });
     assert!(table.done.contains(&Seq(5)), "{:?}", table.dead);
 }
+
+#[test]
+fn a_retired_lane_ends_though_the_last_of_its_reports_is_refused_without_a_reason() {
+    for is_retired in [true, false] {
+        let mut table = Table::new(Settings { is_retired, ..with_window(8, 50, 400) }, 1, 0);
+        table.play(5 * MINUTE, |_| code::UNSPECIFIED);
+        assert_eq!((table.dead.len(), table.session.is_empty()), if is_retired { (1, true) } else { (0, false) });
+    }
+}
