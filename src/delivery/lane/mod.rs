@@ -7,6 +7,7 @@
 //! the commit of its `Released` has left behind.
 
 mod notes;
+mod older;
 mod reading;
 mod servers;
 mod socket;
@@ -18,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
+use older::turn_has_come;
 use reading::{Reading, reading};
 use servers::{Looking, looking};
 use socket::{Connection, Socket, network};
@@ -34,7 +36,7 @@ use crate::core::event::{Event as LogEvent, LanePurpose};
 use crate::core::keyed::Keyed;
 use crate::core::notice::{Missing, NoticeTo};
 use crate::core::session::{Input, Note, Output, Session, Settings};
-use crate::core::types::{ConnectionName, LaneKey, Millis, Protocol, SendNo, Seq};
+use crate::core::types::{LaneKey, Millis, Protocol, SendNo, Seq};
 use crate::failpoint::{self, Point};
 use crate::log::ReadError;
 use crate::log::committer::{Appended, CommitError, Committed, LogHandle, Progress, Ticket, now};
@@ -136,46 +138,6 @@ async fn drive(config: &LaneConfig, around: &Surroundings) -> Result<(), LaneErr
             other => return other,
         }
     }
-}
-
-/// Waits until earlier sets of lanes are empty, but for what an operator has given back to them; false if the service stops before.
-async fn turn_has_come(config: &LaneConfig, around: &Surroundings) -> bool {
-    let Some(after) = config.after else { return true };
-    around.turn.say(false);
-    let (mut progress, mut drain) = (around.log.progress(), around.drain.clone());
-    let connection = &config.settings.lane.connection;
-    loop {
-        let older = pending_before(&progress.borrow_and_update(), connection, after);
-        let is_empty = older.iter().all(|(_, pending)| *pending == 0);
-        if is_empty || is_out_of_order(&around.log, connection, after).await {
-            around.turn.say(true);
-            return true;
-        }
-        let changed = async { progress.wait_for(|known| pending_before(known, connection, after) != older).await.is_ok() };
-        tokio::select! {
-            is_alive = changed => if !is_alive { return false },
-            _ = drain.wait_for(|drain| *drain) => return false,
-        }
-    }
-}
-
-/// How much is pending on the lanes below a number, but for those of replays.
-fn pending_before(known: &Progress, connection: &ConnectionName, after: u32) -> Vec<(u32, u64)> {
-    let Some(books) = known.connections.get(connection) else { return Vec::new() };
-    let older = books.lanes.range(..after).filter(|(lane, _)| !books.replay_lanes.contains(lane));
-    older.map(|(lane, pending)| (*lane, *pending)).collect()
-}
-
-/// Whether all that is pending on the lanes below a number was given back by an operator: it is out of its order anyway, and nobody waits for it.
-async fn is_out_of_order(log: &LogHandle, connection: &ConnectionName, after: u32) -> bool {
-    let connection = connection.clone();
-    let asked = log.ask(move |outbox| {
-        let Some(known) = outbox.connections().get(&connection) else { return true };
-        let older = known.sets.iter().filter(|set| set.first < after && set.purpose == LanePurpose::Fresh);
-        let mut lanes = older.flat_map(|set| set.first..set.first + set.count).filter_map(|number| known.lanes.get(&number));
-        lanes.all(|lane| lane.pending_in_order() == 0)
-    });
-    asked.await.is_ok_and(Committed::into_inner)
 }
 
 /// What a lane waits for.
