@@ -200,6 +200,8 @@ pub struct JetStreamLog {
     /// What message ids of this start begin with.
     message_id: String,
     run: u64,
+    /// Commits that this run has tried to store.
+    commits: u64,
     /// Checkpoints of this run.
     checkpoints: u64,
     encoder: Encoder,
@@ -388,8 +390,9 @@ impl EventLog for JetStreamLog {
         }
         let pages = self.encoder.events(next, events, next_send)?;
         let messages: Vec<Bytes> = pages.iter().map(|page| Bytes::copy_from_slice(&page.bytes)).collect();
-        let publication =
-            Publication { pages: self.pages.clone(), id: self.message_id.clone(), base: self.end, messages, patience: self.patience };
+        self.commits += 1;
+        let id = format!("{}-{}", self.message_id, self.commits);
+        let publication = Publication { pages: self.pages.clone(), id, base: self.end, messages, patience: self.patience };
         let stored = self.done(async move { Ok(publication.store().await) })?;
         // They have answered, whatever it was.
         self.unanswered = None;

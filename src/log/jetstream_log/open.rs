@@ -139,6 +139,7 @@ pub(super) fn open_log(options: Options, purpose: Purpose) -> Result<(JetStreamL
         home: found.home,
         message_id,
         run: found.state.starts,
+        commits: 0,
         checkpoints: 0,
         encoder,
         scanner,

@@ -4,7 +4,7 @@
 //!   all pages but the last, at once ─▶ settle each, in order ─▶ the last page ─▶ settle it: durable
 //!
 //!   settle: acknowledged at its place? ─ yes ─▶ the next one
-//!             │ no answer, or "wrong last sequence"
+//!             │ no answer, "wrong last sequence", or "known already"
 //!             ▼
 //!           what stands at its place? ─ it ────▶ the next one
 //!             ├─ another ─▶ overtaken: nothing of this counts
@@ -22,8 +22,11 @@
 //! refuses most. By itself it would be no fence: two messages at once would both pass.
 //!
 //! # Message ids
-//! What is published again has the id that it had, so that it goes through Raft once if both arrive. Since nats-server 2.10 a leader also knows the ids of messages
+//! What is published again has the id that it had, so that it goes through Raft once if both arrive. Each commit has ids of its own, of its start and its number: another
+//! one for the same place must not be taken for it. Since nats-server 2.10 a leader also knows the ids of messages
 //! that were refused when they were applied: for two minutes it answers that such a page is stored, as message 0, and stores nothing. Then it gets another id.
+//!
+//! An id says nothing of what is in a page. So "known already", whatever the place, is never taken for "stored": what stands at the place decides.
 //!
 //! A leader that is silent all the same is asked to let another one lead.
 
@@ -54,7 +57,7 @@ pub(super) enum NotStored {
 /// A commit on its way.
 pub(super) struct Publication {
     pub(super) pages: Pages,
-    /// What makes message ids of this start its own.
+    /// What makes its message ids its own: no other commit, of this start or another, has it.
     pub(super) id: String,
     /// The last message that its writer has read.
     pub(super) base: u64,
@@ -106,7 +109,11 @@ impl Publication {
                 Err(error) => Err(error),
             };
             let what = match answer {
-                Ok(ack) if ack.sequence == place => return Ok(()),
+                Ok(ack) if ack.sequence == place && !ack.duplicate => return Ok(()),
+                Ok(ack) if ack.duplicate => {
+                    id += 1;
+                    format!("it was taken for message {}, which has its id", ack.sequence)
+                }
                 Ok(ack) => {
                     id += 1;
                     format!("it was acknowledged as message {} instead of {place}", ack.sequence)

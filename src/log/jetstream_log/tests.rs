@@ -8,6 +8,7 @@ use super::*;
 use crate::log::samples::{report, with_payload};
 use crate::log::{Checkpoint, LastStop, ReadError};
 
+mod ids;
 mod moves;
 mod several;
 

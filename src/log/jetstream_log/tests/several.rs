@@ -396,24 +396,6 @@ fn epochs_of_a_copy_that_one_instance_has_bumped_are_not_bumped_by_the_next_thou
 }
 
 #[test]
-fn a_page_that_is_taken_for_another_of_its_id_is_stored_under_a_new_one() {
-    let options = options();
-    let (log, ..) = open::open_log(options, open::Purpose::Serve).unwrap();
-    let (pages, base) = (log.pages.clone(), log.end + 1);
-    let stored = log.bridge.wait(LONG, async move {
-        let mut known = async_nats::HeaderMap::new();
-        known.insert(async_nats::header::NATS_MESSAGE_ID, format!("test-{base}-0"));
-        let ack = pages.context.publish_with_headers(pages.subject.clone(), known, "another".into()).await.unwrap().await.unwrap();
-        assert_eq!(ack.sequence, base);
-        let (id, messages, patience) = ("test".to_owned(), vec![Bytes::from_static(b"a page")], PATIENCE);
-        Publication { pages: pages.clone(), id, base, messages, patience }.store().await.map(|()| pages)
-    });
-    let pages = stored.expect("it ends").expect("it is stored");
-    let found = log.bridge.wait(PATIENCE, async move { pages.get(base + 1).await });
-    assert_eq!(found, Some(Ok(Some(Bytes::from_static(b"a page")))));
-}
-
-#[test]
 fn a_message_counts_as_deleted_only_if_it_is_gone() {
     let (_servers, clustered) = cluster();
     for options in [options(), clustered] {
