@@ -5,12 +5,18 @@
 
 use std::time::Duration;
 
-use super::bucket::{Mark, Part, State};
+use tokio::time::sleep;
+
+use super::bucket::{Bucket, Mark, Part, State};
+use super::members::signs;
 use super::{AppendError, EventLog, JetStreamLog, Kind};
 use crate::core::types::Seq;
 
 /// It is done again later rather than waited for any longer: reports wait meanwhile.
 const KEEPING: Duration = Duration::from_secs(10);
+
+/// By then whoever stops in order has named its last checkpoint: longer than [`CLOSING`](super::CLOSING).
+const NAMED: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 15 });
 
 impl JetStreamLog {
     pub(super) fn note_begun(&mut self, first: Seq) -> Result<(), AppendError> {
@@ -46,14 +52,55 @@ impl JetStreamLog {
             Ok(state) => {
                 self.opening = size.unwrap_or(self.opening);
                 self.shared.set_parts(state.generations);
+                self.clear_checkpoints();
                 Ok(true)
             }
             Err(what) => {
+                // The next one has another name, and this one is to go, unless it was named after all.
+                self.has_cleared = false;
                 tracing::warn!(store = self.store, "generations could not be written to the bucket: {what}; it is tried again");
                 Ok(false)
             }
         }
     }
+}
+
+impl JetStreamLog {
+    /// Has checkpoints deleted that nobody names, once it leads, and after one of its own could not be named. Nobody waits for it.
+    fn clear_checkpoints(&mut self) {
+        if std::mem::replace(&mut self.has_cleared, true) {
+            return;
+        }
+        let (bucket, run, put) = (self.bucket.clone(), self.run, self.checkpoints);
+        self.bridge.spawn(async move {
+            if let Err(what) = clear_checkpoints(&bucket, run, put).await {
+                tracing::debug!("what is left of checkpoints stays for now: {what}");
+            }
+        });
+    }
+}
+
+/// Deletes the parts of checkpoints that `state` does not name, and never will: of starts that are over, and those that start `run` has put, which are so many.
+async fn clear_checkpoints(bucket: &Bucket, run: u64, put: u64) -> Result<(), String> {
+    let keys = bucket.keys("checkpoint.").await?;
+    sleep(NAMED).await;
+    let starts: Option<Vec<u64>> = signs(bucket).await?.values().map(|sign| sign.start).collect();
+    let (Some(starts), Some(state)) = (starts, bucket.read::<State>("state").await?) else { return Ok(()) };
+    for key in keys {
+        let Some((id, start, number)) = id_of(&key) else { continue };
+        let is_over = if start == run { number <= put } else { !starts.contains(&start) };
+        if is_over && state.value.checkpoints.iter().all(|mark| mark.id != id) {
+            bucket.forget(&key).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Of a part's key: the checkpoint, the start that has put it, and which one of that.
+fn id_of(key: &str) -> Option<(&str, u64, u64)> {
+    let id = key.split('.').nth(1)?;
+    let (start, number) = id.split_once('-')?;
+    Some((id, start.parse().ok()?, number.parse().ok()?))
 }
 
 impl State {

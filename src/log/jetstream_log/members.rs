@@ -38,6 +38,9 @@ pub(super) struct Sign {
     pub(super) name: String,
     /// Its release.
     pub(super) version: String,
+    /// Which start of the store it is; older releases don't say.
+    #[serde(default)]
+    pub(super) start: Option<u64>,
 }
 
 /// The instances of one stream, as one of them sees them.
@@ -47,6 +50,7 @@ pub(super) struct Members {
     watched: Watched,
     growth: Growth,
     name: String,
+    start: u64,
     /// Of the bucket's leader: signs of life are not written.
     silence: Arc<Mutex<Silence>>,
 }
@@ -71,13 +75,14 @@ pub(super) async fn signs(bucket: &Bucket) -> Result<BTreeMap<InstanceId, Sign>,
 }
 
 impl Members {
-    pub(super) fn new(bridge: &Arc<Bridge>, bucket: &Bucket, watched: &Watched, growth: Growth, name: &str) -> Members {
+    pub(super) fn new(bridge: &Arc<Bridge>, bucket: &Bucket, watched: &Watched, growth: Growth, (name, start): (&str, u64)) -> Members {
         Members {
             bridge: Arc::clone(bridge),
             bucket: bucket.clone(),
             watched: watched.clone(),
             growth,
             name: name.to_owned(),
+            start,
             silence: Arc::default(),
         }
     }
@@ -111,7 +116,7 @@ fn locked(silence: &Mutex<Silence>) -> MutexGuard<'_, Silence> {
 
 impl Peers for Members {
     fn put_beat(&self, instance: InstanceId, beat: u64) -> Result<(), String> {
-        let sign = Sign { beat, name: self.name.clone(), version: env!("CARGO_PKG_VERSION").into() };
+        let sign = Sign { beat, name: self.name.clone(), version: env!("CARGO_PKG_VERSION").into(), start: Some(self.start) };
         let bucket = self.bucket.clone();
         let written = self.asked(async move { bucket.put(&format!("{PREFIX}{instance}"), &sign).await });
         self.note(written.is_ok());

@@ -32,7 +32,7 @@
 //! |---|---|---|
 //! | creating the store | no `identity`, no page | created anew |
 //! | committing | perhaps a whole commit; perhaps pages without their last one | a whole one stays, the others are void |
-//! | beginning a generation | parts of a checkpoint that `state` does not name | the generation before goes on; a few KiB are never used |
+//! | beginning a generation | parts of a checkpoint that `state` does not name | the generation before goes on; who leads next deletes them |
 //! | … where events say so | an event, and nothing in `state` | whoever leads next writes it there |
 //! | dropping | messages before the first generation | deleted |
 //! | anything | a sign of life that is not renewed | the others take over ([`members`]) |
@@ -204,6 +204,8 @@ pub struct JetStreamLog {
     commits: u64,
     /// Checkpoints of this run.
     checkpoints: u64,
+    /// It has had checkpoints deleted that nobody names.
+    has_cleared: bool,
     encoder: Encoder,
     scanner: Scanner,
     /// The last message that was read or written.

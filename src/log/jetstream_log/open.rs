@@ -124,7 +124,7 @@ pub(super) fn open_log(options: Options, purpose: Purpose) -> Result<(JetStreamL
     watched.keep_up(&bridge, &found.pages);
     let message_id = format!("{}.{}", found.identity.store, found.state.starts);
     let growth = Growth::new(&found.pages, &message_id);
-    let members = Arc::new(Members::new(&bridge, &found.bucket, &watched, growth, &options.instance));
+    let members = Arc::new(Members::new(&bridge, &found.bucket, &watched, growth, (&options.instance, found.state.starts)));
     let last_stop = match (found.is_fresh, found.was_clean) {
         (true, _) => LastStop::Fresh,
         (false, true) => LastStop::Clean,
@@ -141,6 +141,7 @@ pub(super) fn open_log(options: Options, purpose: Purpose) -> Result<(JetStreamL
         run: found.state.starts,
         commits: 0,
         checkpoints: 0,
+        has_cleared: false,
         encoder,
         scanner,
         end: found.last_message,

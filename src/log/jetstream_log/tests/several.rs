@@ -145,6 +145,32 @@ fn a_commit_that_is_completed_before_others_append_counts_for_all() {
     assert_eq!(read_all(&*late.log.reader())[..3], caught);
 }
 
+#[test]
+fn who_leads_deletes_checkpoints_that_nobody_names_and_nobody_will() {
+    let options = options();
+    let mut log = opened(&options).log;
+    log.append(&reports(1..=5), &sends).unwrap();
+    assert!(log.keep_generations(Some(b"five")).unwrap());
+    let other = opened(&Options { instance: "ci-2".into(), ..options.clone() }).log;
+    other.peers().unwrap().put_beat(InstanceId(2), 1).unwrap();
+    drop(log);
+    let stream = options.stream.clone();
+    meddle(&options, move |context| async move {
+        let bucket = context.get_key_value(&stream).await.unwrap();
+        for left in ["checkpoint.9-9.0", "checkpoint.9-9.1", "checkpoint.1-7.0", "checkpoint.2-1.0"] {
+            bucket.put(left, "a part".into()).await.unwrap();
+        }
+    });
+    let (mut log, ..) = open::open_log(options, open::Purpose::Serve).unwrap();
+    assert!(log.keep_generations(None).unwrap());
+    let (bridge, bucket) = (Arc::clone(&log.bridge), log.bucket.clone());
+    wait_until("what is of no use is gone, and what is named, or its instance is at work, stays", || {
+        let bucket = bucket.clone();
+        let keys = bridge.wait(PATIENCE, async move { bucket.keys("checkpoint.").await }).unwrap().unwrap();
+        keys == ["checkpoint.1-1.0", "checkpoint.2-1.0"]
+    });
+}
+
 /// A page that arrives before the one that it follows is refused; that must not stand in its way later.
 fn a_page_that_came_too_early_is_stored_when_it_comes_again(options: &Options) {
     let log = opened(options).log;
