@@ -62,6 +62,9 @@ pub(super) async fn connect(options: &Options) -> Result<Context, String> {
             match event {
                 Event::Disconnected => tracing::warn!("the connection to the store's servers is gone; it is opened again"),
                 Event::Connected => tracing::info!("connected to the store's servers"),
+                Event::ServerError(error) => {
+                    tracing::warn!("the store's servers refuse something: {error}; `ops/nats.conf` has the rights that Tidings needs")
+                }
                 other => tracing::debug!("the store's servers: {other}"),
             }
         });

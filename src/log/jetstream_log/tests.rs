@@ -10,6 +10,7 @@ use crate::log::{Checkpoint, LastStop, ReadError};
 
 mod ids;
 mod moves;
+mod rights;
 mod several;
 
 #[path = "../../../tests/support/nats.rs"]

@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::*;
 use crate::core::types::InstanceId;
 
-fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+pub(super) fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     let until = Instant::now() + PATIENCE;
     while !is_so() {
         assert!(Instant::now() < until, "not within {} s: {what}", PATIENCE.as_secs());
