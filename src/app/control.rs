@@ -13,10 +13,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{MissedTickBehavior, timeout};
 
 use super::StartError;
 use super::certificates::{self, Certificates};
@@ -161,6 +162,12 @@ impl Control {
 
     pub(super) fn is_stopping(&self) -> bool {
         *self.stopping.borrow()
+    }
+
+    /// Waits so long, or until the service stops: true if it does.
+    pub(super) async fn stops_within(&self, time: Duration) -> bool {
+        let mut stopping = self.stopping.clone();
+        timeout(time, stopping.wait_for(|stopping| *stopping)).await.is_ok()
     }
 }
 

@@ -27,6 +27,9 @@ const PIECE: Limits = Limits { events: 1_023, bytes: 4 << 20 };
 /// What was to be read next has been carried forward: by then it stands in its new place.
 const ANEW: Duration = Duration::from_millis(200);
 
+/// A log that takes nothing in right now is tried again after this: servers that elect a leader take seconds.
+const BUSY: Duration = Duration::from_secs(1);
+
 /// So often in a row, without a delivery moved in between, it begins anew or waits for a place in the queue.
 const TRIES: u32 = 20;
 
@@ -161,7 +164,12 @@ impl Control {
             // It takes room like anything that is accepted, and waits its turn like anybody.
             match self.log.accept(events.clone()).await {
                 Ok(_) => break,
-                Err(CommitError::Overloaded) if tries < TRIES && !self.is_stopping() => tries += 1,
+                Err(CommitError::Overloaded) if tries < TRIES => {
+                    tries += 1;
+                    if self.stops_within(BUSY).await {
+                        return Err(MoveError::Stopping { moved: done.moved });
+                    }
+                }
                 Err(CommitError::Stopped) => return Err(MoveError::Stopping { moved: done.moved }),
                 Err(CommitError::Full(reason)) => return Err(MoveError::Full { moved: done.moved, reason }),
                 Err(error) => return Err(failed(done, &error)),
