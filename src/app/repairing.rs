@@ -15,7 +15,7 @@ use crate::admin::deliveries::{budget::Budget, story};
 use crate::admin::repairs::{Act, Decision, RepairError, Repaired, SHOWN_IDS, Which};
 use crate::core::decision::{self, Chosen};
 use crate::core::event::{Accepted, Event};
-use crate::core::notice::Missing;
+use crate::core::notice::{Missing, notice_on};
 use crate::core::search::{Filter, Snapshot, State};
 use crate::core::types::{ConnectionName, LaneKey, Millis, Qos, Seq};
 use crate::delivery::backlog::{BacklogReader, Limits};
@@ -240,6 +240,7 @@ impl Control {
             return Ok(());
         }
         let Decision { act, by, reason, .. } = decision;
+        let mut told = None;
         let written = match act {
             // It can wait for room like anything that is accepted.
             Act::Requeue => self.log.accept(decision::requeue(&choice.chosen, by, reason, now())).await,
@@ -250,10 +251,7 @@ impl Control {
                 let mut events = decision::discard(&choice.chosen, is_dead, by, reason, at);
                 let to = self.notices.borrow().clone();
                 let notice = to.and_then(|to| choice.missing.notice(&to, reason, Some(by), at));
-                if let Some(Event::Accepted(notice)) = &notice {
-                    let connection = notice.lane.connection.as_str();
-                    self.metrics.tidings_deliveries_created_total.with_label_values(&[connection]).inc();
-                }
+                told = notice.as_ref().and_then(notice_on);
                 events.extend(notice);
                 self.log.record(events).await
             }
@@ -263,6 +261,9 @@ impl Control {
             Err(CommitError::Stopped) => return Err(RepairError::Stopping),
             Err(CommitError::Full(reason)) => return Err(RepairError::Full(reason)),
             Err(error) => return Err(failed(&error)),
+        }
+        if let Some(connection) = told {
+            self.metrics.tidings_deliveries_created_total.with_label_values(&[connection.as_str()]).inc();
         }
         if *act != Act::Requeue {
             for (chosen, qos) in choice.chosen.iter().zip(&choice.qos) {

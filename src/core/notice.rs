@@ -44,6 +44,14 @@ pub fn is_notice(accepted: &Accepted) -> bool {
     accepted.source == Source::Internal && accepted.replay_of.is_none()
 }
 
+/// The connection that a notice goes to, if this is one.
+pub fn notice_on(event: &Event) -> Option<ConnectionName> {
+    match event {
+        Event::Accepted(accepted) if is_notice(accepted) => Some(accepted.lane.connection.clone()),
+        _ => None,
+    }
+}
+
 impl Missing {
     /// One more, unless it is a notice itself.
     pub fn add(&mut self, id: Seq, accepted: &Accepted) {

@@ -34,9 +34,9 @@ use crate::config::TlsConfig;
 use crate::core::address::Address;
 use crate::core::event::{Event as LogEvent, LanePurpose};
 use crate::core::keyed::Keyed;
-use crate::core::notice::{Missing, NoticeTo};
+use crate::core::notice::{Missing, NoticeTo, notice_on};
 use crate::core::session::{Input, Note, Output, Session, Settings};
-use crate::core::types::{LaneKey, Millis, Protocol, SendNo, Seq};
+use crate::core::types::{ConnectionName, LaneKey, Millis, Protocol, SendNo, Seq};
 use crate::failpoint::{self, Point};
 use crate::log::ReadError;
 use crate::log::committer::{Appended, CommitError, Committed, LogHandle, Progress, Ticket, now};
@@ -164,7 +164,8 @@ struct Lane<'a> {
     clock: Clock,
     connection: Connection,
     protocol: Protocol,
-    appends: VecDeque<Ticket>,
+    /// Each with the connection of its gap notice, if it has one.
+    appends: VecDeque<(Ticket, Option<ConnectionName>)>,
     feed: Reading,
     progress: watch::Receiver<Progress>,
     payloads: Keyed<SendNo, Payload>,
@@ -288,7 +289,7 @@ impl<'a> Lane<'a> {
         let tick = self.timer.until(now, deadline);
         let append = async {
             match self.appends.front_mut() {
-                Some(ticket) => ticket.answer().await,
+                Some((ticket, _)) => ticket.answer().await,
                 None => std::future::pending().await,
             }
         };
@@ -341,8 +342,12 @@ impl<'a> Lane<'a> {
             Event::Arrived => self.take_packets().await,
             Event::Written => self.flushed().await,
             Event::Committed(result) => {
-                self.appends.pop_front();
-                self.committed(result?).await
+                let notice = self.appends.pop_front().and_then(|(_, notice)| notice);
+                let appended = result?;
+                if let Some(connection) = notice {
+                    self.around.metrics.tidings_deliveries_created_total.with_label_values(&[connection.as_str()]).inc();
+                }
+                self.committed(appended).await
             }
             Event::Read(feed, piece) => self.take_piece(feed, piece).await,
             Event::FeedLost => Err(LaneError::Internal("reading the log panicked".into())),
@@ -392,14 +397,11 @@ impl<'a> Lane<'a> {
 
     async fn append(&mut self, mut events: Vec<LogEvent>) -> Result<(), LaneError> {
         let notice = self.notice(&events);
-        if let Some(LogEvent::Accepted(notice)) = &notice {
-            let connection = notice.lane.connection.as_str();
-            self.around.metrics.tidings_deliveries_created_total.with_label_values(&[connection]).inc();
-        }
+        let told = notice.as_ref().and_then(notice_on);
         events.extend(notice);
         failpoint::reach_if(Point::BeforeReleased, || events.iter().any(|event| matches!(event, LogEvent::Released { .. })));
         failpoint::reach_if(Point::BeforeDelivered, || events.iter().any(|event| matches!(event, LogEvent::Delivered { .. })));
-        self.appends.push_back(self.around.log.submit(events).await?);
+        self.appends.push_back((self.around.log.submit(events).await?, told));
         Ok(())
     }
 
