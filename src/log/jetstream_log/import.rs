@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::bucket::Bucket;
 use super::members::signs;
 use super::open::{self, Purpose};
+use super::servers::Pages;
 use super::{EventLog, JetStreamLog, Options, Part, known};
 use crate::log::committer::{encode_checkpoint, recover};
 use crate::log::import::{ImportError, Imported, Target, compare, copy, firsts};
@@ -68,27 +69,27 @@ pub fn import(source: &Opened, options: Options, done: &dyn Fn(u64)) -> Result<I
 /// See [`ImportError`]. [`OpenError::InUse`] if an instance is at work on the stream.
 pub fn export(options: Options, folder: &Path, folder_options: sled_log::Options, done: &dyn Fn(u64)) -> Result<Imported, ImportError> {
     let (log, checkpoint, last_stop, _) = open::open_log(options, Purpose::Export)?;
-    let leaving = Leaving { bridge: Arc::clone(&log.bridge), bucket: log.bucket.clone() };
+    let leaving = Leaving { bridge: Arc::clone(&log.bridge), bucket: log.bucket.clone(), pages: log.pages.clone(), next: log.end + 1 };
     let mut source = Opened { log: Box::new(log), checkpoint, last_stop, is_copy: false };
     let to = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned()).display().to_string();
-    let exported = sled_log::import(&mut source, folder, folder_options, done, &mut |source| {
-        leaving.mark(&Moved { to: to.clone() })?;
-        // Whoever appended while it was copied is in what comes now, and the mark is not for a store that goes on.
-        if source.log.catch_up()?.is_empty() {
-            return Ok(());
-        }
-        leaving.unmark();
-        Err(ImportError::Busy("an instance has appended to the stream meanwhile: stop every Tidings on it, and begin again".into()))
+    let exported = sled_log::import(&mut source, folder, folder_options, done, &mut |_| {
+        // The mark first: who starts behind it is refused, and who started before is seen.
+        let left = leaving.mark(&Moved { to: to.clone() }).and_then(|()| leaving.is_left());
+        // It is not for a store that goes on.
+        left.inspect_err(|_| leaving.unmark())
     })?;
     let checkpoint = encode_checkpoint(&recover(&source)?);
     source.log.close(&checkpoint)?;
     Ok(exported)
 }
 
-/// The bucket of a stream that is left.
+/// A stream that is left.
 struct Leaving {
     bridge: Arc<super::Bridge>,
     bucket: Bucket,
+    pages: Pages,
+    /// Behind what was copied.
+    next: u64,
 }
 
 impl Leaving {
@@ -97,6 +98,27 @@ impl Leaving {
         let marked = self.bridge.wait(super::CLOSING, async move { bucket.put(MOVED, &moved).await });
         let marked = marked.unwrap_or_else(|| Err("the servers did not answer".into()));
         marked.map_err(|what| ImportError::Append(AppendError::Io(format!("marking the stream as moved: {what}"))))
+    }
+
+    /// That nobody has appended since it was opened, and nobody is at work. Servers that don't answer have not said so.
+    fn is_left(&self) -> Result<(), ImportError> {
+        let (bucket, pages, next) = (self.bucket.clone(), self.pages.clone(), self.next);
+        let looked = self.bridge.wait(LOOK + super::CLOSING, async move {
+            let appended = pages.get(next).await?.is_some();
+            Ok::<_, String>((appended, at_work(&bucket).await?))
+        });
+        match looked.unwrap_or_else(|| Err("the servers did not answer".into())) {
+            Ok((false, None)) => Ok(()),
+            Ok((true, _)) => {
+                Err(ImportError::Busy("an instance has appended to the stream meanwhile: stop every Tidings on it, and begin again".into()))
+            }
+            Ok((false, Some(name))) => {
+                Err(ImportError::Busy(format!("the instance {name} has come to work on the stream meanwhile: stop it, and begin again")))
+            }
+            Err(what) => Err(ImportError::Busy(format!(
+                "whether an instance has appended to the stream meanwhile can't be found out: {what}; begin again"
+            ))),
+        }
     }
 
     fn unmark(&self) {

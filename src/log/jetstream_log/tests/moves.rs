@@ -1,5 +1,7 @@
 //! A store moves to servers and back, generation by generation.
 
+use std::sync::atomic::AtomicBool;
+
 use super::*;
 use crate::core::event::{DeadReason, DeliveryRef, LanePurpose, Proof};
 use crate::core::outbox::Outbox;
@@ -88,6 +90,57 @@ fn a_store_of_several_generations_moves_to_a_folder_and_to_servers_again() {
     assert_eq!((checked.pending, checked.dead), (26, 1));
     let again = opened(&second);
     assert_eq!(read_from(&*again.log.reader(), Seq(15)), events);
+}
+
+#[test]
+fn a_stream_on_which_somebody_comes_to_work_is_not_left() {
+    let options = options();
+    fill(&mut *opened(&options).log);
+    let folder = tempfile::tempdir().unwrap();
+    // It has appended nothing yet.
+    let (started, beats) = (OnceLock::new(), AtomicU32::new(0));
+    let is_over = AtomicBool::new(false);
+    let exported = std::thread::scope(|scope| {
+        let come = |_| {
+            let peers = started.get_or_init(|| opened(&Options { instance: "ci-2".into(), ..options.clone() })).log.peers().unwrap();
+            scope.spawn({
+                let (is_over, beats) = (&is_over, &beats);
+                move || {
+                    while !is_over.load(Ordering::Relaxed) {
+                        peers.put_beat(InstanceId(2), beats.fetch_add(1, Ordering::Relaxed).into()).unwrap();
+                        std::thread::sleep(Duration::from_millis(100));
+                    }
+                }
+            });
+        };
+        let exported = export(options.clone(), &folder.path().join("store"), SMALL, &come);
+        is_over.store(true, Ordering::Relaxed);
+        exported
+    });
+    let error = exported.unwrap_err().to_string();
+    assert!(error.contains("ci-2 has come to work"), "{error}");
+    assert_eq!(opened(&options).log.next_seq(), Seq(43), "it goes on where it is");
+}
+
+#[test]
+fn a_stream_is_not_left_as_long_as_the_servers_do_not_say_that_nobody_has_appended() {
+    // What was copied can be read from any replica; what comes next is read from the leader.
+    let rights = "authorization { users = [
+        { user: mute, password: secret, permissions: { publish: { deny: [\"$JS.API.STREAM.MSG.GET.reports\"] } } }
+        { user: tidings, password: secret }
+    ] }";
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("nats.conf");
+    std::fs::write(&file, rights).unwrap();
+    let server = Nats::start_with(&["-c", file.to_str().unwrap()]);
+    let by = |user: &str| {
+        let login = Login::User { user: user.into(), password: "secret".into() };
+        Options { login, stream: "reports".into(), ..on(&server.address()) }
+    };
+    fill(&mut *opened(&by("tidings")).log);
+    let error = export(by("mute"), &folder.path().join("store"), SMALL, &|_| ()).unwrap_err().to_string();
+    assert!(error.contains("whether an instance has appended to the stream meanwhile can't be found out"), "{error}");
+    assert_eq!(opened(&by("tidings")).log.next_seq(), Seq(43), "it goes on where it is");
 }
 
 fn read_from(reader: &dyn LogReader, first: Seq) -> Vec<Event> {
