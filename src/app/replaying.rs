@@ -11,14 +11,17 @@
 //!
 //! What counts as delivered is what was so when the job began, or was taken up again. One task each; they begin and end by the hand of one.
 
+mod worker;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, timeout};
+use tokio::time::{Instant, MissedTickBehavior, sleep_until, timeout};
 
+use self::worker::{End, Failures, Worker};
 use super::control::Command;
 use crate::admin::deliveries::seek::{Copies, Limits, Piece, seek};
 use crate::admin::replays::{Ask, Lives, ReplayError, Spec, Wanted};
@@ -72,28 +75,12 @@ enum Told {
     Stop,
 }
 
-/// A job under way. Dropped, it takes its task along.
-struct Worker {
-    cancel: watch::Sender<bool>,
-    task: JoinSet<()>,
-}
-
-impl Worker {
-    fn is_at_work(&mut self) -> bool {
-        while self.task.try_join_next().is_some() {}
-        !self.task.is_empty()
-    }
-
-    async fn ended(mut self) {
-        while self.task.join_next().await.is_some() {}
-    }
-}
-
 impl Replaying {
     /// Takes up what was under way, and begins and ends jobs until the service stops.
     pub(super) async fn run(self, mut asks: mpsc::Receiver<Ask>) {
         let mut workers: BTreeMap<u64, Worker> = BTreeMap::new();
-        self.keep_up(&mut workers).await;
+        let mut failures = Failures::default();
+        self.keep_up(&mut workers, &mut failures).await;
         let mut stopping = self.stopping.clone();
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -103,10 +90,10 @@ impl Replaying {
                 _ = stopping.wait_for(|stopping| *stopping) => Told::Stop,
                 _ = look.tick(), if self.leads.is_some() => Told::Look,
             };
-            workers.retain(|_, worker| worker.is_at_work());
+            self.let_go(&mut workers, &mut failures);
             match told {
                 // Others may have begun or ended some, or another leads now.
-                Told::Look => self.keep_up(&mut workers).await,
+                Told::Look => self.keep_up(&mut workers, &mut failures).await,
                 Told::Asked(Ask::Start { wanted, reply }) => {
                     let outcome = self.start(*wanted, &mut workers).await;
                     // Who asked finds it by its key, or in the list.
@@ -130,8 +117,20 @@ impl Replaying {
         self.leads.as_ref().is_none_or(|leads| *leads.borrow())
     }
 
+    /// Drops those that have ended, and remembers which of them have failed.
+    fn let_go(&self, workers: &mut BTreeMap<u64, Worker>, failures: &mut Failures) {
+        workers.retain(|id, worker| {
+            let ended = worker.try_end();
+            if ended == Some(End::Failed) {
+                let wait = failures.note(*id, Instant::now());
+                tracing::debug!(replay = job_name(*id), "the replay is taken up again after {} s", wait.as_secs());
+            }
+            ended.is_none()
+        });
+    }
+
     /// Has what is under way go on, and nothing else.
-    async fn keep_up(&self, workers: &mut BTreeMap<u64, Worker>) {
+    async fn keep_up(&self, workers: &mut BTreeMap<u64, Worker>, failures: &mut Failures) {
         if !self.leads() {
             // What one of them may be about to record is refused.
             workers.clear();
@@ -146,7 +145,8 @@ impl Replaying {
         let Ok(under_way) = under_way else { return };
         let under_way = under_way.into_inner();
         workers.retain(|id, _| under_way.contains(id));
-        for id in under_way {
+        failures.keep(&under_way);
+        for id in under_way.into_iter().filter(|id| failures.allow(*id, Instant::now())) {
             workers.entry(id).or_insert_with(|| {
                 tracing::info!(replay = job_name(id), "a replay goes on");
                 self.begin(id)
@@ -165,12 +165,14 @@ impl Replaying {
             stopping: self.stopping.clone(),
             cancelled,
         };
+        let again = if self.leads.is_some() { "after a while, in minutes at most" } else { "at the next start" };
         let mut task = JoinSet::new();
         task.spawn(async move {
             match job.run().await {
-                Ok(()) | Err(Ended::Told) => {}
+                Ok(()) | Err(Ended::Told) => End::Well,
                 Err(Ended::Failed(error)) => {
-                    tracing::error!(replay = job_name(id), error, "the replay goes no further; it is taken up again at the next start")
+                    tracing::error!(replay = job_name(id), error, "the replay goes no further; it is taken up again {again}");
+                    End::Failed
                 }
             }
         });
@@ -294,7 +296,7 @@ impl Work {
     async fn run(mut self) -> Result<(), Ended> {
         let mut place = self.take_up().await?;
         loop {
-            self.wait_for_room(&place).await?;
+            self.wait_for_room(&mut place).await?;
             let piece = self.seek(&mut place).await?;
             let is_last = !piece.is_gone && piece.next >= place.until;
             let count = piece.found.len();
@@ -351,13 +353,18 @@ impl Work {
     }
 
     /// Waits until each of its lanes has little left to deliver.
-    async fn wait_for_room(&mut self, place: &Place) -> Result<(), Ended> {
+    async fn wait_for_room(&mut self, place: &mut Place) -> Result<(), Ended> {
         // A slow replay has no burst saved up for when the broker is back.
         let enough = if place.rate > 0 { ENOUGH.min(u64::from(place.rate)) } else { ENOUGH };
         let mut progress = self.log.progress();
+        let mut ask_again_at = Instant::now() + RECORD_EVERY;
         loop {
             if self.is_told() {
                 return Err(Ended::Told);
+            }
+            if ask_again_at <= Instant::now() {
+                self.ask_again(place).await?;
+                ask_again_at = Instant::now() + RECORD_EVERY;
             }
             let is_full = {
                 let known = progress.borrow_and_update();
@@ -371,6 +378,7 @@ impl Work {
             }
             tokio::select! {
                 changed = progress.changed() => changed.map_err(|_| Ended::Told)?,
+                () = sleep_until(ask_again_at) => {}
                 _ = self.stopping.wait_for(|stopping| *stopping) => {}
                 _ = self.cancelled.wait_for(|cancelled| *cancelled) => {}
             }
@@ -458,6 +466,14 @@ impl Work {
             }
             self.pause(AGAIN).await?;
         }
+    }
+
+    /// A reload may have taken away the connection that it waits for: nothing is delivered there any more.
+    async fn ask_again(&self, place: &mut Place) -> Result<(), Ended> {
+        for connection in std::mem::take(&mut place.lanes).into_keys() {
+            self.lane(place, &connection).await?;
+        }
+        Ok(())
     }
 
     /// The replay lane of a connection, at work.

@@ -8,7 +8,7 @@ use crate::support::ledger::{Arrival, Ledger, action_for, report};
 use crate::support::mosquitto::Mosquitto;
 use crate::support::scripted::{Act, ScriptedBroker};
 use crate::support::subscriber::Subscriber;
-use crate::support::tidings::{PIPELINES, Reply, SOON, Tidings, connection};
+use crate::support::tidings::{PIPELINES, Reply, SOON, Tidings, connection, named_connection};
 use crate::support::wait_until;
 
 const CRASH_AT: &str = "TIDINGS_CRASH_AT";
@@ -319,6 +319,30 @@ fn a_replay_by_command_is_followed_to_its_end_listed_and_cancelled() {
     assert!(code == Some(0) && text.contains("is cancelled"), "{text}");
     let (code, text) = tidings.command(&["replay", "--cancel", "17"]);
     assert!(code == Some(1) && text.contains("unknown_replay"), "{text}");
+}
+
+#[test]
+fn a_replay_ends_without_a_connection_that_a_reload_has_taken_out() {
+    let (broker, other) = (ScriptedBroker::usual(), ScriptedBroker::usual());
+    let reporters = |names: &[&str]| {
+        let reporter = |name: &&str| format!("success.{name} = {{ topic = \"zuul/{{project}}\", qos = 2 }}\n");
+        "[[pipeline]]\nname = \"check\"\n".to_owned() + &names.iter().map(reporter).collect::<String>()
+    };
+    let with = connection(broker.port, "") + &named_connection("other", other.port, "") + SOON + &reporters(&["mqtt", "other"]);
+    let without = connection(broker.port, "") + SOON + &reporters(&["mqtt"]);
+    let tidings = Tidings::start(&with);
+    let reports: Vec<String> = (0..1_500).map(|number| report(action_for(2), &format!("p{}", number % 8), number)).collect();
+    Ledger::default().post_many(&tidings.client(), &reports);
+    tidings.wait_until_delivered();
+    let id = begin(&tidings, &json!({ "filter": {}, "by": "ops", "rate": 400 }));
+    wait_until("some are replayed", || job(&tidings, &id)["delivered"].as_u64().unwrap() >= 200);
+    assert!(tidings.reload(&without));
+    wait_until("the replay has ended", || job(&tidings, &id)["state"] == "ended");
+    let ended = job(&tidings, &id);
+    let [created, left_out] = ["created", "not_configured"].map(|name| ended[name].as_u64().unwrap());
+    assert!(left_out > 0 && created + left_out == 3_000, "{ended}");
+    wait_until("all of the other one are delivered again", || broker.arrivals().len() == 3_000);
+    tidings.assert_balanced();
 }
 
 #[test]
