@@ -290,6 +290,9 @@ impl Control {
             .collect();
         let steps = member.leases().steps(member.clock(), &view.owners, lanes.iter());
         self.leaving.retain(|lane| view.owners.of(lane).instance == Some(member.me));
+        // What a reload has taken out here another instance may still have.
+        let is_configured = |lane: &LaneKey| self.config.connections.iter().any(|connection| connection.name == lane.connection);
+        self.leaving.extend(view.owners.lanes_of(member.me).filter(|lane| !is_configured(lane)).cloned());
         let mut events = Vec::new();
         let mut gone = Vec::new();
         let at = now();

@@ -18,17 +18,30 @@
 //! A free lane goes to the live instance that owns the fewest. Where one owns two more than another, the one that owns most gives up one lane, and no
 //! further one before that has been taken: it finishes what is in flight first. So a lane that an instance has lost is owned again within a lease and
 //! a renewal, and one that moves is without an owner for a round trip.
+//!
+//! Whose turn it is may not take it: it is busy with what an operator has asked for, or its configuration does not have the connection. So each has its turn
+//! for [`TURN_MS`], and then the next one has. Nothing of that connection is given up in favour of one that has let its turn pass, for [`DECLINED_MS`] at first, and
+//! for twice as long each time, until it takes one after all.
 
 use std::collections::BTreeMap;
 
 use super::outbox::Owners;
-use super::types::{InstanceId, LaneKey, Millis};
+use super::types::{ConnectionName, InstanceId, LaneKey, Millis};
 
 /// So long an instance may be silent. Longer than a broker's or a disk's hiccup; with a renewal on top it stays below five seconds.
 pub const LEASE_MS: u64 = 3_000;
 
 /// So often it speaks up: two may be lost.
 pub const RENEW_MS: u64 = 1_000;
+
+/// A free lane is the next one's after this. Several looks: who takes it as it should is faster.
+pub const TURN_MS: u64 = 750;
+
+/// Who has let its turn pass may merely have been slow.
+pub const DECLINED_MS: u64 = 5_000;
+
+/// And so long it is passed over at most: meanwhile a reload may have given it the connection.
+pub const DECLINED_AT_MOST_MS: u64 = 300_000;
 
 /// What is to be done now.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,6 +78,19 @@ pub struct Leases {
     kept: Option<Millis>,
     looked: Option<Millis>,
     seen: BTreeMap<InstanceId, Seen>,
+    /// Since when lanes are seen to be free.
+    free: BTreeMap<LaneKey, Millis>,
+    /// Who has let a lane of which connection lie.
+    declined: BTreeMap<(InstanceId, ConnectionName), Declined>,
+}
+
+/// An instance has let its turn pass.
+#[derive(Debug, Clone, Copy)]
+struct Declined {
+    until: Millis,
+    wait_ms: u64,
+    /// So many lanes of the connection it owns, at least since then: with one more it has taken one.
+    owned: usize,
 }
 
 /// An instance, as it was seen.
@@ -79,7 +105,16 @@ struct Seen {
 impl Leases {
     /// An instance that knows of nobody yet.
     pub fn new(me: InstanceId) -> Leases {
-        Leases { me, beat: 0, begun: None, kept: None, looked: None, seen: BTreeMap::new() }
+        Leases {
+            me,
+            beat: 0,
+            begun: None,
+            kept: None,
+            looked: None,
+            seen: BTreeMap::new(),
+            free: BTreeMap::new(),
+            declined: BTreeMap::new(),
+        }
     }
 
     /// The number to write now, if it is time. Ask [`Leases::renewed`] once it is written.
@@ -123,7 +158,7 @@ impl Leases {
     }
 
     /// What is to be done, as of the last look, so that every one of `lanes` has an owner that is there, and all have about as many.
-    pub fn steps<'a>(&self, now: Millis, owners: &Owners, lanes: impl Iterator<Item = &'a LaneKey>) -> Vec<Step> {
+    pub fn steps<'a>(&mut self, now: Millis, owners: &Owners, lanes: impl Iterator<Item = &'a LaneKey>) -> Vec<Step> {
         if !self.is_kept(now) || self.looked.is_none_or(|looked| now.since(looked) >= LEASE_MS) {
             return Vec::new();
         }
@@ -131,39 +166,79 @@ impl Leases {
             return vec![Step::Join];
         }
         let (live, gone): (Vec<_>, Vec<_>) = owners.members().partition(|instance| self.is_live(*instance));
-        let mut counts: BTreeMap<InstanceId, usize> = live.into_iter().map(|instance| (instance, 0)).collect();
+        // All that each owns, whoever else knows the connection: everybody has to come to the same.
+        let mut counts: BTreeMap<InstanceId, usize> =
+            live.into_iter().map(|instance| (instance, owners.lanes_of(instance).count())).collect();
         let (mut free, mut mine) = (Vec::new(), Vec::new());
         for lane in lanes {
             let owner = owners.of(lane);
-            match owner.instance.and_then(|instance| counts.get_mut(&instance)) {
-                Some(count) => *count += 1,
-                None => free.push((lane, owner.term)),
+            if owner.instance.is_none_or(|instance| !counts.contains_key(&instance)) {
+                free.push((lane, owner.term));
             }
             if owner.instance == Some(self.me) {
                 mine.push((lane, owner.term));
             }
         }
+        self.free.retain(|lane, _| free.iter().any(|(free, _)| *free == lane));
+        self.forget_declined(owners);
         let mut steps: Vec<Step> = gone.into_iter().map(Step::DeclareLeft).collect();
         if free.is_empty() {
-            let least = counts.values().min().copied().unwrap_or_default();
             let most = counts.iter().max_by_key(|(instance, count)| (**count, **instance));
-            if let (Some((most, count)), Some((lane, term))) = (most, mine.last())
+            let wants =
+                |lane: &LaneKey, than: usize| counts.iter().any(|(other, count)| count + 2 <= than && !self.declines(now, *other, lane));
+            if let Some((most, count)) = most
                 && *most == self.me
-                && *count >= least + 2
+                && let Some((lane, term)) = mine.iter().rfind(|(lane, _)| wants(lane, *count))
             {
                 steps.push(Step::GiveUp { lane: (*lane).clone(), term: *term });
             }
         }
         // Everybody comes to the same; where they know different things, the term lets one of them win.
         for (lane, term) in free {
-            let Some((next, count)) = counts.iter_mut().min_by_key(|(instance, count)| (**count, spread(**instance, lane))) else { break };
-            *count += 1;
+            let since = *self.free.entry(lane.clone()).or_insert(now);
+            let turn = usize::try_from(now.since(since) / TURN_MS).unwrap_or(0);
+            let mut order: Vec<InstanceId> = counts.keys().copied().collect();
+            order.sort_by_key(|instance| (counts[instance], spread(*instance, lane)));
+            let Some(next) = order.get(turn % order.len().max(1)) else { break };
+            *counts.entry(*next).or_default() += 1;
             if *next == self.me {
                 steps.push(Step::Take { lane: lane.clone(), term: term + 1 });
+                order[..turn % order.len()].iter().for_each(|other| self.note_declined(now, owners, *other, lane));
             }
         }
         steps
     }
+
+    fn note_declined(&mut self, now: Millis, owners: &Owners, instance: InstanceId, lane: &LaneKey) {
+        let key = (instance, lane.connection.clone());
+        let wait_ms = match self.declined.get(&key) {
+            // The same one, of several lanes.
+            Some(known) if now < known.until => return,
+            Some(known) => (known.wait_ms * 2).min(DECLINED_AT_MOST_MS),
+            None => DECLINED_MS,
+        };
+        let owned = owned(owners, &key);
+        self.declined.insert(key, Declined { until: now.plus(wait_ms), wait_ms, owned });
+    }
+
+    fn declines(&self, now: Millis, instance: InstanceId, lane: &LaneKey) -> bool {
+        self.declined.get(&(instance, lane.connection.clone())).is_some_and(|known| now < known.until)
+    }
+
+    /// Forgets it of those who have left, or taken a lane since.
+    fn forget_declined(&mut self, owners: &Owners) {
+        self.declined.retain(|key, known| {
+            let now_owned = owned(owners, key);
+            let has_taken = now_owned > known.owned;
+            known.owned = now_owned;
+            owners.is_member(key.0) && !has_taken
+        });
+    }
+}
+
+/// How many lanes of a connection an instance owns.
+fn owned(owners: &Owners, (instance, connection): &(InstanceId, ConnectionName)) -> usize {
+    owners.lanes_of(*instance).filter(|lane| lane.connection == *connection).count()
 }
 
 /// Among those that own as few, so that it is not always the same one.
@@ -188,6 +263,8 @@ mod tests {
         beats: BTreeMap<InstanceId, u64>,
         /// Each with how far its clock is off, and until when it is stopped.
         instances: BTreeMap<InstanceId, (Leases, u64, u64)>,
+        /// Who takes none, of any connection or of one that it does not know.
+        declines: Option<(InstanceId, Option<ConnectionName>)>,
         moved: usize,
     }
 
@@ -197,7 +274,7 @@ mod tests {
             let lanes =
                 Event::LanesChanged { connection: "mqtt".into(), first: 0, count: LANES, purpose: LanePurpose::Fresh, at: Millis(0) };
             outbox.apply(&lanes).unwrap();
-            Cluster { now: 1, outbox, beats: BTreeMap::new(), instances: BTreeMap::new(), moved: 0 }
+            Cluster { now: 1, outbox, beats: BTreeMap::new(), instances: BTreeMap::new(), declines: None, moved: 0 }
         }
 
         fn start(&mut self, id: u64) {
@@ -223,7 +300,12 @@ mod tests {
                         leases.renewed();
                     }
                     leases.look(now, &self.beats, self.outbox.owners());
-                    let lanes: Vec<LaneKey> = self.outbox.lanes().map(|(lane, _)| lane).collect();
+                    let declines = self.declines.as_ref().filter(|(declining, _)| declining == instance).map(|(_, connection)| connection);
+                    let is_known = |lane: &LaneKey| declines.is_none_or(|of| of.as_ref() != Some(&lane.connection));
+                    let lanes: Vec<LaneKey> = self.outbox.lanes().map(|(lane, _)| lane).filter(is_known).collect();
+                    if declines == Some(&None) {
+                        continue;
+                    }
                     for step in leases.steps(now, self.outbox.owners(), lanes.iter()) {
                         let (instance, at) = (*instance, now);
                         let event = match step {
@@ -246,7 +328,7 @@ mod tests {
         fn shares(&self) -> Vec<usize> {
             let owners = self.outbox.owners();
             let shares: Vec<usize> = self.instances.keys().map(|instance| owners.lanes_of(*instance).count()).collect();
-            assert_eq!(shares.iter().sum::<usize>(), LANES as usize, "every lane has an owner: {shares:?}");
+            assert_eq!(shares.iter().sum::<usize>(), self.outbox.lanes().count(), "every lane has an owner: {shares:?}");
             shares
         }
     }
@@ -289,6 +371,50 @@ mod tests {
             cluster.run(35_000);
             assert!(cluster.shares().iter().all(|share| [2, 3].contains(share)), "{:?}", cluster.shares());
         }
+    }
+
+    #[test]
+    fn lanes_that_are_left_to_one_that_is_busy_are_owned_by_another_within_five_seconds_and_stay_there() {
+        for (busy, silent) in [(1, 2), (2, 3), (3, 1)] {
+            let mut cluster = Cluster::new();
+            (1..=3).for_each(|id| cluster.start(id));
+            cluster.run(10_000);
+            let before = cluster.moved;
+            cluster.declines = Some((InstanceId(busy), None));
+            cluster.pause(silent, 600_000);
+            cluster.run(5_000);
+            cluster.shares();
+            cluster.run(60_000);
+            assert!(cluster.moved - before <= 12, "{} moves", cluster.moved - before);
+            // It is at work again, and gets its share.
+            cluster.declines = None;
+            cluster.run(60_000);
+            assert_eq!(cluster.shares().iter().filter(|share| **share == 4).count(), 2, "{:?}", cluster.shares());
+        }
+    }
+
+    #[test]
+    fn lanes_of_a_connection_that_one_instance_does_not_have_are_the_others_and_stay_there() {
+        let mut cluster = Cluster::new();
+        (1..=3).for_each(|id| cluster.start(id));
+        cluster.declines = Some((InstanceId(2), Some("spare".into())));
+        cluster.run(10_000);
+        let lanes = Event::LanesChanged { connection: "spare".into(), first: 0, count: 6, purpose: LanePurpose::Fresh, at: Millis(0) };
+        cluster.outbox.apply(&lanes).unwrap();
+        cluster.run(5_000);
+        let shares = cluster.shares();
+        assert!(shares.iter().max().unwrap() - shares.iter().min().unwrap() <= 2, "{shares:?}");
+        let spare =
+            |cluster: &Cluster| cluster.outbox.owners().lanes_of(InstanceId(2)).filter(|lane| lane.connection.as_str() == "spare").count();
+        assert_eq!(spare(&cluster), 0);
+        let before = cluster.moved;
+        cluster.run(600_000);
+        assert!(cluster.moved - before <= 10, "{} moves", cluster.moved - before);
+        // A reload gives it the connection.
+        cluster.declines = None;
+        cluster.run(600_000);
+        let shares = cluster.shares();
+        assert!(shares.iter().max().unwrap() - shares.iter().min().unwrap() <= 1, "{shares:?}");
     }
 
     #[test]

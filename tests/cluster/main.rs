@@ -15,6 +15,7 @@
 //! | `fence` | an owner that was stopped with PUBRECs in its socket |
 //! | `quorum` | two of three servers away; all of it without power |
 //! | `coming` | instances that come, go, and are restarted one by one |
+//! | `reloads` | other configurations, at one instance or at all: a connection less |
 //! | `anywhere` | what any instance is asked: keys, dead letters, replays, moves |
 //! | `switch` | the broker at one address for all, and a wire to it for each |
 //! | `scene`, `load`, `publishing`, `watch` | all of it together; who reports over HTTP and over MQTT; who looks at lanes and owners |
@@ -44,6 +45,7 @@ mod load;
 mod publisher;
 mod publishing;
 mod quorum;
+mod reloads;
 mod rounds;
 mod scene;
 mod switch;
