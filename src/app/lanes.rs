@@ -2,12 +2,12 @@
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::StartError;
+use super::patience::Patience;
 use crate::config::{ConnectionConfig, ProtocolChoice, RetryConfig};
 use crate::core::event::{Event, LanePurpose};
 use crate::core::outbox::{Connection, LaneSet};
@@ -30,12 +30,6 @@ const CONNECT_TIMEOUT_MS: u64 = 10_000;
 
 /// From a packet to its acknowledgement, in milliseconds: long enough for a broker that writes to a slow disk.
 const ACK_TIMEOUT_MS: u64 = 30_000;
-
-/// A lane that failed starts again after this, and after twice as long each time: soon, but not in a busy loop.
-const AFTER_FAILURE: Duration = Duration::from_secs(5);
-
-/// And after this at most.
-const AFTER_FAILURE_AT_MOST: Duration = Duration::from_secs(300);
 
 /// The set of lanes that takes a connection's new deliveries.
 pub(super) struct Newest {
@@ -280,26 +274,6 @@ pub(super) async fn supervise(
     }
 }
 
-/// How long a lane that has failed waits before it starts again.
-struct Patience {
-    next: Duration,
-}
-
-impl Default for Patience {
-    fn default() -> Self {
-        Patience { next: AFTER_FAILURE }
-    }
-}
-
-impl Patience {
-    /// It has failed after so long. What works for longer than the longest wait does not fail again and again: it failed once, as at first.
-    fn after(&mut self, worked: Duration) -> Duration {
-        let wait = if worked > AFTER_FAILURE_AT_MOST { AFTER_FAILURE } else { self.next };
-        self.next = (wait * 2).min(AFTER_FAILURE_AT_MOST);
-        wait
-    }
-}
-
 /// A lane that has panicked could not say itself that it is not connected any more, and sends nothing until it starts again.
 fn note_panic(key: &LaneKey, board: &Board, turn: &Turn) {
     turn.say(false);
@@ -374,16 +348,6 @@ mod tests {
         let status = &board.snapshot()[&key];
         assert_eq!((status.state, status.in_flight, status.waiting), (LaneState::Stopped, 0, 2));
         assert_eq!(status.oldest_pending_at, Some(Millis(1)));
-    }
-
-    #[test]
-    fn a_lane_that_fails_again_and_again_waits_ever_longer_and_one_that_has_worked_since_starts_again_soon() {
-        let mut patience = Patience::default();
-        let waits: Vec<u64> = (0..8).map(|_| patience.after(Duration::from_secs(1)).as_secs()).collect();
-        assert_eq!(waits, [5, 10, 20, 40, 80, 160, 300, 300]);
-        assert_eq!(patience.after(AFTER_FAILURE_AT_MOST), AFTER_FAILURE_AT_MOST);
-        assert_eq!(patience.after(AFTER_FAILURE_AT_MOST + Duration::from_secs(1)), AFTER_FAILURE);
-        assert_eq!(patience.after(Duration::ZERO), AFTER_FAILURE * 2);
     }
 
     #[test]

@@ -30,6 +30,7 @@ mod lanes;
 mod listener;
 mod members;
 mod moving;
+mod patience;
 mod pools;
 mod reload;
 mod repairing;

@@ -1,7 +1,7 @@
 //! The binary, against a running service and against none.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Output, Stdio};
 use std::thread;
 
@@ -49,6 +49,17 @@ fn report_says_what_was_wrong_and_where() {
     assert!(stderr.contains("/nowhere/report.json can't be read"), "{stderr}");
 }
 
+/// Reads a request whose body is a report.
+fn read_report(stream: &mut TcpStream) -> String {
+    let (mut text, mut buffer) = (String::new(), [0; 4_096]);
+    while !text.ends_with('}') {
+        let count = stream.read(&mut buffer).unwrap();
+        assert_ne!(count, 0, "{text}");
+        text.push_str(&String::from_utf8_lossy(&buffer[..count]));
+    }
+    text
+}
+
 #[test]
 fn report_tries_again_with_the_same_key_until_the_service_takes_it() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -62,12 +73,7 @@ fn report_tries_again_with_the_same_key_until_the_service_takes_it() {
     let serving = thread::spawn(move || {
         let request = |answer: String| {
             let (mut stream, _) = listener.accept().unwrap();
-            let (mut text, mut buffer) = (String::new(), [0; 4_096]);
-            while !text.ends_with('}') {
-                let count = stream.read(&mut buffer).unwrap();
-                assert_ne!(count, 0, "{text}");
-                text.push_str(&String::from_utf8_lossy(&buffer[..count]));
-            }
+            let text = read_report(&mut stream);
             stream.write_all(answer.as_bytes()).unwrap();
             text.to_ascii_lowercase().lines().find(|line| line.starts_with("idempotency-key: ")).unwrap().to_owned()
         };
@@ -107,12 +113,7 @@ fn a_report_to_a_service_that_is_just_starting_is_accepted() {
     let listener = TcpListener::bind(address).unwrap();
     let serving = thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
-        let (mut text, mut buffer) = (String::new(), [0; 4_096]);
-        while !text.ends_with('}') {
-            let count = stream.read(&mut buffer).unwrap();
-            assert_ne!(count, 0, "{text}");
-            text.push_str(&String::from_utf8_lossy(&buffer[..count]));
-        }
+        read_report(&mut stream);
         let body = r#"{"deliveries":[]}"#;
         write!(stream, "HTTP/1.1 202 Accepted\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len()).unwrap();
     });

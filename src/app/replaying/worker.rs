@@ -7,11 +7,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-/// Where the log is shared, a job that failed is taken up again after this, and after twice as long each time: what it fails at may end by itself.
-const AFTER_FAILURE: Duration = Duration::from_secs(5);
-
-/// And after this at most.
-const AFTER_FAILURE_AT_MOST: Duration = Duration::from_secs(300);
+use crate::app::patience::Patience;
 
 /// A job under way. Dropped, it takes its task along.
 pub(super) struct Worker {
@@ -39,21 +35,22 @@ impl Worker {
     }
 }
 
-/// The jobs that failed here, and when each is taken up again.
+/// The jobs that failed here, and when each is taken up again where the log is shared.
 #[derive(Debug, Default)]
 pub(super) struct Failures(BTreeMap<u64, Failure>);
 
 #[derive(Debug)]
 struct Failure {
     until: Instant,
-    wait: Duration,
+    patience: Patience,
 }
 
 impl Failures {
     /// A job has failed, once more. Returns how long it is left alone.
     pub(super) fn note(&mut self, job: u64, now: Instant) -> Duration {
-        let wait = self.0.get(&job).map_or(AFTER_FAILURE, |last| (last.wait * 2).min(AFTER_FAILURE_AT_MOST));
-        self.0.insert(job, Failure { until: now + wait, wait });
+        let failure = self.0.entry(job).or_insert_with(|| Failure { until: now, patience: Patience::default() });
+        let wait = failure.patience.after(Duration::ZERO);
+        failure.until = now + wait;
         wait
     }
 
@@ -87,6 +84,6 @@ mod tests {
             .collect();
         assert_eq!(waits, [5, 10, 20, 40, 80, 160, 300, 300]);
         failures.keep(&[2]);
-        assert_eq!(failures.note(1, now), AFTER_FAILURE, "a job that had ended begins anew");
+        assert_eq!(failures.note(1, now).as_secs(), 5, "a job that had ended begins anew");
     }
 }

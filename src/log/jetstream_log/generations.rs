@@ -63,9 +63,7 @@ impl JetStreamLog {
             }
         }
     }
-}
 
-impl JetStreamLog {
     /// Has checkpoints deleted that nobody names, once it leads, and after one of its own could not be named. Nobody waits for it.
     fn clear_checkpoints(&mut self) {
         if std::mem::replace(&mut self.has_cleared, true) {
